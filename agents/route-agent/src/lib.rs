@@ -1,0 +1,1 @@
+//! A node agent that serves routes from EndpointSlices.

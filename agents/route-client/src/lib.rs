@@ -1,0 +1,1 @@
+//! What a business program uses to pick endpoints and report on them.

@@ -1,0 +1,1 @@
+//! podshm beside its peers, in one run.

@@ -1,0 +1,1 @@
+//! The broker: hands out regions over Unix sockets.

@@ -1,0 +1,1 @@
+//! Identity, policy, budgets and reaping: pure decisions.

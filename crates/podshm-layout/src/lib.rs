@@ -1,0 +1,1 @@
+//! The bytes in shared memory: headers, rings, tables, versions.

@@ -1,0 +1,1 @@
+//! Regions: sealed memory with one writer, and everything unsafe about them.

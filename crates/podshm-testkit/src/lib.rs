@@ -1,0 +1,1 @@
+//! Pods out of namespaces, hostile peers and fault injection for tests.

@@ -1,0 +1,1 @@
+//! Fast shared memory between pods on the same node.
