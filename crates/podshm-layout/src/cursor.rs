@@ -1,0 +1,85 @@
+//! A consumer's published cursors for one ring: one cache line in the consumer's own region.
+//!
+//! ```text
+//!  +0 acked   every record before this position was handled; the space is the producer's again
+//!  +8 claim   records in [acked, claim) may have been handled already: a batch is in hand
+//!  +16 closed position + 1 once the consumer has closed here for good (hand-over); 0 before
+//!  +24 seen   how far the consumer has looked: beyond `acked` only while a message larger than its ring passes
+//! ```
+
+use crate::mem::{Load, Store};
+use crate::sync::Ordering;
+
+/// What a consumer (or its successor, or the producer) reads of a cursor line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cursors {
+    /// Every record before this position has been handled.
+    pub acked: u64,
+    /// Records in `[acked, claim)` may have been handled.
+    pub claim: u64,
+    /// Where the consumer closed for good.
+    pub closed: Option<u64>,
+}
+
+/// The place of a cursor line in a region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CursorLine {
+    offset: usize,
+}
+
+impl CursorLine {
+    /// The line at `offset`, which is a multiple of the cache line.
+    pub const fn at(offset: usize) -> Self {
+        CursorLine { offset }
+    }
+
+    /// Sets the line up for a consumer that starts at `position`.
+    pub fn reset(self, mem: &impl Store, position: u64) {
+        mem.store(self.offset + 16, 0, Ordering::Relaxed);
+        mem.store(self.offset + 8, position, Ordering::Relaxed);
+        mem.store(self.offset, position, Ordering::Release);
+    }
+
+    /// Says that records up to `claim` may be handled from now on. Program order is enough: a killed process's stores are
+    /// all kept up to the instruction that it died at, and the successor reads after the kernel reported the death.
+    #[inline]
+    pub fn claim(self, mem: &impl Store, claim: u64) {
+        mem.store(self.offset + 8, claim, Ordering::Release);
+    }
+
+    /// Gives everything before `position` back to the producer. Release: pairs with the producer's acquire load in
+    /// [`CursorLine::acked`], so that the bytes were read before they are overwritten.
+    #[inline]
+    pub fn acknowledge(self, mem: &impl Store, position: u64) {
+        mem.store(self.offset, position, Ordering::Release);
+    }
+
+    /// Closes for good at `position`.
+    pub fn close(self, mem: &impl Store, position: u64) {
+        mem.store(self.offset + 8, position, Ordering::Relaxed);
+        mem.store(self.offset, position, Ordering::Release);
+        mem.store(
+            self.offset + 16,
+            position.wrapping_add(1),
+            Ordering::Release,
+        );
+    }
+
+    /// The producer's view: what it may overwrite.
+    #[inline]
+    pub fn acked(self, mem: &impl Load) -> u64 {
+        mem.load(self.offset, Ordering::Acquire)
+    }
+
+    /// A successor's view: everything, each word once.
+    pub fn read(self, mem: &impl Load) -> Cursors {
+        let closed = mem.load(self.offset + 16, Ordering::Acquire);
+        let acked = mem.load(self.offset, Ordering::Acquire);
+        let claim = mem.load(self.offset + 8, Ordering::Acquire);
+        Cursors {
+            acked,
+            claim,
+            closed: closed.checked_sub(1),
+        }
+    }
+}
