@@ -4,7 +4,7 @@
 //!  +0 acked   every record before this position was handled; the space is the producer's again
 //!  +8 claim   records in [acked, claim) may have been handled already: a batch is in hand
 //!  +16 closed position + 1 once the consumer has closed here for good (hand-over); 0 before
-//!  +24 seen   how far the consumer has looked: beyond `acked` only while a message larger than its ring passes
+//!  +24 start  where this consumer started: every record before it is a predecessor's affair; 0 before it has started
 //! ```
 
 use crate::mem::{Load, Store};
@@ -37,7 +37,13 @@ impl CursorLine {
     pub fn reset(self, mem: &impl Store, position: u64) {
         mem.store(self.offset + 16, 0, Ordering::Relaxed);
         mem.store(self.offset + 8, position, Ordering::Relaxed);
+        mem.store(self.offset + 24, position, Ordering::Relaxed);
         mem.store(self.offset, position, Ordering::Release);
+    }
+
+    /// Where the consumer started; `None` before it has.
+    pub fn started(self, mem: &impl Load) -> Option<u64> {
+        Some(mem.load(self.offset + 24, Ordering::Acquire)).filter(|start| *start != 0)
     }
 
     /// Says that records up to `claim` may be handled from now on. Program order is enough: a killed process's stores are

@@ -185,10 +185,12 @@ impl ChannelGeometry {
                     bytes: size.bytes,
                     max_record: size.max_record,
                     // A multiple of the line, within the first quarter so that a first lap looks like any other.
-                    start: (spread.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40)
-                        % u64::from(size.bytes.max(256) / 4)
-                        / CACHE_LINE as u64
-                        * CACHE_LINE as u64,
+                    // Never 0: a zeroed cursor line means "not started yet".
+                    start: CACHE_LINE as u64
+                        + (spread.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40)
+                            % u64::from(size.bytes.max(256) / 4)
+                            / CACHE_LINE as u64
+                            * CACHE_LINE as u64,
                     cursor: (CURSORS + i * CACHE_LINE) as u32,
                 };
                 at += u64::from(size.bytes);

@@ -157,7 +157,10 @@ impl<W: Store> Producer<W> {
 
     /// Looks at the consumer's cursor and returns the bytes that are free now.
     pub fn refresh(&mut self, peer: &impl Load) -> Result<u64, PushError> {
-        let found = self.cursor.acked(peer);
+        let mut found = self.cursor.acked(peer);
+        if found == 0 {
+            found = self.acked; // the consumer has not started yet, or its successor has not
+        }
         if found < self.acked || found > self.head || !found.is_multiple_of(8) {
             return Err(PushError::BadCursor {
                 found,

@@ -44,7 +44,7 @@ struct Home {
 fn home(key: &[u8], buckets: u32) -> Home {
     let hash = xxh3_64(key);
     Home {
-        bucket: (hash >> 32) * u64::from(buckets) >> 32,
+        bucket: ((hash >> 32) * u64::from(buckets)) >> 32,
         tag: (hash & 0xff).max(1),
     }
 }
@@ -53,7 +53,7 @@ fn home(key: &[u8], buckets: u32) -> Home {
 #[inline]
 fn lanes_with(tags: u64, tag: u64) -> u64 {
     const LOW: u64 = 0x0001_0101_0101_0101;
-    let x = (tags & (u64::MAX >> 8)) ^ tag * LOW;
+    let x = (tags & (u64::MAX >> 8)) ^ (tag * LOW);
     x.wrapping_sub(LOW) & !x & (LOW << 7)
 }
 

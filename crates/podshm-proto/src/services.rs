@@ -1,0 +1,213 @@
+//! The services of a domain, checked once, and what they mean for regions: both sides compute the same geometry from them.
+
+use crate::{Region, Service};
+use podshm_layout::geometry::{GeometryError, MAX_SERVICES, RingGeometry, RingSize};
+use podshm_layout::{ChannelGeometry, RegionHeader, RegionKind, TableGeometry};
+
+/// What a service is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServiceKind {
+    /// Key to value, one writer.
+    Table,
+    /// Records to the agent.
+    Queue,
+    /// Request and response.
+    Call,
+}
+
+/// A service that can't be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum BadService {
+    /// A name that is none.
+    #[error("service name {found:?}: expected 1 to 63 characters of a-z, 0-9, '-' and '.'")]
+    Name {
+        /// The name.
+        found: String,
+    },
+    /// The same name twice.
+    #[error("service {name:?} is offered twice; give each a name of its own")]
+    Twice {
+        /// The name.
+        name: String,
+    },
+    /// Too many.
+    #[error("{found} services: expected 1 to {MAX_SERVICES}; split the domain")]
+    Count {
+        /// How many.
+        found: usize,
+    },
+    /// Not a table, queue or call.
+    #[error("service {name:?} is of kind {found}: expected 1 (table), 2 (queue) or 3 (call)")]
+    Kind {
+        /// The name.
+        name: String,
+        /// The number.
+        found: u32,
+    },
+    /// Sizes that can't be.
+    #[error("service {name:?}: {source}")]
+    Size {
+        /// The name.
+        name: String,
+        /// Why.
+        source: GeometryError,
+    },
+}
+
+/// The checked services of a domain.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Services {
+    all: Vec<(Service, ServiceKind)>,
+}
+
+impl Services {
+    /// Checks what an agent offers.
+    pub fn check(offered: Vec<Service>) -> Result<Self, BadService> {
+        if offered.is_empty() || offered.len() > MAX_SERVICES {
+            return Err(BadService::Count {
+                found: offered.len(),
+            });
+        }
+        let mut all: Vec<(Service, ServiceKind)> = Vec::new();
+        for service in offered {
+            let name = service.name.clone();
+            let good =
+                |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
+            if name.is_empty() || name.len() > 63 || !name.chars().all(good) {
+                return Err(BadService::Name { found: name });
+            }
+            if all.iter().any(|(s, _)| s.name == name) {
+                return Err(BadService::Twice { name });
+            }
+            let size = |source| BadService::Size {
+                name: name.clone(),
+                source,
+            };
+            let kind = match service.kind {
+                1 => {
+                    TableGeometry::sized_for(service.keys, service.bytes).map_err(size)?;
+                    ServiceKind::Table
+                }
+                2 => ServiceKind::Queue,
+                3 => ServiceKind::Call,
+                found => return Err(BadService::Kind { name, found }),
+            };
+            let one = Services {
+                all: vec![(service, kind)],
+            };
+            one.channel(0, 0).map_err(size)?;
+            all.extend(one.all);
+        }
+        Ok(Services { all })
+    }
+
+    /// The services in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&Service, ServiceKind)> {
+        self.all.iter().map(|(s, k)| (s, *k))
+    }
+
+    /// As they go into a message.
+    pub fn to_message(&self) -> Vec<Service> {
+        self.all.iter().map(|(s, _)| s.clone()).collect()
+    }
+
+    /// Indices of the tables.
+    pub fn tables(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..self.all.len()).filter(|&i| self.all[i].1 == ServiceKind::Table)
+    }
+
+    /// A service by its index.
+    pub fn at(&self, index: usize) -> Option<(&Service, ServiceKind)> {
+        self.all.get(index).map(|(s, k)| (s, *k))
+    }
+
+    /// Index and kind of a service.
+    pub fn find(&self, name: &str) -> Option<(usize, ServiceKind)> {
+        self.all
+            .iter()
+            .position(|(s, _)| s.name == name)
+            .map(|i| (i, self.all[i].1))
+    }
+
+    /// Index of a service's ring among those to the agent.
+    pub fn ring_to_agent(&self, index: usize) -> usize {
+        self.all[..index]
+            .iter()
+            .filter(|(_, k)| *k != ServiceKind::Table)
+            .count()
+    }
+
+    /// Index of a call's ring among those to the client.
+    pub fn ring_to_client(&self, index: usize) -> usize {
+        self.all[..index]
+            .iter()
+            .filter(|(_, k)| *k == ServiceKind::Call)
+            .count()
+    }
+
+    /// Both regions of a channel, for a client and a place in the agent's pool.
+    pub fn channel(&self, client: u64, place: u64) -> Result<ChannelGeometry, GeometryError> {
+        let ring = |bytes: u32, longest: u32| RingSize {
+            bytes,
+            // Longer messages go in fragments; a call's header rides in front of each.
+            max_record: longest.min(RingGeometry::most_record(bytes.max(4096))),
+        };
+        let to_agent: Vec<_> = self
+            .all
+            .iter()
+            .filter_map(|(s, k)| match k {
+                ServiceKind::Table => None,
+                ServiceKind::Queue => Some(RingSize {
+                    bytes: s.ring,
+                    max_record: s.longest,
+                }),
+                ServiceKind::Call => Some(ring(s.ring, u32::MAX)),
+            })
+            .collect();
+        let to_client: Vec<_> = self
+            .all
+            .iter()
+            .filter(|(_, k)| *k == ServiceKind::Call)
+            .map(|(s, _)| ring(s.response_ring, u32::MAX))
+            .collect();
+        let client = ChannelGeometry::lay_out(&to_agent, &[], client)?;
+        let agent = ChannelGeometry::lay_out(&[], &to_client, place)?;
+        Ok(ChannelGeometry {
+            client_bytes: client.client_bytes,
+            to_agent: client.to_agent,
+            agent_bytes: agent.agent_bytes,
+            to_client: agent.to_client,
+        })
+    }
+}
+
+impl Region {
+    /// The header that this region must carry.
+    pub fn header(&self, layout: u32) -> Option<RegionHeader> {
+        let kind = match self.kind {
+            1 => RegionKind::Client,
+            2 => RegionKind::Agent,
+            3 => RegionKind::Table,
+            4 => RegionKind::Notice,
+            _ => return None,
+        };
+        Some(RegionHeader {
+            layout,
+            kind,
+            generation: self.generation,
+            size: self.bytes,
+            owner: self.owner,
+        })
+    }
+
+    /// The table geometry of a T region, checked against its size.
+    pub fn table(&self) -> Result<TableGeometry, GeometryError> {
+        let geometry = TableGeometry {
+            buckets: self.buckets,
+            units: self.units,
+        };
+        geometry.check(self.bytes)?;
+        Ok(geometry)
+    }
+}

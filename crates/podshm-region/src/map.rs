@@ -1,0 +1,278 @@
+//! Mapped regions and windows on them: where the layout's [`Load`] and [`Store`] meet real memory.
+
+use crate::copy::copy_racy;
+use crate::futex;
+use crate::memory::{Memory, RegionError};
+use podshm_layout::mem::{Load, Store};
+use podshm_layout::sync::Ordering;
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+#[derive(Debug)]
+struct Mapping {
+    start: NonNull<u8>,
+    bytes: usize,
+    epoch: u32,
+}
+
+// SAFETY: the mapping is plain memory that is reached by atomics, by `copy_racy`, or through a window that owns its bytes.
+unsafe impl Send for Mapping {}
+// SAFETY: as above; shared use goes through atomics only.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    fn new(memory: &Memory, prot: ProtFlags) -> Result<Self, RegionError> {
+        let bytes = memory.bytes() as usize;
+        let epoch = crate::fork::install();
+        // SAFETY: a fresh mapping at an address of the kernel's choice; nothing of this process lies there.
+        let start = unsafe {
+            mmap(
+                std::ptr::null_mut(),
+                bytes,
+                prot,
+                MapFlags::SHARED,
+                memory,
+                0,
+            )
+        }
+        .map_err(RegionError::system("mmap", memory.bytes()))?;
+        let mapping = Mapping {
+            start: NonNull::new(start.cast()).expect("mmap never returns null"),
+            bytes,
+            epoch,
+        };
+        // SAFETY: exactly the mapping made above. A forked child then has nothing there at all.
+        unsafe { madvise(start, bytes, Advice::LinuxDontFork) }.map_err(RegionError::system(
+            "madvise(MADV_DONTFORK)",
+            memory.bytes(),
+        ))?;
+        Ok(mapping)
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // In a forked child there is nothing at this address, or something else: leave it alone.
+        if crate::fork::epoch() != self.epoch {
+            return;
+        }
+        // SAFETY: this mapping was made by `new` and nothing borrows from it: windows hold an Arc of it.
+        let _ = unsafe { munmap(self.start.as_ptr().cast(), self.bytes) };
+    }
+}
+
+/// A region that this process alone may write.
+#[derive(Debug)]
+pub struct WriteMap {
+    mapping: Arc<Mapping>,
+    taken: Vec<(usize, usize)>,
+}
+
+impl WriteMap {
+    /// Maps a region for writing. Only possible before it is sealed.
+    pub fn map(memory: &Memory) -> Result<Self, RegionError> {
+        let mapping = Mapping::new(memory, ProtFlags::READ | ProtFlags::WRITE)?;
+        Ok(WriteMap {
+            mapping: Arc::new(mapping),
+            taken: Vec::new(),
+        })
+    }
+
+    /// A window on `bytes` at `offset` that nobody else gets.
+    ///
+    /// # Panics
+    /// If the window reaches outside the region or over one that was taken before: a geometry that was not checked.
+    pub fn window(&mut self, offset: usize, bytes: usize) -> Window {
+        let end = offset.checked_add(bytes).expect("window's end");
+        assert!(
+            end <= self.mapping.bytes,
+            "window {offset}+{bytes} outside a region of {}",
+            self.mapping.bytes
+        );
+        assert!(
+            self.taken
+                .iter()
+                .all(|&(from, to)| end <= from || offset >= to),
+            "window {offset}+{bytes} is taken"
+        );
+        self.taken.push((offset, end));
+        Window {
+            view: View::new(&self.mapping, offset, bytes),
+        }
+    }
+
+    /// Touches every page, so that it is zeroed and mapped before anybody waits for it.
+    pub fn touch(&self) -> Result<(), RegionError> {
+        // SAFETY: exactly this mapping; populating changes no byte.
+        let done = unsafe {
+            madvise(
+                self.mapping.start.as_ptr().cast(),
+                self.mapping.bytes,
+                Advice::LinuxPopulateWrite,
+            )
+        };
+        done.map_err(RegionError::system(
+            "madvise(MADV_POPULATE_WRITE)",
+            self.mapping.bytes as u64,
+        ))
+    }
+}
+
+/// A region that somebody else writes.
+#[derive(Clone, Debug)]
+pub struct ReadMap {
+    view: View,
+}
+
+impl ReadMap {
+    /// Checks that the region is sealed, whole and of `bytes`, and maps it read-only.
+    pub fn map(memory: &Memory, bytes: u64) -> Result<Self, RegionError> {
+        memory.check(bytes)?;
+        Self::map_unsealed(memory, bytes)
+    }
+
+    /// Maps a region of the broker's own (which writes it for as long as it lives, so it can't be sealed against itself) after
+    /// checking its size only.
+    pub fn map_unsealed(memory: &Memory, bytes: u64) -> Result<Self, RegionError> {
+        if memory.bytes() != bytes {
+            return Err(RegionError::Refused {
+                what: "its size",
+                expected: bytes,
+                found: memory.bytes(),
+            });
+        }
+        let mapping = Arc::new(Mapping::new(memory, ProtFlags::READ)?);
+        Ok(ReadMap {
+            view: View::new(&mapping, 0, bytes as usize),
+        })
+    }
+
+    /// A part of the region.
+    ///
+    /// # Panics
+    /// If it reaches outside the region.
+    pub fn part(&self, offset: usize, bytes: usize) -> ReadMap {
+        let end = offset.checked_add(bytes).expect("part's end");
+        assert!(
+            end <= self.view.bytes,
+            "part {offset}+{bytes} outside a region of {}",
+            self.view.bytes
+        );
+        ReadMap {
+            view: View::new(&self.view.mapping, self.view.offset() + offset, bytes),
+        }
+    }
+
+    /// Sleeps until the 32-bit word at `offset` is no longer `expected`, somebody wakes it, or `timeout` is over.
+    pub fn futex_wait(&self, offset: usize, expected: u32, timeout: std::time::Duration) {
+        futex::wait(self.view.at(offset, 4).cast(), expected, timeout);
+    }
+}
+
+/// Bytes of a region that this process alone writes, and only through this window.
+#[derive(Debug)]
+pub struct Window {
+    view: View,
+}
+
+impl Window {
+    /// Wakes everybody who sleeps on the 32-bit word at `offset`.
+    pub fn futex_wake(&self, offset: usize) {
+        futex::wake(self.view.at(offset, 4).cast());
+    }
+}
+
+#[derive(Clone, Debug)]
+struct View {
+    start: NonNull<u8>,
+    bytes: usize,
+    mapping: Arc<Mapping>,
+}
+
+// SAFETY: a view is a range of a mapping that it keeps alive; see Mapping.
+unsafe impl Send for View {}
+// SAFETY: as above.
+unsafe impl Sync for View {}
+
+impl View {
+    fn new(mapping: &Arc<Mapping>, offset: usize, bytes: usize) -> Self {
+        // SAFETY: callers checked `offset + bytes <= mapping.bytes`.
+        let start = unsafe { mapping.start.add(offset) };
+        View {
+            start,
+            bytes,
+            mapping: Arc::clone(mapping),
+        }
+    }
+
+    fn offset(&self) -> usize {
+        self.start.as_ptr() as usize - self.mapping.start.as_ptr() as usize
+    }
+
+    #[inline(always)]
+    fn at(&self, offset: usize, len: usize) -> *mut u8 {
+        assert!(
+            len <= self.bytes && offset <= self.bytes - len,
+            "access outside the window"
+        );
+        // SAFETY: inside the view by the line above.
+        unsafe { self.start.as_ptr().add(offset) }
+    }
+
+    #[inline(always)]
+    fn word(&self, offset: usize) -> &AtomicU64 {
+        assert!(offset.is_multiple_of(8), "unaligned word");
+        // SAFETY: inside the view and aligned (mappings are page aligned, windows line aligned); an atomic may be shared with
+        // writers in other processes, and every word access of the project is atomic. Read-only mappings are only loaded from.
+        unsafe { &*self.at(offset, 8).cast::<AtomicU64>() }
+    }
+}
+
+macro_rules! load {
+    ($type:ty) => {
+        impl Load for $type {
+            #[inline(always)]
+            fn size(&self) -> usize {
+                self.view.bytes
+            }
+
+            #[inline(always)]
+            fn load(&self, offset: usize, order: Ordering) -> u64 {
+                self.view.word(offset).load(order)
+            }
+
+            #[inline(always)]
+            fn copy_out(&self, offset: usize, dst: &mut [u8]) {
+                let src = self.view.at(offset, dst.len());
+                // SAFETY: `src` is inside the mapping for the length; `dst` is private memory, so they don't overlap.
+                unsafe { copy_racy(src, dst.as_mut_ptr(), dst.len()) }
+            }
+        }
+    };
+}
+load!(ReadMap);
+load!(Window);
+
+impl Store for Window {
+    #[inline(always)]
+    fn store(&self, offset: usize, value: u64, order: Ordering) {
+        self.view.word(offset).store(value, order);
+    }
+
+    #[inline(always)]
+    fn copy_in(&mut self, offset: usize, src: &[u8]) {
+        let dst = self.view.at(offset, src.len());
+        // SAFETY: inside the window; `&mut self` and the windows' disjointness make this the only access of this process, and no
+        // other process can write here. Readers elsewhere copy racily and check afterwards.
+        unsafe { std::ptr::copy_nonoverlapping(src.as_ptr(), dst, src.len()) }
+    }
+
+    #[inline(always)]
+    fn fill<R>(&mut self, offset: usize, len: usize, fill: impl FnOnce(&mut [u8]) -> R) -> R {
+        let dst = self.view.at(offset, len);
+        // SAFETY: as in copy_in; the memory is initialised (zeroed or written before) and lent for the call only.
+        fill(unsafe { std::slice::from_raw_parts_mut(dst, len) })
+    }
+}
