@@ -291,6 +291,12 @@ pub struct Serve {
     /// The client is gone already: only drain it.
     #[prost(bool, tag = "5")]
     pub gone: bool,
+    /// The agent's own epoch, to compare with the notice page before each batch.
+    #[prost(uint64, tag = "6")]
+    pub epoch: u64,
+    /// The predecessor neither closed nor hung up: one batch past its cursor may be handled by it even now.
+    #[prost(bool, tag = "7")]
+    pub forced: bool,
 }
 
 /// What kind of no it is; stable numbers.

@@ -1,0 +1,301 @@
+//! Clients: joining, the seal, leaving, draining.
+
+use crate::connections::Role;
+use crate::regions::ConnId;
+use crate::state::State;
+use podshm_domain::Identity;
+use podshm_layout::RegionKind;
+use podshm_proto::{Down, RefusalKind, Region, RegionIds, Serve, Welcome};
+use std::os::fd::OwnedFd;
+use std::time::Instant;
+
+#[derive(Debug)]
+pub(crate) struct Client {
+    pub(crate) member: Identity,
+    pub(crate) conn: Option<ConnId>,
+    /// C.
+    pub(crate) region: u64,
+    /// The serving agent's A.
+    pub(crate) answer: Option<u64>,
+    pub(crate) sealed: bool,
+    /// The agent's end of the doorbell until C is sealed.
+    agent_doorbell: Option<OwnedFd>,
+    /// The client's end of a new agent's doorbell until it may have it.
+    pub(crate) next_doorbell: Option<OwnedFd>,
+    /// It has not got the serving agent's regions.
+    pub(crate) stale: bool,
+    joined: Instant,
+    left: Option<Instant>,
+}
+
+impl State {
+    pub(crate) fn client_hello(&mut self, conn: ConnId) {
+        if let Some(connection) = self.connections.get_mut(&conn) {
+            connection.role = Role::Waiting;
+        }
+        let Some(domain) = self.domain_of(conn) else {
+            return;
+        };
+        domain.waiting.push_back(conn);
+        if let Some(agent) = domain.agent {
+            self.serve_waiting(agent);
+        }
+    }
+
+    /// Lets clients in that waited for an agent, or for an answer region of its.
+    pub(crate) fn serve_waiting(&mut self, agent: ConnId) {
+        loop {
+            let Some(domain) = self.domain_of(agent) else {
+                return;
+            };
+            if domain.agent != Some(agent) {
+                return;
+            }
+            let Some(conn) = domain.waiting.pop_front() else {
+                return;
+            };
+            let Some(answer) = self.take_answer(agent) else {
+                if let Some(domain) = self.domain_of(agent) {
+                    domain.waiting.push_front(conn);
+                }
+                return;
+            };
+            if let Err((kind, reason)) = self.let_in(conn, answer) {
+                self.regions.unwant(answer);
+                self.reject(conn, kind, reason);
+            }
+        }
+    }
+
+    fn let_in(&mut self, conn: ConnId, answer: u64) -> Result<(), (RefusalKind, String)> {
+        let Some(connection) = self.connections.get(&conn) else {
+            return Ok(());
+        };
+        let (member, name) = (connection.who.clone(), connection.domain.clone());
+        let region_error = |e: podshm_region::RegionError| (RefusalKind::Region, e.to_string());
+        let Some(domain) = self.domains.get_mut(&name) else {
+            return Ok(());
+        };
+        let Some(services) = domain.services.clone() else {
+            return Ok(());
+        };
+        domain.last_client += 1;
+        let (client, layout) = (domain.last_client, domain.layout);
+        let geometry = services
+            .channel(client, 0)
+            .map_err(|e| (RefusalKind::Services, e.to_string()))?;
+        domain
+            .books
+            .admit_client(client, &member, geometry.client_bytes, geometry.agent_bytes)
+            .map_err(|refusal| (RefusalKind::OverLimit, refusal.to_string()))?;
+        let welcome = Welcome {
+            protocol: podshm_proto::PROTOCOL,
+            layout,
+            domain: name.clone(),
+            member: member.name(),
+            client,
+            epoch: domain.epoch,
+            services: services.to_message(),
+            regions: Vec::new(),
+        };
+        let tables: Vec<u64> = domain.tables.values().copied().collect();
+        let made = (|| {
+            let mut fds = vec![self.domains[&name].notice().map_err(region_error)?];
+            let c = Region {
+                kind: RegionKind::Client as u32,
+                generation: 1,
+                bytes: geometry.client_bytes,
+                owner: client,
+                ..Region::default()
+            };
+            let c = self.regions.make(c, layout).map_err(region_error)?;
+            let mut regions = Vec::new();
+            for id in [c, answer].into_iter().chain(tables) {
+                let (region, fd) = self.regions.lend(id, conn).map_err(region_error)?;
+                regions.push(region);
+                fds.push(fd);
+            }
+            Ok((c, regions, fds))
+        })();
+        let (c, regions, mut fds) = match made {
+            Ok(made) => made,
+            Err(error) => {
+                self.release_books(&name, client);
+                return Err(error);
+            }
+        };
+        let Some((agent_end, client_end)) = self.doorbell(conn) else {
+            self.regions.unwant(c);
+            self.release_books(&name, client);
+            return Ok(());
+        };
+        fds.push(client_end);
+        if let Some(domain) = self.domains.get_mut(&name) {
+            domain.clients.insert(
+                client,
+                Client {
+                    member,
+                    conn: Some(conn),
+                    region: c,
+                    answer: Some(answer),
+                    sealed: false,
+                    agent_doorbell: Some(agent_end),
+                    next_doorbell: None,
+                    stale: false,
+                    joined: Instant::now(),
+                    left: None,
+                },
+            );
+        }
+        if let Some(connection) = self.connections.get_mut(&conn) {
+            connection.role = Role::Client(client);
+            connection.send(Down::Welcome(Welcome { regions, ..welcome }), fds);
+        }
+        Ok(())
+    }
+
+    fn release_books(&mut self, domain: &str, client: u64) {
+        if let Some(domain) = self.domains.get_mut(domain) {
+            domain.books.release_client(client);
+        }
+    }
+
+    /// The client has mapped C: seal it, and only then show it to the agent.
+    pub(crate) fn client_mapped(&mut self, conn: ConnId, id: u64, ids: &[u64]) {
+        let Some(domain) = self.domain_of(conn) else {
+            return;
+        };
+        let (agent, epoch) = (domain.agent, domain.epoch);
+        let Some(client) = domain.clients.get_mut(&id) else {
+            return;
+        };
+        if client.sealed || ids != [client.region] {
+            let reason = format!("mapped {ids:?}: expected region {} once", client.region);
+            return self.reject(conn, RefusalKind::Protocol, reason);
+        }
+        let region = client.region;
+        if let Err(error) = self.regions.seal(region) {
+            return self.reject(conn, RefusalKind::Region, error);
+        }
+        let Some(client) = self.domain_of(conn).and_then(|d| d.clients.get_mut(&id)) else {
+            return;
+        };
+        client.sealed = true;
+        let (member, answer, doorbell) = (
+            client.member.name(),
+            client.answer,
+            client.agent_doorbell.take(),
+        );
+        if let Some(connection) = self.connections.get_mut(&conn) {
+            connection.send(Down::Sealed(RegionIds { ids: vec![region] }), Vec::new());
+        }
+        let answers_this_agent =
+            answer.is_some_and(|a| agent.is_some_and(|agent| self.regions.is_held_by(a, agent)));
+        match (agent, answer, doorbell) {
+            (Some(agent), Some(answer), Some(doorbell)) if answers_this_agent => {
+                if let Ok((region, fd)) = self.regions.lend(region, agent)
+                    && let Some(connection) = self.connections.get_mut(&agent)
+                {
+                    let serve = Serve {
+                        client: id,
+                        member,
+                        regions: vec![region],
+                        answer,
+                        gone: false,
+                        epoch,
+                        forced: false,
+                    };
+                    connection.send(Down::Serve(serve), vec![fd, doorbell]);
+                }
+            }
+            // The agent that the client was let in by is gone: its successor takes the client over from here.
+            (Some(agent), _, _) => self.adopt(agent, id),
+            (None, _, _) => {}
+        }
+    }
+
+    pub(crate) fn client_gone(&mut self, domain: &str, id: u64) {
+        let Some(domain) = self.domains.get_mut(domain) else {
+            return;
+        };
+        let Some(client) = domain.clients.get_mut(&id) else {
+            return;
+        };
+        client.conn = None;
+        client.stale = false;
+        client.next_doorbell = None;
+        client.left = Some(Instant::now());
+        let (sealed, agent, name) = (client.sealed, domain.agent, domain.config.name.clone());
+        if !sealed {
+            self.forget_client(&name, id);
+        } else if let Some(agent) = agent {
+            self.tell_left(agent, id);
+        }
+    }
+
+    pub(crate) fn drained(&mut self, agent: ConnId, id: u64) {
+        let Some(domain) = self.domain_of(agent) else {
+            return;
+        };
+        let name = domain.config.name.clone();
+        if domain.agent == Some(agent) && domain.clients.get(&id).is_some_and(|c| c.conn.is_none())
+        {
+            self.forget_client(&name, id);
+        }
+    }
+
+    fn forget_client(&mut self, domain: &str, id: u64) {
+        let Some(domain) = self.domains.get_mut(domain) else {
+            return;
+        };
+        let Some(client) = domain.clients.remove(&id) else {
+            return;
+        };
+        domain.books.release_client(id);
+        self.regions.unwant(client.region);
+        if let Some(answer) = client.answer {
+            self.regions.unwant(answer);
+        }
+    }
+
+    /// What is overdue: clients that don't map, and dead ones that nobody drains.
+    pub(crate) fn check_clients(&mut self, now: Instant) {
+        let (mut late, mut discard) = (Vec::new(), Vec::new());
+        for (name, domain) in &self.domains {
+            for (id, client) in &domain.clients {
+                if let Some(conn) = client.conn
+                    && !client.sealed
+                    && now - client.joined > domain.config.map_deadline
+                {
+                    late.push(conn);
+                }
+                if client
+                    .left
+                    .is_some_and(|left| now - left > domain.config.drain_grace)
+                {
+                    discard.push((name.clone(), *id));
+                }
+            }
+        }
+        for conn in late {
+            self.reject(
+                conn,
+                RefusalKind::Region,
+                "the region was not acknowledged as mapped in time; it is freed",
+            );
+        }
+        for (name, id) in discard {
+            if let Some(domain) = self.domains.get_mut(&name) {
+                domain.discarded += 1;
+                let member = domain.clients.get(&id).map(|c| c.member.name());
+                tracing::warn!(
+                    domain = name,
+                    member,
+                    client = id,
+                    "records of a dead client were discarded after the drain grace"
+                );
+            }
+            self.forget_client(&name, id);
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! One connection: a socket that keeps message borders, with what could not be sent yet.
+
+use crate::regions::ConnId;
+use podshm_domain::{Identity, Rights};
+use podshm_proto::{Down, MAX_MESSAGE, RefusalKind, Refused, encode_down};
+use podshm_region::descriptors;
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Instant;
+
+/// Messages that may wait for a participant that doesn't read; past that it is cut off, by its own fault.
+const MOST_WAITING: usize = 16 * 1024;
+
+#[derive(Debug)]
+pub(crate) enum Role {
+    /// Has not said hello.
+    New,
+    /// A client's hello, waiting for an agent to serve it.
+    Waiting,
+    Client(u64),
+    Agent,
+}
+
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) id: ConnId,
+    pub(crate) socket: OwnedFd,
+    pub(crate) domain: String,
+    pub(crate) who: Identity,
+    pub(crate) rights: Rights,
+    pub(crate) role: Role,
+    pub(crate) layout: u32,
+    pub(crate) since: Instant,
+    pub(crate) ending: bool,
+    /// The loop has asked the kernel to say when the socket is writable.
+    pub(crate) wants_out: bool,
+    waiting: VecDeque<(Vec<u8>, Vec<OwnedFd>)>,
+}
+
+impl Connection {
+    pub(crate) fn new(
+        id: ConnId,
+        socket: OwnedFd,
+        domain: String,
+        who: Identity,
+        rights: Rights,
+    ) -> Self {
+        Connection {
+            id,
+            socket,
+            domain,
+            who,
+            rights,
+            role: Role::New,
+            layout: 0,
+            since: Instant::now(),
+            ending: false,
+            wants_out: false,
+            waiting: VecDeque::new(),
+        }
+    }
+
+    /// Sends, or keeps for later; a participant that is gone is noticed by the loop.
+    pub(crate) fn send(&mut self, message: Down, fds: Vec<OwnedFd>) {
+        if self.waiting.len() >= MOST_WAITING {
+            tracing::warn!(member = %self.who.name(), "participant does not read; cutting it off");
+            self.ending = true;
+            return;
+        }
+        self.waiting.push_back((encode_down(message), fds));
+        self.flush();
+    }
+
+    pub(crate) fn refuse(&mut self, kind: RefusalKind, reason: impl ToString) {
+        let message = reason.to_string();
+        tracing::warn!(member = %self.who.name(), ?kind, message, "refused");
+        self.send(
+            Down::Refused(Refused {
+                kind: kind.into(),
+                message,
+            }),
+            Vec::new(),
+        );
+    }
+
+    pub(crate) fn flush(&mut self) {
+        while let Some((bytes, fds)) = self.waiting.front() {
+            let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+            match descriptors::send(&self.socket, bytes, &borrowed) {
+                Ok(()) => drop(self.waiting.pop_front()),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
+                Err(_) => {
+                    self.ending = true;
+                    self.waiting.clear();
+                }
+            }
+        }
+    }
+
+    pub(crate) fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// The next message: `Ok(None)` where there is none now. Descriptors that a participant sends are closed: it has none to give.
+    pub(crate) fn receive(
+        &self,
+        buffer: &mut [u8; MAX_MESSAGE],
+    ) -> Result<Option<usize>, io::Error> {
+        match descriptors::receive(&self.socket, buffer) {
+            Ok((0, _)) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok((bytes, _)) => Ok(Some(bytes)),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+}

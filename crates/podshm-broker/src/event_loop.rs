@@ -1,0 +1,403 @@
+//! The thread, its epoll, its sockets; and the handle that an embedding process holds.
+
+use crate::connections::Connection;
+use crate::state::{Domain, DomainConfig, DomainStats, State};
+use crate::{BrokerError, Identity, Rights};
+use podshm_proto::{MAX_MESSAGE, RefusalKind, decode_up};
+use rustix::event::{EventfdFlags, epoll, eventfd};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, socket_with,
+};
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+const COMMAND: u64 = 0;
+/// Messages read from one connection before the next one has its turn.
+const TURN: usize = 32;
+
+type Act = Box<dyn FnOnce(&mut Loop) + Send>;
+
+/// A running broker. Dropping it ends it; channels that are open go on without it.
+#[derive(Debug)]
+pub struct Broker {
+    commands: Option<Sender<Act>>,
+    wake: Arc<OwnedFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Broker {
+    /// Starts a broker in a thread of this process.
+    pub fn start() -> Result<Self, BrokerError> {
+        let system = |what: &str| {
+            let what = what.to_owned();
+            move |e: rustix::io::Errno| BrokerError::System {
+                what,
+                source: e.into(),
+            }
+        };
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(system("eventfd"))?;
+        let wake = Arc::new(wake);
+        let poll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(system("epoll_create"))?;
+        epoll::add(
+            &poll,
+            &*wake,
+            epoll::EventData::new_u64(COMMAND),
+            epoll::EventFlags::IN,
+        )
+        .map_err(system("epoll_ctl"))?;
+        let (commands, inbox) = channel();
+        let mut event_loop = Loop {
+            poll,
+            wake: Arc::clone(&wake),
+            inbox,
+            state: State::default(),
+            listeners: BTreeMap::new(),
+            last_token: COMMAND,
+            stop: false,
+        };
+        let thread = std::thread::Builder::new()
+            .name("podshm-broker".into())
+            .spawn(move || event_loop.run())
+            .map_err(|source| BrokerError::System {
+                what: "starting the broker's thread".into(),
+                source,
+            })?;
+        Ok(Broker {
+            commands: Some(commands),
+            wake,
+            thread: Some(thread),
+        })
+    }
+
+    /// Adds a domain.
+    pub fn add_domain(&self, config: DomainConfig) -> Result<(), BrokerError> {
+        self.ask(move |l| {
+            if l.state.domains.contains_key(&config.name) {
+                return Err(BrokerError::DomainExists { found: config.name });
+            }
+            let domain = Domain::new(config)?;
+            l.state.domains.insert(domain.config.name.clone(), domain);
+            Ok(())
+        })?
+    }
+
+    /// Listens at `directory/broker.sock` for one pod: whoever connects there *is* `who`. The directory is what the pod gets
+    /// mounted; anybody who can reach it may connect, so nobody else may. A socket that was there is replaced.
+    pub fn add_socket(
+        &self,
+        domain: &str,
+        directory: &Path,
+        who: Identity,
+        rights: Rights,
+    ) -> Result<(), BrokerError> {
+        let (domain, directory) = (domain.to_owned(), directory.to_owned());
+        self.ask(move |l| l.add_socket(domain, &directory, who, rights))?
+    }
+
+    /// Stops listening in `directory` and ends the connections that came from there: the pod is gone.
+    pub fn remove_socket(&self, directory: &Path) -> Result<(), BrokerError> {
+        let directory = directory.to_owned();
+        self.ask(move |l| l.remove_socket(&directory))
+    }
+
+    /// What a domain holds now.
+    pub fn stats(&self, domain: &str) -> Result<DomainStats, BrokerError> {
+        let name = domain.to_owned();
+        self.ask(move |l| {
+            l.state
+                .stats(&name)
+                .ok_or(BrokerError::NoDomain { found: name })
+        })?
+    }
+
+    fn ask<R: Send + 'static>(
+        &self,
+        act: impl FnOnce(&mut Loop) -> R + Send + 'static,
+    ) -> Result<R, BrokerError> {
+        let (answer, answered) = channel();
+        let act: Act = Box::new(move |l| drop(answer.send(act(l))));
+        self.commands
+            .as_ref()
+            .and_then(|c| c.send(act).ok())
+            .ok_or(BrokerError::Stopped)?;
+        let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
+        answered.recv().map_err(|_| BrokerError::Stopped)
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        let _ = self.ask(|l| l.stop = true);
+        self.commands = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Listener {
+    socket: OwnedFd,
+    path: PathBuf,
+    inode: u64,
+    domain: String,
+    who: Identity,
+    rights: Rights,
+}
+
+#[derive(Debug)]
+pub(crate) struct Loop {
+    poll: OwnedFd,
+    wake: Arc<OwnedFd>,
+    inbox: Receiver<Act>,
+    state: State,
+    listeners: BTreeMap<u64, Listener>,
+    last_token: u64,
+    stop: bool,
+}
+
+impl Loop {
+    fn run(&mut self) {
+        let mut events = Vec::with_capacity(64);
+        let mut buffer = Box::new([0u8; MAX_MESSAGE]);
+        let mut checked = Instant::now();
+        while !self.stop {
+            events.clear();
+            let tick = rustix::event::Timespec {
+                tv_sec: 0,
+                tv_nsec: 200_000_000,
+            };
+            match epoll::wait(
+                &self.poll,
+                rustix::buffer::spare_capacity(&mut events),
+                Some(&tick),
+            ) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => {
+                    tracing::error!(%error, "epoll_wait failed; the broker ends");
+                    return;
+                }
+            }
+            for event in &events {
+                let token = event.data.u64();
+                if token == COMMAND {
+                    let mut count = [0; 8];
+                    let _ = rustix::io::read(&*self.wake, &mut count);
+                    while let Ok(act) = self.inbox.try_recv() {
+                        act(self);
+                    }
+                } else if self.listeners.contains_key(&token) {
+                    self.accept(token);
+                } else {
+                    self.read(token, &mut buffer);
+                }
+            }
+            if checked.elapsed() > Duration::from_millis(200) {
+                checked = Instant::now();
+                self.state.check_agents(checked);
+                self.state.check_clients(checked);
+            }
+            self.settle();
+        }
+    }
+
+    fn token(&mut self) -> u64 {
+        self.last_token += 1;
+        self.last_token
+    }
+
+    fn add_socket(
+        &mut self,
+        domain: String,
+        directory: &Path,
+        who: Identity,
+        rights: Rights,
+    ) -> Result<(), BrokerError> {
+        if !self.state.domains.contains_key(&domain) {
+            return Err(BrokerError::NoDomain { found: domain });
+        }
+        let path = directory.join("broker.sock");
+        let fail = |source: io::Error| BrokerError::System {
+            what: format!("listening at {}", path.display()),
+            source,
+        };
+        // Bound under a temporary name and renamed: a client never finds a socket that doesn't listen.
+        let temporary = directory.join(format!(".broker.sock.{}", std::process::id()));
+        let _ = std::fs::remove_file(&temporary);
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
+            .map_err(|e| fail(e.into()))?;
+        let address = SocketAddrUnix::new(&temporary).map_err(|e| fail(e.into()))?;
+        bind(&socket, &address).map_err(|e| fail(e.into()))?;
+        // Whoever reaches the directory may connect; the directory is the pod's alone.
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o666);
+        std::fs::set_permissions(&temporary, open).map_err(fail)?;
+        listen(&socket, 256).map_err(|e| fail(e.into()))?;
+        let inode =
+            std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(&temporary).map_err(fail)?);
+        std::fs::rename(&temporary, &path).map_err(fail)?;
+        let token = self.token();
+        epoll::add(
+            &self.poll,
+            &socket,
+            epoll::EventData::new_u64(token),
+            epoll::EventFlags::IN,
+        )
+        .map_err(|e| fail(e.into()))?;
+        self.listeners.insert(
+            token,
+            Listener {
+                socket,
+                path,
+                inode,
+                domain,
+                who,
+                rights,
+            },
+        );
+        Ok(())
+    }
+
+    fn remove_socket(&mut self, directory: &Path) {
+        let path = directory.join("broker.sock");
+        let tokens: Vec<u64> = self
+            .listeners
+            .iter()
+            .filter(|(_, l)| l.path == path)
+            .map(|(t, _)| *t)
+            .collect();
+        for token in tokens {
+            if let Some(listener) = self.listeners.remove(&token) {
+                listener.unlink();
+                let theirs: Vec<u64> = self
+                    .state
+                    .connections
+                    .values()
+                    .filter(|c| c.who == listener.who && c.domain == listener.domain)
+                    .map(|c| c.id)
+                    .collect();
+                for conn in theirs {
+                    self.state.end(conn);
+                }
+            }
+        }
+    }
+
+    fn accept(&mut self, token: u64) {
+        loop {
+            let Some(listener) = self.listeners.get(&token) else {
+                return;
+            };
+            let socket = match accept_with(
+                &listener.socket,
+                SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+            ) {
+                Ok(socket) => socket,
+                Err(rustix::io::Errno::AGAIN) => return,
+                Err(error) => {
+                    tracing::error!(%error, member = %listener.who.name(), "a connection could not be accepted; raise RLIMIT_NOFILE if it says too many files");
+                    return;
+                }
+            };
+            let (domain, who, rights) = (
+                listener.domain.clone(),
+                listener.who.clone(),
+                listener.rights,
+            );
+            let id = self.token();
+            if epoll::add(
+                &self.poll,
+                &socket,
+                epoll::EventData::new_u64(id),
+                epoll::EventFlags::IN,
+            )
+            .is_ok()
+            {
+                self.state
+                    .connections
+                    .insert(id, Connection::new(id, socket, domain, who, rights));
+            }
+        }
+    }
+
+    fn read(&mut self, conn: u64, buffer: &mut [u8; MAX_MESSAGE]) {
+        for _ in 0..TURN {
+            let Some(connection) = self.state.connections.get_mut(&conn) else {
+                return;
+            };
+            connection.flush();
+            if connection.ending {
+                return;
+            }
+            match connection.receive(buffer) {
+                Ok(None) => return,
+                Ok(Some(bytes)) => match decode_up(&buffer[..bytes]) {
+                    Ok(message) => self.state.message(conn, message),
+                    Err(error) => self.state.reject(conn, RefusalKind::Protocol, error),
+                },
+                Err(_) => {
+                    self.state.end(conn);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Ends what is to end, and asks for writability where something waits.
+    fn settle(&mut self) {
+        let now = Instant::now();
+        let mut ended = Vec::new();
+        for connection in self.state.connections.values_mut() {
+            let silent = matches!(connection.role, crate::connections::Role::New)
+                && now - connection.since > Duration::from_secs(10);
+            if (connection.ending && !connection.has_waiting()) || silent {
+                ended.push(connection.id);
+                continue;
+            }
+            if connection.has_waiting() != connection.wants_out {
+                connection.wants_out = connection.has_waiting();
+                let out = if connection.wants_out {
+                    epoll::EventFlags::OUT
+                } else {
+                    epoll::EventFlags::empty()
+                };
+                let token = epoll::EventData::new_u64(connection.id);
+                let _ = epoll::modify(
+                    &self.poll,
+                    &connection.socket,
+                    token,
+                    epoll::EventFlags::IN | out,
+                );
+            }
+        }
+        for conn in ended {
+            self.state.end(conn);
+        }
+    }
+}
+
+impl Listener {
+    /// Removes the socket file if it is still this listener's: a successor's stays.
+    fn unlink(&self) {
+        let ours = std::fs::metadata(&self.path)
+            .is_ok_and(|m| std::os::unix::fs::MetadataExt::ino(&m) == self.inode);
+        if ours {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        for listener in self.listeners.values() {
+            listener.unlink();
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! The regions of a broker: who holds which, and when one is free.
+
+use podshm_layout::RegionKind;
+use podshm_proto::Region;
+use podshm_region::{Memory, RegionError, WriteMap};
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::OwnedFd;
+
+/// A connection's number.
+pub(crate) type ConnId = u64;
+
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) region: Region,
+    memory: Memory,
+    holders: BTreeSet<ConnId>,
+    /// The broker itself still needs it, for joins or for a successor.
+    wanted: bool,
+}
+
+/// Every region that is alive as far as the broker knows.
+#[derive(Debug, Default)]
+pub(crate) struct RegionBook {
+    all: BTreeMap<u64, Held>,
+    last: u64,
+}
+
+impl RegionBook {
+    /// Makes a region, all pages allocated and touched here, its header written.
+    pub(crate) fn make(&mut self, mut region: Region, layout: u32) -> Result<u64, RegionError> {
+        self.last += 1;
+        region.id = self.last;
+        let kind = match region.kind {
+            k if k == RegionKind::Client as u32 => "podshm-client",
+            k if k == RegionKind::Agent as u32 => "podshm-agent",
+            _ => "podshm-table",
+        };
+        let memory = Memory::create(kind, region.bytes)?;
+        let mut map = WriteMap::map(&memory)?;
+        map.touch()?;
+        if let Some(header) = region.header(layout) {
+            header.write(&map.window(0, podshm_layout::PAGE));
+        }
+        self.all.insert(
+            region.id,
+            Held {
+                region,
+                memory,
+                holders: BTreeSet::new(),
+                wanted: true,
+            },
+        );
+        Ok(region.id)
+    }
+
+    pub(crate) fn at(&self, id: u64) -> Option<&Held> {
+        self.all.get(&id)
+    }
+
+    /// A descriptor of the region for `holder`.
+    pub(crate) fn lend(
+        &mut self,
+        id: u64,
+        holder: ConnId,
+    ) -> Result<(Region, OwnedFd), RegionError> {
+        let held = self
+            .all
+            .get_mut(&id)
+            .expect("a region is lent only while the broker wants it");
+        let fd = held.memory.try_clone()?.into_fd();
+        held.holders.insert(holder);
+        Ok((held.region, fd))
+    }
+
+    /// Seals the region against every other writer.
+    pub(crate) fn seal(&self, id: u64) -> Result<(), RegionError> {
+        self.all
+            .get(&id)
+            .expect("a region is sealed only while the broker wants it")
+            .memory
+            .seal()
+    }
+
+    pub(crate) fn drop_holder(&mut self, id: u64, holder: ConnId) {
+        if let Some(held) = self.all.get_mut(&id) {
+            held.holders.remove(&holder);
+            self.free_if_unused(id);
+        }
+    }
+
+    pub(crate) fn drop_everything_of(&mut self, holder: ConnId) {
+        let ids: Vec<u64> = self
+            .all
+            .iter()
+            .filter(|(_, h)| h.holders.contains(&holder))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in ids {
+            self.drop_holder(id, holder);
+        }
+    }
+
+    /// The broker itself needs the region no longer.
+    pub(crate) fn unwant(&mut self, id: u64) {
+        if let Some(held) = self.all.get_mut(&id) {
+            held.wanted = false;
+            self.free_if_unused(id);
+        }
+    }
+
+    pub(crate) fn is_held_by(&self, id: u64, holder: ConnId) -> bool {
+        self.all
+            .get(&id)
+            .is_some_and(|h| h.holders.contains(&holder))
+    }
+
+    /// Regions of one kind that a connection holds.
+    pub(crate) fn held_by(&self, holder: ConnId, kind: RegionKind) -> usize {
+        self.all
+            .values()
+            .filter(|h| h.region.kind == kind as u32 && h.holders.contains(&holder))
+            .count()
+    }
+
+    /// Bytes alive.
+    pub(crate) fn bytes(&self, of: impl Fn(&Region) -> bool) -> u64 {
+        self.all
+            .values()
+            .filter(|h| of(&h.region))
+            .map(|h| h.region.bytes)
+            .sum()
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.all.len()
+    }
+
+    fn free_if_unused(&mut self, id: u64) {
+        if self
+            .all
+            .get(&id)
+            .is_some_and(|h| !h.wanted && h.holders.is_empty())
+        {
+            self.all.remove(&id);
+        }
+    }
+}

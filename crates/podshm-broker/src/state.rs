@@ -1,0 +1,301 @@
+//! Everything that the broker knows, and what each message means.
+
+use crate::BrokerError;
+use crate::agents::AgentState;
+use crate::clients::Client;
+use crate::connections::{Connection, Role};
+use crate::regions::{ConnId, RegionBook};
+use podshm_domain::{Books, Limits};
+use podshm_layout::geometry::{NOTICE_AGENT_EPOCH, NOTICE_TABLES};
+use podshm_layout::mem::Store;
+use podshm_layout::sync::Ordering;
+use podshm_layout::{LAYOUT_OLDEST, LAYOUT_VERSION, PAGE, RegionKind};
+use podshm_proto::{Hello, PROTOCOL, PROTOCOL_OLDEST, RefusalKind, Region, Services, Up};
+use podshm_region::{Memory, Window, WriteMap};
+use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+/// A domain to be served.
+#[derive(Clone, Debug)]
+pub struct DomainConfig {
+    /// Its name.
+    pub name: String,
+    /// Its limits.
+    pub limits: Limits,
+    /// How long a dead client's records wait for an agent before they are discarded, and counted.
+    pub drain_grace: Duration,
+    /// How long an agent that was asked to close may take before its successor goes on without it.
+    pub close_grace: Duration,
+    /// How long a participant may take to map what it was given.
+    pub map_deadline: Duration,
+}
+
+impl DomainConfig {
+    /// A domain with default limits: 60 s drain grace, 5 s close grace, 5 s to map.
+    pub fn new(name: &str) -> Self {
+        DomainConfig {
+            name: name.to_owned(),
+            limits: Limits::default(),
+            drain_grace: Duration::from_secs(60),
+            close_grace: Duration::from_secs(5),
+            map_deadline: Duration::from_secs(5),
+        }
+    }
+}
+
+/// What a domain holds now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DomainStats {
+    /// The agent's epoch: how many agents have served so far.
+    pub epoch: u64,
+    /// Whether an agent serves now.
+    pub agent: bool,
+    /// Clients, dead ones that are not drained included.
+    pub clients: Vec<ClientStats>,
+    /// Bytes reserved of the budget, successors included.
+    pub reserved: u64,
+    /// Bytes of regions alive in the broker, all domains.
+    pub region_bytes: u64,
+    /// Regions alive in the broker, all domains.
+    pub regions: usize,
+    /// Joins refused.
+    pub refused: u64,
+    /// Clients whose records were discarded after the drain grace.
+    pub discarded: u64,
+}
+
+/// One client of a domain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientStats {
+    /// Its number.
+    pub client: u64,
+    /// namespace/pod.
+    pub member: String,
+    /// Its process is connected.
+    pub connected: bool,
+    /// It keeps as many old generations as it may and gets no newer one until it lets go.
+    pub stale: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Domain {
+    pub(crate) config: DomainConfig,
+    pub(crate) books: Books,
+    pub(crate) services: Option<Services>,
+    pub(crate) epoch: u64,
+    pub(crate) agent: Option<ConnId>,
+    pub(crate) successor: Option<ConnId>,
+    pub(crate) agents: BTreeMap<ConnId, AgentState>,
+    /// Service index to region: the tables that joins get.
+    pub(crate) tables: BTreeMap<usize, u64>,
+    pub(crate) table_generation: u64,
+    pub(crate) clients: BTreeMap<u64, Client>,
+    pub(crate) waiting: VecDeque<ConnId>,
+    pub(crate) last_client: u64,
+    pub(crate) last_place: u64,
+    pub(crate) refused: u64,
+    pub(crate) discarded: u64,
+    pub(crate) layout: u32,
+    notice: Memory,
+    notice_page: Window,
+}
+
+impl Domain {
+    pub(crate) fn new(config: DomainConfig) -> Result<Self, BrokerError> {
+        let notice = Memory::create("podshm-notice", PAGE as u64)?;
+        let mut map = WriteMap::map(&notice)?;
+        map.touch()?;
+        let notice_page = map.window(0, PAGE);
+        let region = Region {
+            kind: RegionKind::Notice as u32,
+            bytes: PAGE as u64,
+            ..Region::default()
+        };
+        if let Some(header) = region.header(LAYOUT_VERSION) {
+            header.write(&notice_page);
+        }
+        // The broker is this page's one writer; nobody else ever has it writable.
+        notice.seal()?;
+        Ok(Domain {
+            books: Books::new(config.limits),
+            config,
+            services: None,
+            epoch: 0,
+            agent: None,
+            successor: None,
+            agents: BTreeMap::new(),
+            tables: BTreeMap::new(),
+            table_generation: 0,
+            clients: BTreeMap::new(),
+            waiting: VecDeque::new(),
+            last_client: 0,
+            last_place: 0,
+            refused: 0,
+            discarded: 0,
+            layout: LAYOUT_VERSION,
+            notice,
+            notice_page,
+        })
+    }
+
+    pub(crate) fn notice(&self) -> Result<OwnedFd, podshm_region::RegionError> {
+        Ok(self.notice.try_clone()?.into_fd())
+    }
+
+    /// Release: whoever sees the new epoch also sees what the broker did before.
+    pub(crate) fn publish_epoch(&self) {
+        self.notice_page
+            .store(NOTICE_AGENT_EPOCH, self.epoch, Ordering::Release);
+    }
+
+    pub(crate) fn publish_table(&self, service: usize, generation: u64) {
+        self.notice_page
+            .store(NOTICE_TABLES + service * 8, generation, Ordering::Release);
+    }
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    pub(crate) domains: BTreeMap<String, Domain>,
+    pub(crate) connections: BTreeMap<ConnId, Connection>,
+    pub(crate) regions: RegionBook,
+}
+
+impl State {
+    /// One message of one connection.
+    pub(crate) fn message(&mut self, conn: ConnId, message: Up) {
+        let Some(connection) = self.connections.get(&conn) else {
+            return;
+        };
+        match (&connection.role, message) {
+            (Role::New, Up::Hello(hello)) => self.hello(conn, hello),
+            (Role::New, _) => self.reject(
+                conn,
+                RefusalKind::Protocol,
+                "the first message must be a hello",
+            ),
+            (_, Up::Hello(_)) => self.reject(
+                conn,
+                RefusalKind::Protocol,
+                "a second hello; open another connection",
+            ),
+            (_, Up::Bye(_)) => self.end(conn),
+            (_, Up::Release(released)) => {
+                for id in released.ids {
+                    self.regions.drop_holder(id, conn);
+                }
+                self.catch_up(conn);
+            }
+            (Role::Client(client), Up::Mapped(ids)) => self.client_mapped(conn, *client, &ids.ids),
+            (Role::Agent, Up::Mapped(ids)) => self.agent_mapped(conn, &ids.ids),
+            (Role::Agent, Up::Ready(_)) => self.agent_ready(conn),
+            (Role::Agent, Up::Grow(grow)) => self.grow(conn, grow),
+            (Role::Agent, Up::Publish(publish)) => self.publish(conn, publish.region),
+            (Role::Agent, Up::Closed(_)) => self.agent_closed(conn),
+            (Role::Agent, Up::Drained(id)) => self.drained(conn, id.client),
+            (_, message) => {
+                let reason =
+                    format!("message {message:?} is not one that this participant may send now");
+                self.reject(conn, RefusalKind::Protocol, reason);
+            }
+        }
+    }
+
+    fn hello(&mut self, conn: ConnId, hello: Hello) {
+        let Some(connection) = self.connections.get_mut(&conn) else {
+            return;
+        };
+        if hello.protocol_oldest > PROTOCOL || hello.protocol_newest < PROTOCOL_OLDEST {
+            let reason = format!(
+                "{} speaks protocol {} to {}, this broker {PROTOCOL_OLDEST} to {PROTOCOL}; upgrade the older of the two",
+                hello.software, hello.protocol_oldest, hello.protocol_newest
+            );
+            return self.reject(conn, RefusalKind::Version, reason);
+        }
+        if hello.layout_oldest > LAYOUT_VERSION || hello.layout_newest < LAYOUT_OLDEST {
+            let reason = format!(
+                "{} speaks memory layout {} to {}, this broker {LAYOUT_OLDEST} to {LAYOUT_VERSION}; upgrade the older of the two",
+                hello.software, hello.layout_oldest, hello.layout_newest
+            );
+            return self.reject(conn, RefusalKind::Version, reason);
+        }
+        connection.layout = hello.layout_newest.min(LAYOUT_VERSION);
+        let (rights, name, domain) = (
+            connection.rights,
+            connection.who.name(),
+            connection.domain.clone(),
+        );
+        if hello.agent && !rights.serve {
+            let reason =
+                format!("{name} may not serve domain {domain}; add it to the domain's agents");
+            return self.reject(conn, RefusalKind::NotAllowed, reason);
+        }
+        if !hello.agent && !rights.join {
+            let reason =
+                format!("{name} may not join domain {domain}; add it to the domain's members");
+            return self.reject(conn, RefusalKind::NotAllowed, reason);
+        }
+        if hello.agent {
+            self.agent_hello(conn, hello.services);
+        } else {
+            self.client_hello(conn);
+        }
+    }
+
+    /// Says no and ends the connection once that is sent.
+    pub(crate) fn reject(&mut self, conn: ConnId, kind: RefusalKind, reason: impl ToString) {
+        let Some(connection) = self.connections.get_mut(&conn) else {
+            return;
+        };
+        connection.refuse(kind, reason);
+        connection.ending = true;
+        if let Some(domain) = self.domains.get_mut(&connection.domain) {
+            domain.refused += 1;
+        }
+    }
+
+    /// The participant is gone, in order or not: everything that it held is released.
+    pub(crate) fn end(&mut self, conn: ConnId) {
+        let Some(mut connection) = self.connections.remove(&conn) else {
+            return;
+        };
+        connection.flush();
+        self.regions.drop_everything_of(conn);
+        match connection.role {
+            Role::New => {}
+            Role::Waiting => {
+                if let Some(domain) = self.domains.get_mut(&connection.domain) {
+                    domain.waiting.retain(|c| *c != conn);
+                }
+            }
+            Role::Client(client) => self.client_gone(&connection.domain, client),
+            Role::Agent => self.agent_gone(&connection.domain, conn),
+        }
+    }
+
+    pub(crate) fn domain_of(&mut self, conn: ConnId) -> Option<&mut Domain> {
+        let connection = self.connections.get(&conn)?;
+        self.domains.get_mut(&connection.domain)
+    }
+
+    pub(crate) fn stats(&self, name: &str) -> Option<DomainStats> {
+        let domain = self.domains.get(name)?;
+        let clients = domain.clients.iter().map(|(id, client)| ClientStats {
+            client: *id,
+            member: client.member.name(),
+            connected: client.conn.is_some(),
+            stale: client.stale,
+        });
+        Some(DomainStats {
+            epoch: domain.epoch,
+            agent: domain.agent.is_some(),
+            clients: clients.collect(),
+            reserved: domain.books.reserved(),
+            region_bytes: self.regions.bytes(|_| true),
+            regions: self.regions.count(),
+            refused: domain.refused,
+            discarded: domain.discarded,
+        })
+    }
+}
