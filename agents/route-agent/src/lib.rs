@@ -1,1 +1,21 @@
 //! A node agent that serves routes from EndpointSlices.
+//!
+//! ```text
+//! Source ─ slices, events ─▶ Store ─ changed route values ─▶ table ─▶ business pods
+//!                              ▲                                          │
+//!                              └─ weights ─ Health ◀─ reports ◀─ queue ◀──┘
+//! ```
+//! This part is pure: no shared memory, no clock (time is a parameter, in monotonic nanoseconds), and no I/O but the
+//! files that a [`FileSource`] reads. Whatever the input is, the answer is a route or an error that
+//! names the slice, and nothing else is affected.
+#![forbid(unsafe_code)]
+
+pub mod health;
+pub mod slices;
+pub mod source;
+pub mod store;
+
+pub use health::{EndpointHealth, Health, HealthConfig, HealthCounts, SnapshotError};
+pub use slices::{Slice, SliceError, SliceName, WatchEvent};
+pub use source::{FileSource, Pace, Source, SourceEvent};
+pub use store::{Change, Changes, FullWeights, Member, Store, Weights};

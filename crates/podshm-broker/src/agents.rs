@@ -5,8 +5,8 @@ use crate::regions::ConnId;
 use crate::state::State;
 use podshm_layout::{RegionKind, TableGeometry};
 use podshm_proto::{
-    ClientId, Down, Grow, NewAgent, Nothing, RefusalKind, Region, RegionIds, Regions, Serve,
-    Service, Services, Welcome,
+    ClientId, Down, Grow, NewAgent, Nothing, RefusalKind, Region, RegionIds, Regions, Serve, Service, Services,
+    TakeOver, Welcome,
 };
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -52,10 +52,7 @@ impl State {
             return self.reject(conn, RefusalKind::OverLimit, reason);
         }
         if domain.services.is_none() {
-            let tables: Vec<(u32, u64)> = services
-                .tables()
-                .map(|i| (i as u32, table_bytes(&services, i)))
-                .collect();
+            let tables: Vec<(u32, u64)> = services.tables().map(|i| (i as u32, table_bytes(&services, i))).collect();
             if let Err(refusal) = domain.books.admit_tables(&tables) {
                 return self.reject(conn, RefusalKind::OverLimit, refusal);
             }
@@ -83,34 +80,21 @@ impl State {
         };
         let notice = domain.notice();
         let spare = domain.clients.len() + SPARE;
-        let grown: BTreeMap<usize, Region> = domain
-            .tables
-            .clone()
-            .into_iter()
-            .filter_map(|(i, id)| Some((i, self.regions.at(id)?.region)))
-            .collect();
+        let grown: BTreeMap<usize, Region> =
+            domain.tables.clone().into_iter().filter_map(|(i, id)| Some((i, self.regions.at(id)?.region))).collect();
         let Some(connection) = self.connections.get_mut(&conn) else {
             return;
         };
         connection.role = Role::Agent;
         match notice {
-            Ok(fd) => connection.send(
-                Down::Welcome(Welcome {
-                    member: connection.who.name(),
-                    ..welcome
-                }),
-                vec![fd],
-            ),
+            Ok(fd) => connection.send(Down::Welcome(Welcome { member: connection.who.name(), ..welcome }), vec![fd]),
             Err(error) => return self.reject(conn, RefusalKind::Region, error),
         }
         let mut wanted = Vec::new();
         for index in services.tables() {
             // A table that has grown keeps its size over a change of agents.
             let geometry = match grown.get(&index) {
-                Some(region) => TableGeometry {
-                    buckets: region.buckets,
-                    units: region.units,
-                },
+                Some(region) => TableGeometry { buckets: region.buckets, units: region.units },
                 None => table_geometry(&services, index),
             };
             wanted.push(self.new_table(conn, index, geometry));
@@ -143,18 +127,8 @@ impl State {
         };
         domain.last_place += 1;
         let place = domain.last_place;
-        let bytes = domain
-            .services
-            .as_ref()
-            .and_then(|s| s.channel(0, place).ok())
-            .map_or(0, |g| g.agent_bytes);
-        Region {
-            kind: RegionKind::Agent as u32,
-            generation: 1,
-            bytes,
-            owner: place,
-            ..Region::default()
-        }
+        let bytes = domain.services.as_ref().and_then(|s| s.channel(0, place).ok()).map_or(0, |g| g.agent_bytes);
+        Region { kind: RegionKind::Agent as u32, generation: 1, bytes, owner: place, ..Region::default() }
     }
 
     /// Makes regions and sends them to their writer, in messages that hold as many as fit.
@@ -163,10 +137,7 @@ impl State {
             let (mut regions, mut fds) = (Vec::new(), Vec::new());
             for region in chunk {
                 let layout = self.domain_of(conn).map_or(1, |d| d.layout);
-                let made = self
-                    .regions
-                    .make(*region, layout)
-                    .and_then(|id| self.regions.lend(id, conn));
+                let made = self.regions.make(*region, layout).and_then(|id| self.regions.lend(id, conn));
                 match made {
                     Ok((region, fd)) => {
                         regions.push(region);
@@ -196,8 +167,7 @@ impl State {
                 return;
             };
             if agent.unmapped.remove(&id).is_none() {
-                let reason =
-                    format!("region {id} was not sent for writing, or was acknowledged before");
+                let reason = format!("region {id} was not sent for writing, or was acknowledged before");
                 return self.reject(conn, RefusalKind::Protocol, reason);
             }
             if let Err(error) = self.regions.seal(id) {
@@ -233,12 +203,8 @@ impl State {
         if domain.agent != Some(conn) {
             return;
         }
-        let sealed: Vec<(u64, Option<u64>)> = domain
-            .clients
-            .iter()
-            .filter(|(_, c)| c.sealed)
-            .map(|(id, c)| (*id, c.answer))
-            .collect();
+        let sealed: Vec<(u64, Option<u64>)> =
+            domain.clients.iter().filter(|(_, c)| c.sealed).map(|(id, c)| (*id, c.answer)).collect();
         for (client, answer) in sealed {
             if !answer.is_some_and(|a| self.regions.is_held_by(a, conn)) {
                 self.adopt(conn, client);
@@ -251,11 +217,7 @@ impl State {
             return;
         };
         if !agent.unmapped.is_empty() {
-            return self.reject(
-                conn,
-                RefusalKind::Protocol,
-                "ready before every region was acknowledged as mapped",
-            );
+            return self.reject(conn, RefusalKind::Protocol, "ready before every region was acknowledged as mapped");
         }
         agent.ready = true;
         agent.unpublished.clear();
@@ -284,10 +246,7 @@ impl State {
         match domain.agent {
             None => self.take_over(conn),
             Some(old) => {
-                let asked = domain
-                    .agents
-                    .get_mut(&old)
-                    .map(|old| old.asked_to_close.replace(Instant::now()));
+                let asked = domain.agents.get_mut(&old).map(|old| old.asked_to_close.replace(Instant::now()));
                 if asked == Some(None)
                     && let Some(connection) = self.connections.get_mut(&old)
                 {
@@ -307,22 +266,13 @@ impl State {
         let Some(agent) = domain.agents.get(&conn) else {
             return;
         };
+        let take_over = TakeOver { epoch: domain.epoch, state: std::mem::take(&mut domain.left_state) };
         let old_tables: Vec<u64> = domain.tables.values().copied().collect();
         domain.tables = agent.tables.clone();
         let tables = domain.tables.clone();
-        let ids: Vec<u64> = domain
-            .clients
-            .iter()
-            .filter(|(_, c)| c.sealed)
-            .map(|(id, _)| *id)
-            .collect();
+        let ids: Vec<u64> = domain.clients.iter().filter(|(_, c)| c.sealed).map(|(id, _)| *id).collect();
         domain.publish_epoch();
-        tracing::info!(
-            domain = domain.config.name,
-            epoch = domain.epoch,
-            clients = ids.len(),
-            "agent takes over"
-        );
+        tracing::info!(domain = domain.config.name, epoch = domain.epoch, clients = ids.len(), "agent takes over");
         for (service, id) in &tables {
             let generation = self.regions.at(*id).map_or(0, |h| h.region.generation);
             if let Some(domain) = self.domain_of(conn) {
@@ -331,6 +281,9 @@ impl State {
         }
         for id in old_tables {
             self.regions.unwant(id);
+        }
+        if let Some(connection) = self.connections.get_mut(&conn) {
+            connection.send(Down::TakeOver(take_over), Vec::new());
         }
         for client in ids {
             self.hand_over_client(conn, client);
@@ -344,10 +297,7 @@ impl State {
         let Some(domain) = self.domain_of(conn) else {
             return;
         };
-        let answer = domain
-            .agents
-            .get_mut(&conn)
-            .and_then(|a| a.pool.pop_front());
+        let answer = domain.agents.get_mut(&conn).and_then(|a| a.pool.pop_front());
         let (Some(answer), Some(client)) = (answer, domain.clients.get_mut(&client_id)) else {
             return;
         };
@@ -375,23 +325,10 @@ impl State {
             client_end
         });
         if let Some(connection) = self.connections.get_mut(&conn) {
-            connection.send(
-                Down::Serve(Serve {
-                    client: client_id,
-                    member,
-                    regions,
-                    answer,
-                    gone,
-                    epoch,
-                    forced,
-                }),
-                fds,
-            );
+            connection
+                .send(Down::Serve(Serve { client: client_id, member, regions, answer, gone, epoch, forced }), fds);
         }
-        if let Some(client) = self
-            .domain_of(conn)
-            .and_then(|d| d.clients.get_mut(&client_id))
-        {
+        if let Some(client) = self.domain_of(conn).and_then(|d| d.clients.get_mut(&client_id)) {
             client.next_doorbell = mine;
             client.stale = client.conn.is_some();
             if let Some(client_conn) = client.conn {
@@ -427,7 +364,7 @@ impl State {
             return;
         };
         if !client.stale {
-            return;
+            return self.send_new_tables(conn);
         }
         if pinned >= keep {
             tracing::warn!(
@@ -492,25 +429,15 @@ impl State {
             return;
         };
         let index = grow.service as usize;
-        let is_table = domain
-            .services
-            .as_ref()
-            .is_some_and(|s| s.tables().any(|i| i == index));
+        let is_table = domain.services.as_ref().is_some_and(|s| s.tables().any(|i| i == index));
         let geometry = match TableGeometry::sized_for(grow.keys, grow.bytes) {
             Ok(geometry) if is_table => geometry,
             Ok(_) => {
-                return self.refuse(
-                    conn,
-                    RefusalKind::Services,
-                    format!("service {index} is not a table"),
-                );
+                return self.refuse(conn, RefusalKind::Services, format!("service {index} is not a table"));
             }
             Err(error) => return self.refuse(conn, RefusalKind::OverLimit, error),
         };
-        if let Err(refusal) = domain
-            .books
-            .admit_tables(&[(grow.service, geometry.size())])
-        {
+        if let Err(refusal) = domain.books.admit_tables(&[(grow.service, geometry.size())]) {
             return self.refuse(conn, RefusalKind::OverLimit, refusal);
         }
         let region = self.new_table(conn, index, geometry);
@@ -546,37 +473,40 @@ impl State {
         let service = region.owner as usize;
         let old = domain.tables.insert(service, id);
         domain.publish_table(service, region.generation);
-        let keep = domain.books.limits().kept_generations as usize * domain.tables.len();
-        let conns: Vec<ConnId> = domain
-            .clients
-            .values()
-            .filter(|c| !c.stale)
-            .filter_map(|c| c.conn)
-            .collect();
+        let conns: Vec<ConnId> = domain.clients.values().filter(|c| !c.stale).filter_map(|c| c.conn).collect();
         if let Some(old) = old {
             self.regions.unwant(old);
         }
         for client in conns {
-            if self.regions.held_by(client, RegionKind::Table) > keep {
-                tracing::warn!(
-                    client,
-                    "client keeps old tables; it gets no newer one until it lets go"
-                );
+            self.send_new_tables(client);
+        }
+    }
+
+    /// Sends a client every current table that it has not got, as long as it doesn't pin too many old ones.
+    fn send_new_tables(&mut self, conn: ConnId) {
+        let Some(domain) = self.domain_of(conn) else { return };
+        let keep = domain.books.limits().kept_generations as usize * domain.tables.len();
+        let current: Vec<u64> = domain.tables.values().copied().collect();
+        for id in current {
+            if self.regions.is_held_by(id, conn) {
                 continue;
             }
-            if let Ok((region, fd)) = self.regions.lend(id, client)
-                && let Some(connection) = self.connections.get_mut(&client)
+            if self.regions.held_by(conn, RegionKind::Table) >= keep {
+                tracing::warn!(client = conn, "client keeps old tables; it gets no newer one until it lets go");
+                return;
+            }
+            if let Ok((region, fd)) = self.regions.lend(id, conn)
+                && let Some(connection) = self.connections.get_mut(&conn)
             {
                 connection.send(Down::NewTable(region), vec![fd]);
             }
         }
     }
 
-    pub(crate) fn agent_closed(&mut self, conn: ConnId) {
-        let Some(domain) = self.domain_of(conn) else {
-            return;
-        };
+    pub(crate) fn agent_closed(&mut self, conn: ConnId, state: Vec<u8>) {
+        let Some(domain) = self.domain_of(conn) else { return };
         if domain.agent == Some(conn) {
+            domain.left_state = state;
             domain.agent = None;
             if let Some(successor) = domain.successor {
                 self.take_over_if_possible(successor);
@@ -590,12 +520,7 @@ impl State {
         };
         if let Some(agent) = domain.agents.remove(&conn) {
             let current: BTreeSet<u64> = domain.tables.values().copied().collect();
-            for id in agent
-                .pool
-                .into_iter()
-                .chain(agent.unmapped.into_keys())
-                .chain(agent.tables.into_values())
-            {
+            for id in agent.pool.into_iter().chain(agent.unmapped.into_keys()).chain(agent.tables.into_values()) {
                 if !current.contains(&id) {
                     self.regions.unwant(id);
                 }
@@ -606,10 +531,7 @@ impl State {
         }
         if domain.agent == Some(conn) {
             domain.agent = None;
-            tracing::warn!(
-                domain = domain.config.name,
-                "agent is gone; clients go on with what they have"
-            );
+            tracing::warn!(domain = domain.config.name, "agent is gone; clients go on with what they have");
         }
         if let (None, Some(successor)) = (domain.agent, domain.successor) {
             self.take_over_if_possible(successor);
@@ -629,35 +551,25 @@ impl State {
         let mut forced = Vec::new();
         for domain in self.domains.values() {
             for (conn, agent) in &domain.agents {
-                if agent
-                    .unmapped
-                    .values()
-                    .any(|sent| now - *sent > domain.config.map_deadline)
-                {
+                if agent.unmapped.values().any(|sent| now - *sent > domain.config.map_deadline) {
                     late.push(*conn);
                 }
                 if domain.agent == Some(*conn)
-                    && agent
-                        .asked_to_close
-                        .is_some_and(|at| now - at > domain.config.close_grace)
+                    && agent.asked_to_close.is_some_and(|at| now - at > domain.config.close_grace)
                 {
                     forced.push(*conn);
                 }
             }
         }
         for conn in late {
-            self.reject(
-                conn,
-                RefusalKind::Region,
-                "a region was not acknowledged as mapped in time; it is freed",
-            );
+            self.reject(conn, RefusalKind::Region, "a region was not acknowledged as mapped in time; it is freed");
         }
         for conn in forced {
             tracing::warn!("agent does not close; its successor goes on without it");
             if let Some(agent) = self.agent_state(conn) {
                 agent.forced = true;
             }
-            self.agent_closed(conn);
+            self.agent_closed(conn, Vec::new());
         }
     }
 }

@@ -81,9 +81,7 @@ impl State {
         };
         domain.last_client += 1;
         let (client, layout) = (domain.last_client, domain.layout);
-        let geometry = services
-            .channel(client, 0)
-            .map_err(|e| (RefusalKind::Services, e.to_string()))?;
+        let geometry = services.channel(client, 0).map_err(|e| (RefusalKind::Services, e.to_string()))?;
         domain
             .books
             .admit_client(client, &member, geometry.client_bytes, geometry.agent_bytes)
@@ -181,30 +179,18 @@ impl State {
             return;
         };
         client.sealed = true;
-        let (member, answer, doorbell) = (
-            client.member.name(),
-            client.answer,
-            client.agent_doorbell.take(),
-        );
+        let (member, answer, doorbell) = (client.member.name(), client.answer, client.agent_doorbell.take());
         if let Some(connection) = self.connections.get_mut(&conn) {
             connection.send(Down::Sealed(RegionIds { ids: vec![region] }), Vec::new());
         }
-        let answers_this_agent =
-            answer.is_some_and(|a| agent.is_some_and(|agent| self.regions.is_held_by(a, agent)));
+        let answers_this_agent = answer.is_some_and(|a| agent.is_some_and(|agent| self.regions.is_held_by(a, agent)));
         match (agent, answer, doorbell) {
             (Some(agent), Some(answer), Some(doorbell)) if answers_this_agent => {
                 if let Ok((region, fd)) = self.regions.lend(region, agent)
                     && let Some(connection) = self.connections.get_mut(&agent)
                 {
-                    let serve = Serve {
-                        client: id,
-                        member,
-                        regions: vec![region],
-                        answer,
-                        gone: false,
-                        epoch,
-                        forced: false,
-                    };
+                    let serve =
+                        Serve { client: id, member, regions: vec![region], answer, gone: false, epoch, forced: false };
                     connection.send(Down::Serve(serve), vec![fd, doorbell]);
                 }
             }
@@ -238,8 +224,7 @@ impl State {
             return;
         };
         let name = domain.config.name.clone();
-        if domain.agent == Some(agent) && domain.clients.get(&id).is_some_and(|c| c.conn.is_none())
-        {
+        if domain.agent == Some(agent) && domain.clients.get(&id).is_some_and(|c| c.conn.is_none()) {
             self.forget_client(&name, id);
         }
     }
@@ -269,20 +254,13 @@ impl State {
                 {
                     late.push(conn);
                 }
-                if client
-                    .left
-                    .is_some_and(|left| now - left > domain.config.drain_grace)
-                {
+                if client.left.is_some_and(|left| now - left > domain.config.drain_grace) {
                     discard.push((name.clone(), *id));
                 }
             }
         }
         for conn in late {
-            self.reject(
-                conn,
-                RefusalKind::Region,
-                "the region was not acknowledged as mapped in time; it is freed",
-            );
+            self.reject(conn, RefusalKind::Region, "the region was not acknowledged as mapped in time; it is freed");
         }
         for (name, id) in discard {
             if let Some(domain) = self.domains.get_mut(&name) {

@@ -39,13 +39,7 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    pub(crate) fn new(
-        id: ConnId,
-        socket: OwnedFd,
-        domain: String,
-        who: Identity,
-        rights: Rights,
-    ) -> Self {
+    pub(crate) fn new(id: ConnId, socket: OwnedFd, domain: String, who: Identity, rights: Rights) -> Self {
         Connection {
             id,
             socket,
@@ -75,13 +69,7 @@ impl Connection {
     pub(crate) fn refuse(&mut self, kind: RefusalKind, reason: impl ToString) {
         let message = reason.to_string();
         tracing::warn!(member = %self.who.name(), ?kind, message, "refused");
-        self.send(
-            Down::Refused(Refused {
-                kind: kind.into(),
-                message,
-            }),
-            Vec::new(),
-        );
+        self.send(Down::Refused(Refused { kind: kind.into(), message }), Vec::new());
     }
 
     pub(crate) fn flush(&mut self) {
@@ -103,10 +91,7 @@ impl Connection {
     }
 
     /// The next message: `Ok(None)` where there is none now. Descriptors that a participant sends are closed: it has none to give.
-    pub(crate) fn receive(
-        &self,
-        buffer: &mut [u8; MAX_MESSAGE],
-    ) -> Result<Option<usize>, io::Error> {
+    pub(crate) fn receive(&self, buffer: &mut [u8; MAX_MESSAGE]) -> Result<Option<usize>, io::Error> {
         match descriptors::receive(&self.socket, buffer) {
             Ok((0, _)) => Err(io::ErrorKind::UnexpectedEof.into()),
             Ok((bytes, _)) => Ok(Some(bytes)),

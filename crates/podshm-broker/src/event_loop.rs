@@ -5,9 +5,7 @@ use crate::state::{Domain, DomainConfig, DomainStats, State};
 use crate::{BrokerError, Identity, Rights};
 use podshm_proto::{MAX_MESSAGE, RefusalKind, decode_up};
 use rustix::event::{EventfdFlags, epoll, eventfd};
-use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, socket_with,
-};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, socket_with};
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -36,22 +34,13 @@ impl Broker {
     pub fn start() -> Result<Self, BrokerError> {
         let system = |what: &str| {
             let what = what.to_owned();
-            move |e: rustix::io::Errno| BrokerError::System {
-                what,
-                source: e.into(),
-            }
+            move |e: rustix::io::Errno| BrokerError::System { what, source: e.into() }
         };
-        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-            .map_err(system("eventfd"))?;
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(system("eventfd"))?;
         let wake = Arc::new(wake);
         let poll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(system("epoll_create"))?;
-        epoll::add(
-            &poll,
-            &*wake,
-            epoll::EventData::new_u64(COMMAND),
-            epoll::EventFlags::IN,
-        )
-        .map_err(system("epoll_ctl"))?;
+        epoll::add(&poll, &*wake, epoll::EventData::new_u64(COMMAND), epoll::EventFlags::IN)
+            .map_err(system("epoll_ctl"))?;
         let (commands, inbox) = channel();
         let mut event_loop = Loop {
             poll,
@@ -65,15 +54,8 @@ impl Broker {
         let thread = std::thread::Builder::new()
             .name("podshm-broker".into())
             .spawn(move || event_loop.run())
-            .map_err(|source| BrokerError::System {
-                what: "starting the broker's thread".into(),
-                source,
-            })?;
-        Ok(Broker {
-            commands: Some(commands),
-            wake,
-            thread: Some(thread),
-        })
+            .map_err(|source| BrokerError::System { what: "starting the broker's thread".into(), source })?;
+        Ok(Broker { commands: Some(commands), wake, thread: Some(thread) })
     }
 
     /// Adds a domain.
@@ -90,13 +72,7 @@ impl Broker {
 
     /// Listens at `directory/broker.sock` for one pod: whoever connects there *is* `who`. The directory is what the pod gets
     /// mounted; anybody who can reach it may connect, so nobody else may. A socket that was there is replaced.
-    pub fn add_socket(
-        &self,
-        domain: &str,
-        directory: &Path,
-        who: Identity,
-        rights: Rights,
-    ) -> Result<(), BrokerError> {
+    pub fn add_socket(&self, domain: &str, directory: &Path, who: Identity, rights: Rights) -> Result<(), BrokerError> {
         let (domain, directory) = (domain.to_owned(), directory.to_owned());
         self.ask(move |l| l.add_socket(domain, &directory, who, rights))?
     }
@@ -110,23 +86,13 @@ impl Broker {
     /// What a domain holds now.
     pub fn stats(&self, domain: &str) -> Result<DomainStats, BrokerError> {
         let name = domain.to_owned();
-        self.ask(move |l| {
-            l.state
-                .stats(&name)
-                .ok_or(BrokerError::NoDomain { found: name })
-        })?
+        self.ask(move |l| l.state.stats(&name).ok_or(BrokerError::NoDomain { found: name }))?
     }
 
-    fn ask<R: Send + 'static>(
-        &self,
-        act: impl FnOnce(&mut Loop) -> R + Send + 'static,
-    ) -> Result<R, BrokerError> {
+    fn ask<R: Send + 'static>(&self, act: impl FnOnce(&mut Loop) -> R + Send + 'static) -> Result<R, BrokerError> {
         let (answer, answered) = channel();
         let act: Act = Box::new(move |l| drop(answer.send(act(l))));
-        self.commands
-            .as_ref()
-            .and_then(|c| c.send(act).ok())
-            .ok_or(BrokerError::Stopped)?;
+        self.commands.as_ref().and_then(|c| c.send(act).ok()).ok_or(BrokerError::Stopped)?;
         let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
         answered.recv().map_err(|_| BrokerError::Stopped)
     }
@@ -170,15 +136,8 @@ impl Loop {
         let mut checked = Instant::now();
         while !self.stop {
             events.clear();
-            let tick = rustix::event::Timespec {
-                tv_sec: 0,
-                tv_nsec: 200_000_000,
-            };
-            match epoll::wait(
-                &self.poll,
-                rustix::buffer::spare_capacity(&mut events),
-                Some(&tick),
-            ) {
+            let tick = rustix::event::Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
+            match epoll::wait(&self.poll, rustix::buffer::spare_capacity(&mut events), Some(&tick)) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => {
                     tracing::error!(%error, "epoll_wait failed; the broker ends");
@@ -224,55 +183,31 @@ impl Loop {
             return Err(BrokerError::NoDomain { found: domain });
         }
         let path = directory.join("broker.sock");
-        let fail = |source: io::Error| BrokerError::System {
-            what: format!("listening at {}", path.display()),
-            source,
-        };
+        let fail = |source: io::Error| BrokerError::System { what: format!("listening at {}", path.display()), source };
         // Bound under a temporary name and renamed: a client never finds a socket that doesn't listen.
         let temporary = directory.join(format!(".broker.sock.{}", std::process::id()));
         let _ = std::fs::remove_file(&temporary);
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
-            .map_err(|e| fail(e.into()))?;
+        let socket =
+            socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).map_err(|e| fail(e.into()))?;
         let address = SocketAddrUnix::new(&temporary).map_err(|e| fail(e.into()))?;
         bind(&socket, &address).map_err(|e| fail(e.into()))?;
         // Whoever reaches the directory may connect; the directory is the pod's alone.
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o666);
         std::fs::set_permissions(&temporary, open).map_err(fail)?;
         listen(&socket, 256).map_err(|e| fail(e.into()))?;
-        let inode =
-            std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(&temporary).map_err(fail)?);
+        let inode = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(&temporary).map_err(fail)?);
         std::fs::rename(&temporary, &path).map_err(fail)?;
         let token = self.token();
-        epoll::add(
-            &self.poll,
-            &socket,
-            epoll::EventData::new_u64(token),
-            epoll::EventFlags::IN,
-        )
-        .map_err(|e| fail(e.into()))?;
-        self.listeners.insert(
-            token,
-            Listener {
-                socket,
-                path,
-                inode,
-                domain,
-                who,
-                rights,
-            },
-        );
+        epoll::add(&self.poll, &socket, epoll::EventData::new_u64(token), epoll::EventFlags::IN)
+            .map_err(|e| fail(e.into()))?;
+        self.listeners.insert(token, Listener { socket, path, inode, domain, who, rights });
         Ok(())
     }
 
     fn remove_socket(&mut self, directory: &Path) {
         let path = directory.join("broker.sock");
-        let tokens: Vec<u64> = self
-            .listeners
-            .iter()
-            .filter(|(_, l)| l.path == path)
-            .map(|(t, _)| *t)
-            .collect();
+        let tokens: Vec<u64> = self.listeners.iter().filter(|(_, l)| l.path == path).map(|(t, _)| *t).collect();
         for token in tokens {
             if let Some(listener) = self.listeners.remove(&token) {
                 listener.unlink();
@@ -295,10 +230,7 @@ impl Loop {
             let Some(listener) = self.listeners.get(&token) else {
                 return;
             };
-            let socket = match accept_with(
-                &listener.socket,
-                SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
-            ) {
+            let socket = match accept_with(&listener.socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
                 Ok(socket) => socket,
                 Err(rustix::io::Errno::AGAIN) => return,
                 Err(error) => {
@@ -306,23 +238,10 @@ impl Loop {
                     return;
                 }
             };
-            let (domain, who, rights) = (
-                listener.domain.clone(),
-                listener.who.clone(),
-                listener.rights,
-            );
+            let (domain, who, rights) = (listener.domain.clone(), listener.who.clone(), listener.rights);
             let id = self.token();
-            if epoll::add(
-                &self.poll,
-                &socket,
-                epoll::EventData::new_u64(id),
-                epoll::EventFlags::IN,
-            )
-            .is_ok()
-            {
-                self.state
-                    .connections
-                    .insert(id, Connection::new(id, socket, domain, who, rights));
+            if epoll::add(&self.poll, &socket, epoll::EventData::new_u64(id), epoll::EventFlags::IN).is_ok() {
+                self.state.connections.insert(id, Connection::new(id, socket, domain, who, rights));
             }
         }
     }
@@ -363,18 +282,9 @@ impl Loop {
             }
             if connection.has_waiting() != connection.wants_out {
                 connection.wants_out = connection.has_waiting();
-                let out = if connection.wants_out {
-                    epoll::EventFlags::OUT
-                } else {
-                    epoll::EventFlags::empty()
-                };
+                let out = if connection.wants_out { epoll::EventFlags::OUT } else { epoll::EventFlags::empty() };
                 let token = epoll::EventData::new_u64(connection.id);
-                let _ = epoll::modify(
-                    &self.poll,
-                    &connection.socket,
-                    token,
-                    epoll::EventFlags::IN | out,
-                );
+                let _ = epoll::modify(&self.poll, &connection.socket, token, epoll::EventFlags::IN | out);
             }
         }
         for conn in ended {
@@ -386,8 +296,7 @@ impl Loop {
 impl Listener {
     /// Removes the socket file if it is still this listener's: a successor's stays.
     fn unlink(&self) {
-        let ours = std::fs::metadata(&self.path)
-            .is_ok_and(|m| std::os::unix::fs::MetadataExt::ino(&m) == self.inode);
+        let ours = std::fs::metadata(&self.path).is_ok_and(|m| std::os::unix::fs::MetadataExt::ino(&m) == self.inode);
         if ours {
             let _ = std::fs::remove_file(&self.path);
         }

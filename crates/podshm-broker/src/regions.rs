@@ -41,15 +41,7 @@ impl RegionBook {
         if let Some(header) = region.header(layout) {
             header.write(&map.window(0, podshm_layout::PAGE));
         }
-        self.all.insert(
-            region.id,
-            Held {
-                region,
-                memory,
-                holders: BTreeSet::new(),
-                wanted: true,
-            },
-        );
+        self.all.insert(region.id, Held { region, memory, holders: BTreeSet::new(), wanted: true });
         Ok(region.id)
     }
 
@@ -58,15 +50,8 @@ impl RegionBook {
     }
 
     /// A descriptor of the region for `holder`.
-    pub(crate) fn lend(
-        &mut self,
-        id: u64,
-        holder: ConnId,
-    ) -> Result<(Region, OwnedFd), RegionError> {
-        let held = self
-            .all
-            .get_mut(&id)
-            .expect("a region is lent only while the broker wants it");
+    pub(crate) fn lend(&mut self, id: u64, holder: ConnId) -> Result<(Region, OwnedFd), RegionError> {
+        let held = self.all.get_mut(&id).expect("a region is lent only while the broker wants it");
         let fd = held.memory.try_clone()?.into_fd();
         held.holders.insert(holder);
         Ok((held.region, fd))
@@ -74,11 +59,7 @@ impl RegionBook {
 
     /// Seals the region against every other writer.
     pub(crate) fn seal(&self, id: u64) -> Result<(), RegionError> {
-        self.all
-            .get(&id)
-            .expect("a region is sealed only while the broker wants it")
-            .memory
-            .seal()
+        self.all.get(&id).expect("a region is sealed only while the broker wants it").memory.seal()
     }
 
     pub(crate) fn drop_holder(&mut self, id: u64, holder: ConnId) {
@@ -89,12 +70,7 @@ impl RegionBook {
     }
 
     pub(crate) fn drop_everything_of(&mut self, holder: ConnId) {
-        let ids: Vec<u64> = self
-            .all
-            .iter()
-            .filter(|(_, h)| h.holders.contains(&holder))
-            .map(|(id, _)| *id)
-            .collect();
+        let ids: Vec<u64> = self.all.iter().filter(|(_, h)| h.holders.contains(&holder)).map(|(id, _)| *id).collect();
         for id in ids {
             self.drop_holder(id, holder);
         }
@@ -109,26 +85,17 @@ impl RegionBook {
     }
 
     pub(crate) fn is_held_by(&self, id: u64, holder: ConnId) -> bool {
-        self.all
-            .get(&id)
-            .is_some_and(|h| h.holders.contains(&holder))
+        self.all.get(&id).is_some_and(|h| h.holders.contains(&holder))
     }
 
     /// Regions of one kind that a connection holds.
     pub(crate) fn held_by(&self, holder: ConnId, kind: RegionKind) -> usize {
-        self.all
-            .values()
-            .filter(|h| h.region.kind == kind as u32 && h.holders.contains(&holder))
-            .count()
+        self.all.values().filter(|h| h.region.kind == kind as u32 && h.holders.contains(&holder)).count()
     }
 
     /// Bytes alive.
     pub(crate) fn bytes(&self, of: impl Fn(&Region) -> bool) -> u64 {
-        self.all
-            .values()
-            .filter(|h| of(&h.region))
-            .map(|h| h.region.bytes)
-            .sum()
+        self.all.values().filter(|h| of(&h.region)).map(|h| h.region.bytes).sum()
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -136,11 +103,7 @@ impl RegionBook {
     }
 
     fn free_if_unused(&mut self, id: u64) {
-        if self
-            .all
-            .get(&id)
-            .is_some_and(|h| !h.wanted && h.holders.is_empty())
-        {
+        if self.all.get(&id).is_some_and(|h| !h.wanted && h.holders.is_empty()) {
             self.all.remove(&id);
         }
     }

@@ -97,6 +97,8 @@ pub(crate) struct Domain {
     pub(crate) refused: u64,
     pub(crate) discarded: u64,
     pub(crate) layout: u32,
+    /// What the last agent that closed in order left to its successor.
+    pub(crate) left_state: Vec<u8>,
     notice: Memory,
     notice_page: Window,
 }
@@ -107,11 +109,7 @@ impl Domain {
         let mut map = WriteMap::map(&notice)?;
         map.touch()?;
         let notice_page = map.window(0, PAGE);
-        let region = Region {
-            kind: RegionKind::Notice as u32,
-            bytes: PAGE as u64,
-            ..Region::default()
-        };
+        let region = Region { kind: RegionKind::Notice as u32, bytes: PAGE as u64, ..Region::default() };
         if let Some(header) = region.header(LAYOUT_VERSION) {
             header.write(&notice_page);
         }
@@ -134,6 +132,7 @@ impl Domain {
             refused: 0,
             discarded: 0,
             layout: LAYOUT_VERSION,
+            left_state: Vec::new(),
             notice,
             notice_page,
         })
@@ -145,13 +144,11 @@ impl Domain {
 
     /// Release: whoever sees the new epoch also sees what the broker did before.
     pub(crate) fn publish_epoch(&self) {
-        self.notice_page
-            .store(NOTICE_AGENT_EPOCH, self.epoch, Ordering::Release);
+        self.notice_page.store(NOTICE_AGENT_EPOCH, self.epoch, Ordering::Release);
     }
 
     pub(crate) fn publish_table(&self, service: usize, generation: u64) {
-        self.notice_page
-            .store(NOTICE_TABLES + service * 8, generation, Ordering::Release);
+        self.notice_page.store(NOTICE_TABLES + service * 8, generation, Ordering::Release);
     }
 }
 
@@ -170,16 +167,8 @@ impl State {
         };
         match (&connection.role, message) {
             (Role::New, Up::Hello(hello)) => self.hello(conn, hello),
-            (Role::New, _) => self.reject(
-                conn,
-                RefusalKind::Protocol,
-                "the first message must be a hello",
-            ),
-            (_, Up::Hello(_)) => self.reject(
-                conn,
-                RefusalKind::Protocol,
-                "a second hello; open another connection",
-            ),
+            (Role::New, _) => self.reject(conn, RefusalKind::Protocol, "the first message must be a hello"),
+            (_, Up::Hello(_)) => self.reject(conn, RefusalKind::Protocol, "a second hello; open another connection"),
             (_, Up::Bye(_)) => self.end(conn),
             (_, Up::Release(released)) => {
                 for id in released.ids {
@@ -192,11 +181,10 @@ impl State {
             (Role::Agent, Up::Ready(_)) => self.agent_ready(conn),
             (Role::Agent, Up::Grow(grow)) => self.grow(conn, grow),
             (Role::Agent, Up::Publish(publish)) => self.publish(conn, publish.region),
-            (Role::Agent, Up::Closed(_)) => self.agent_closed(conn),
+            (Role::Agent, Up::Closed(closed)) => self.agent_closed(conn, closed.state),
             (Role::Agent, Up::Drained(id)) => self.drained(conn, id.client),
             (_, message) => {
-                let reason =
-                    format!("message {message:?} is not one that this participant may send now");
+                let reason = format!("message {message:?} is not one that this participant may send now");
                 self.reject(conn, RefusalKind::Protocol, reason);
             }
         }
@@ -221,19 +209,13 @@ impl State {
             return self.reject(conn, RefusalKind::Version, reason);
         }
         connection.layout = hello.layout_newest.min(LAYOUT_VERSION);
-        let (rights, name, domain) = (
-            connection.rights,
-            connection.who.name(),
-            connection.domain.clone(),
-        );
+        let (rights, name, domain) = (connection.rights, connection.who.name(), connection.domain.clone());
         if hello.agent && !rights.serve {
-            let reason =
-                format!("{name} may not serve domain {domain}; add it to the domain's agents");
+            let reason = format!("{name} may not serve domain {domain}; add it to the domain's agents");
             return self.reject(conn, RefusalKind::NotAllowed, reason);
         }
         if !hello.agent && !rights.join {
-            let reason =
-                format!("{name} may not join domain {domain}; add it to the domain's members");
+            let reason = format!("{name} may not join domain {domain}; add it to the domain's members");
             return self.reject(conn, RefusalKind::NotAllowed, reason);
         }
         if hello.agent {

@@ -53,13 +53,7 @@ pub struct Limits {
 impl Default for Limits {
     /// 256 MiB, a quarter of it for each member, 4,096 clients, 64 for each member, two generations.
     fn default() -> Self {
-        Limits {
-            budget: 256 << 20,
-            member_share: 64 << 20,
-            clients: 4096,
-            member_clients: 64,
-            kept_generations: 2,
-        }
+        Limits { budget: 256 << 20, member_share: 64 << 20, clients: 4096, member_clients: 64, kept_generations: 2 }
     }
 }
 
@@ -102,9 +96,7 @@ pub enum Refusal {
         limit: u32,
     },
     /// Clients of the member.
-    #[error(
-        "{member} has its {limit} processes joined; raise the per-member limit or share a client between threads"
-    )]
+    #[error("{member} has its {limit} processes joined; raise the per-member limit or share a client between threads")]
     Processes {
         /// The member.
         member: String,
@@ -112,9 +104,7 @@ pub enum Refusal {
         limit: u32,
     },
     /// Descriptors of the daemon.
-    #[error(
-        "{asked} more descriptors are needed and the node daemon has {left} left; raise its RLIMIT_NOFILE"
-    )]
+    #[error("{asked} more descriptors are needed and the node daemon has {left} left; raise its RLIMIT_NOFILE")]
     Descriptors {
         /// Needed.
         asked: u64,
@@ -135,12 +125,7 @@ pub struct Books {
 impl Books {
     /// Empty books.
     pub fn new(limits: Limits) -> Self {
-        Books {
-            limits,
-            tables: BTreeMap::new(),
-            clients: BTreeMap::new(),
-            reserved: 0,
-        }
+        Books { limits, tables: BTreeMap::new(), clients: BTreeMap::new(), reserved: 0 }
     }
 
     /// The limits.
@@ -167,11 +152,7 @@ impl Books {
     pub fn admit_tables(&mut self, tables: &[(u32, u64)]) -> Result<(), Refusal> {
         let each = |bytes: u64| bytes.saturating_mul(self.generations());
         let asked: u64 = tables.iter().map(|t| each(t.1)).sum();
-        let before: u64 = tables
-            .iter()
-            .filter_map(|t| self.tables.get(&t.0))
-            .map(|b| each(*b))
-            .sum();
+        let before: u64 = tables.iter().filter_map(|t| self.tables.get(&t.0)).map(|b| each(*b)).sum();
         self.within_budget("the domain's tables", asked.saturating_sub(before))?;
         self.reserved = self.reserved + asked - before;
         self.tables.extend(tables.iter().copied());
@@ -179,18 +160,10 @@ impl Books {
     }
 
     /// Admits a client with regions of these sizes.
-    pub fn admit_client(
-        &mut self,
-        client: u64,
-        member: &Identity,
-        c: u64,
-        a: u64,
-    ) -> Result<(), Refusal> {
+    pub fn admit_client(&mut self, client: u64, member: &Identity, c: u64, a: u64) -> Result<(), Refusal> {
         let asked = c.saturating_add(a.saturating_mul(self.generations()));
         if self.clients.len() as u64 >= u64::from(self.limits.clients) {
-            return Err(Refusal::Clients {
-                limit: self.limits.clients,
-            });
+            return Err(Refusal::Clients { limit: self.limits.clients });
         }
         let (mut processes, mut held) = (0, 0);
         for (_, bytes) in self.clients.values().filter(|(who, _)| who == member) {
@@ -198,19 +171,11 @@ impl Books {
             held += bytes;
         }
         if processes >= self.limits.member_clients {
-            return Err(Refusal::Processes {
-                member: member.name(),
-                limit: self.limits.member_clients,
-            });
+            return Err(Refusal::Processes { member: member.name(), limit: self.limits.member_clients });
         }
         let left = self.limits.member_share.saturating_sub(held);
         if asked > left {
-            return Err(Refusal::Share {
-                member: member.name(),
-                asked,
-                left,
-                share: self.limits.member_share,
-            });
+            return Err(Refusal::Share { member: member.name(), asked, left, share: self.limits.member_share });
         }
         self.within_budget("another client", asked)?;
         self.reserved += asked;
@@ -228,12 +193,7 @@ impl Books {
     fn within_budget(&self, what: &'static str, asked: u64) -> Result<(), Refusal> {
         let left = self.limits.budget.saturating_sub(self.reserved);
         if asked > left {
-            return Err(Refusal::Budget {
-                what,
-                asked,
-                left,
-                budget: self.limits.budget,
-            });
+            return Err(Refusal::Budget { what, asked, left, budget: self.limits.budget });
         }
         Ok(())
     }
@@ -244,71 +204,32 @@ mod tests {
     use super::*;
 
     fn pod(name: &str) -> Identity {
-        Identity {
-            namespace: "shop".into(),
-            pod: name.into(),
-            uid: name.into(),
-            service_account: "default".into(),
-        }
+        Identity { namespace: "shop".into(), pod: name.into(), uid: name.into(), service_account: "default".into() }
     }
 
     #[test]
     fn refusals_say_what_was_asked_and_what_is_left() {
-        let limits = Limits {
-            budget: 1000,
-            member_share: 500,
-            clients: 3,
-            member_clients: 2,
-            kept_generations: 2,
-        };
+        let limits = Limits { budget: 1000, member_share: 500, clients: 3, member_clients: 2, kept_generations: 2 };
         let mut books = Books::new(limits);
         books.admit_tables(&[(0, 100)]).unwrap();
         assert_eq!(books.reserved(), 400);
         let refusal = books.admit_client(1, &pod("a"), 200, 100).unwrap_err();
-        assert_eq!(
-            refusal,
-            Refusal::Share {
-                member: "shop/a".into(),
-                asked: 600,
-                left: 500,
-                share: 500
-            }
-        );
+        assert_eq!(refusal, Refusal::Share { member: "shop/a".into(), asked: 600, left: 500, share: 500 });
         books.admit_client(1, &pod("a"), 40, 10).unwrap();
         books.admit_client(2, &pod("a"), 40, 10).unwrap();
-        assert!(matches!(
-            books.admit_client(3, &pod("a"), 4, 1),
-            Err(Refusal::Processes { limit: 2, .. })
-        ));
+        assert!(matches!(books.admit_client(3, &pod("a"), 4, 1), Err(Refusal::Processes { limit: 2, .. })));
         books.admit_client(3, &pod("b"), 40, 10).unwrap();
-        assert_eq!(
-            books.admit_client(4, &pod("c"), 4, 1),
-            Err(Refusal::Clients { limit: 3 })
-        );
+        assert_eq!(books.admit_client(4, &pod("c"), 4, 1), Err(Refusal::Clients { limit: 3 }));
         books.release_client(2);
         books.release_client(2);
         let refusal = books.admit_client(4, &pod("c"), 100, 100).unwrap_err();
-        assert_eq!(
-            refusal,
-            Refusal::Budget {
-                what: "another client",
-                asked: 500,
-                left: 440,
-                budget: 1000
-            }
-        );
-        assert!(
-            refusal.to_string().contains("440 of 1000 left"),
-            "{refusal}"
-        );
+        assert_eq!(refusal, Refusal::Budget { what: "another client", asked: 500, left: 440, budget: 1000 });
+        assert!(refusal.to_string().contains("440 of 1000 left"), "{refusal}");
     }
 
     #[test]
     fn growth_replaces_and_a_refused_growth_changes_nothing() {
-        let mut books = Books::new(Limits {
-            budget: 1000,
-            ..Limits::default()
-        });
+        let mut books = Books::new(Limits { budget: 1000, ..Limits::default() });
         books.admit_tables(&[(0, 100), (1, 50)]).unwrap();
         assert!(books.admit_tables(&[(0, 300)]).is_err());
         assert_eq!(books.reserved(), 600);

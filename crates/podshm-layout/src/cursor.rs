@@ -5,6 +5,7 @@
 //!  +8 claim   records in [acked, claim) may have been handled already: a batch is in hand
 //!  +16 closed position + 1 once the consumer has closed here for good (hand-over); 0 before
 //!  +24 start  where this consumer started: every record before it is a predecessor's affair; 0 before it has started
+//!  +32 of     which incarnation of the ring the cursors are of: responses come from another ring after a take-over
 //! ```
 
 use crate::mem::{Load, Store};
@@ -41,6 +42,19 @@ impl CursorLine {
         mem.store(self.offset, position, Ordering::Release);
     }
 
+    /// [`CursorLine::reset`] for a ring of which there are incarnations: the producer takes the cursors for another one's until
+    /// it sees its own number.
+    pub fn reset_for(self, mem: &impl Store, incarnation: u64, position: u64) {
+        mem.store(self.offset + 32, 0, Ordering::Release);
+        self.reset(mem, position);
+        mem.store(self.offset + 32, incarnation, Ordering::Release);
+    }
+
+    /// Whose cursors these are.
+    pub fn incarnation(self, mem: &impl Load) -> u64 {
+        mem.load(self.offset + 32, Ordering::Acquire)
+    }
+
     /// Where the consumer started; `None` before it has.
     pub fn started(self, mem: &impl Load) -> Option<u64> {
         Some(mem.load(self.offset + 24, Ordering::Acquire)).filter(|start| *start != 0)
@@ -64,11 +78,7 @@ impl CursorLine {
     pub fn close(self, mem: &impl Store, position: u64) {
         mem.store(self.offset + 8, position, Ordering::Relaxed);
         mem.store(self.offset, position, Ordering::Release);
-        mem.store(
-            self.offset + 16,
-            position.wrapping_add(1),
-            Ordering::Release,
-        );
+        mem.store(self.offset + 16, position.wrapping_add(1), Ordering::Release);
     }
 
     /// The producer's view: what it may overwrite.
@@ -82,10 +92,6 @@ impl CursorLine {
         let closed = mem.load(self.offset + 16, Ordering::Acquire);
         let acked = mem.load(self.offset, Ordering::Acquire);
         let claim = mem.load(self.offset + 8, Ordering::Acquire);
-        Cursors {
-            acked,
-            claim,
-            closed: closed.checked_sub(1),
-        }
+        Cursors { acked, claim, closed: closed.checked_sub(1) }
     }
 }

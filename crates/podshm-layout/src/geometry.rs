@@ -31,9 +31,7 @@ pub enum GeometryError {
         found: u64,
     },
     /// A record that could get stuck at the ring's end.
-    #[error(
-        "records up to {found} bytes in a ring of {ring}: expected at most {most}; use a larger ring"
-    )]
+    #[error("records up to {found} bytes in a ring of {ring}: expected at most {most}; use a larger ring")]
     MaxRecord {
         /// Record limit asked for.
         found: u64,
@@ -101,9 +99,7 @@ impl RingGeometry {
     /// Checks that the ring fits a producer's region of `producer` bytes.
     pub fn check(&self, producer: u64) -> Result<(), GeometryError> {
         if !self.bytes.is_power_of_two() || !RING_BYTES.contains(&self.bytes) {
-            return Err(GeometryError::RingBytes {
-                found: self.bytes.into(),
-            });
+            return Err(GeometryError::RingBytes { found: self.bytes.into() });
         }
         let most = Self::most_record(self.bytes);
         if self.max_record > most {
@@ -114,25 +110,12 @@ impl RingGeometry {
             });
         }
         let end = u64::from(self.offset) + u64::from(self.bytes);
-        if !(self.offset as usize).is_multiple_of(CACHE_LINE)
-            || (self.offset as usize) < PAGE
-            || end > producer
-        {
-            return Err(outside(
-                "ring",
-                self.offset.into(),
-                self.bytes.into(),
-                producer,
-            ));
+        if !(self.offset as usize).is_multiple_of(CACHE_LINE) || (self.offset as usize) < PAGE || end > producer {
+            return Err(outside("ring", self.offset.into(), self.bytes.into(), producer));
         }
         let cursor = self.cursor as usize;
         if cursor < CURSORS || cursor + CACHE_LINE > PAGE || !cursor.is_multiple_of(CACHE_LINE) {
-            return Err(outside(
-                "cursor line",
-                self.cursor.into(),
-                CACHE_LINE as u64,
-                PAGE as u64,
-            ));
+            return Err(outside("cursor line", self.cursor.into(), CACHE_LINE as u64, PAGE as u64));
         }
         if !self.start.is_multiple_of(8) {
             return Err(outside("first record", self.start, 8, self.bytes.into()));
@@ -165,17 +148,10 @@ pub struct ChannelGeometry {
 
 impl ChannelGeometry {
     /// Lays the rings out one behind another; `spread` is any number that differs from client to client.
-    pub fn lay_out(
-        to_agent: &[RingSize],
-        to_client: &[RingSize],
-        spread: u64,
-    ) -> Result<Self, GeometryError> {
+    pub fn lay_out(to_agent: &[RingSize], to_client: &[RingSize], spread: u64) -> Result<Self, GeometryError> {
         let place = |sizes: &[RingSize]| -> Result<(u64, Vec<RingGeometry>), GeometryError> {
             if sizes.len() > MAX_RINGS {
-                return Err(GeometryError::TooManyRings {
-                    found: sizes.len(),
-                    most: MAX_RINGS,
-                });
+                return Err(GeometryError::TooManyRings { found: sizes.len(), most: MAX_RINGS });
             }
             let mut at = PAGE as u64;
             let mut rings = Vec::with_capacity(sizes.len());
@@ -187,8 +163,7 @@ impl ChannelGeometry {
                     // A multiple of the line, within the first quarter so that a first lap looks like any other.
                     // Never 0: a zeroed cursor line means "not started yet".
                     start: CACHE_LINE as u64
-                        + (spread.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40)
-                            % u64::from(size.bytes.max(256) / 4)
+                        + (spread.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) % u64::from(size.bytes.max(256) / 4)
                             / CACHE_LINE as u64
                             * CACHE_LINE as u64,
                     cursor: (CURSORS + i * CACHE_LINE) as u32,
@@ -201,36 +176,20 @@ impl ChannelGeometry {
         };
         let (client_bytes, to_agent) = place(to_agent)?;
         let (agent_bytes, to_client) = place(to_client)?;
-        Ok(ChannelGeometry {
-            client_bytes,
-            agent_bytes,
-            to_agent,
-            to_client,
-        })
+        Ok(ChannelGeometry { client_bytes, agent_bytes, to_agent, to_client })
     }
 
     /// Checks what came in a message: every ring inside its region, none over another.
     pub fn check(&self) -> Result<(), GeometryError> {
-        for (rings, size) in [
-            (&self.to_agent, self.client_bytes),
-            (&self.to_client, self.agent_bytes),
-        ] {
+        for (rings, size) in [(&self.to_agent, self.client_bytes), (&self.to_client, self.agent_bytes)] {
             if rings.len() > MAX_RINGS {
-                return Err(GeometryError::TooManyRings {
-                    found: rings.len(),
-                    most: MAX_RINGS,
-                });
+                return Err(GeometryError::TooManyRings { found: rings.len(), most: MAX_RINGS });
             }
             let (mut end, mut line) = (PAGE as u64, 0);
             for ring in rings {
                 ring.check(size)?;
                 if u64::from(ring.offset) < end || ring.cursor <= line {
-                    return Err(outside(
-                        "ring over another",
-                        ring.offset.into(),
-                        ring.bytes.into(),
-                        size,
-                    ));
+                    return Err(outside("ring over another", ring.offset.into(), ring.bytes.into(), size));
                 }
                 end = u64::from(ring.offset) + u64::from(ring.bytes);
                 line = ring.cursor;
@@ -266,10 +225,7 @@ impl TableGeometry {
         let buckets = (keys * 10).div_ceil(u64::from(Self::LANES) * 6) + 2;
         let spare = (bytes / 8).max(2 * 66_000);
         let units = (bytes + spare).div_ceil(Self::UNIT) + 1;
-        Ok(TableGeometry {
-            buckets: buckets as u32,
-            units: units as u32,
-        })
+        Ok(TableGeometry { buckets: buckets as u32, units: units as u32 })
     }
 
     /// Offset of unit 0.
@@ -292,10 +248,5 @@ impl TableGeometry {
 }
 
 fn outside(part: &'static str, offset: u64, len: u64, size: u64) -> GeometryError {
-    GeometryError::Outside {
-        part,
-        offset,
-        len,
-        size,
-    }
+    GeometryError::Outside { part, offset, len, size }
 }

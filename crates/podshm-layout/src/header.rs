@@ -78,11 +78,7 @@ impl RegionHeader {
         for (field, offset, expected) in fields {
             let found = mem.load(offset, Ordering::Acquire);
             if found != expected {
-                return Err(HeaderError {
-                    field,
-                    expected,
-                    found,
-                });
+                return Err(HeaderError { field, expected, found });
             }
         }
         Ok(())

@@ -18,16 +18,11 @@ pub struct Heap {
 impl Heap {
     /// Zeroed memory of `size` bytes, rounded up to whole words.
     pub fn new(size: usize) -> Self {
-        Heap {
-            words: Arc::new((0..size.div_ceil(8)).map(|_| AtomicU64::new(0)).collect()),
-        }
+        Heap { words: Arc::new((0..size.div_ceil(8)).map(|_| AtomicU64::new(0)).collect()) }
     }
 
     fn word(&self, offset: usize) -> &AtomicU64 {
-        assert!(
-            offset.is_multiple_of(8),
-            "word access at unaligned offset {offset}"
-        );
+        assert!(offset.is_multiple_of(8), "word access at unaligned offset {offset}");
         &self.words[offset / 8]
     }
 }

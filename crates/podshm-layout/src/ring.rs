@@ -56,9 +56,7 @@ fn footprint(len: u64) -> u64 {
 #[non_exhaustive]
 pub enum PushError {
     /// No room until the consumer acknowledges more.
-    #[error(
-        "ring is full: {needed} bytes are needed, {free} are free; wait for the consumer or drop the record"
-    )]
+    #[error("ring is full: {needed} bytes are needed, {free} are free; wait for the consumer or drop the record")]
     Full {
         /// Bytes that the record takes with header and pad.
         needed: u64,
@@ -74,9 +72,7 @@ pub enum PushError {
         most: u64,
     },
     /// The consumer's cursor is not where a cursor can be.
-    #[error(
-        "consumer's cursor is {found}, expected {lowest} to {highest}: the peer is broken or hostile"
-    )]
+    #[error("consumer's cursor is {found}, expected {lowest} to {highest}: the peer is broken or hostile")]
     BadCursor {
         /// What its region says.
         found: u64,
@@ -94,6 +90,7 @@ pub struct Producer<W> {
     bytes: u64,
     max_record: u64,
     cursor: CursorLine,
+    incarnation: u64,
     head: u64,
     acked: u64,
     /// Header of the first record that is written but not published.
@@ -119,20 +116,23 @@ impl Reservation {
 impl<W: Store> Producer<W> {
     /// The producer of a fresh (zeroed) ring.
     pub fn new(mem: W, ring: &RingGeometry) -> Self {
-        assert_eq!(
-            mem.size() as u64,
-            u64::from(ring.bytes),
-            "a producer's window is exactly its ring"
-        );
+        assert_eq!(mem.size() as u64, u64::from(ring.bytes), "a producer's window is exactly its ring");
         Producer {
             mem,
             bytes: ring.bytes.into(),
             max_record: ring.max_record.into(),
             cursor: ring.cursor_line(),
+            incarnation: 0,
             head: ring.start,
             acked: ring.start,
             held: None,
         }
+    }
+
+    /// Believes the consumer's cursors only once they carry this incarnation of the ring.
+    pub fn of_incarnation(mut self, incarnation: u64) -> Self {
+        self.incarnation = incarnation;
+        self
     }
 
     /// Position of the next record.
@@ -157,16 +157,13 @@ impl<W: Store> Producer<W> {
 
     /// Looks at the consumer's cursor and returns the bytes that are free now.
     pub fn refresh(&mut self, peer: &impl Load) -> Result<u64, PushError> {
+        let started = self.incarnation == 0 || self.cursor.incarnation(peer) == self.incarnation;
         let mut found = self.cursor.acked(peer);
-        if found == 0 {
-            found = self.acked; // the consumer has not started yet, or its successor has not
+        if found == 0 || !started {
+            found = self.acked; // the consumer has not started on this ring yet
         }
         if found < self.acked || found > self.head || !found.is_multiple_of(8) {
-            return Err(PushError::BadCursor {
-                found,
-                lowest: self.acked,
-                highest: self.head,
-            });
+            return Err(PushError::BadCursor { found, lowest: self.acked, highest: self.head });
         }
         self.acked = found;
         Ok(self.bytes - (self.head - self.acked))
@@ -177,10 +174,7 @@ impl<W: Store> Producer<W> {
     pub fn reserve(&mut self, len: usize, peer: &impl Load) -> Result<Reservation, PushError> {
         let len = len as u64;
         if len > self.max_record {
-            return Err(PushError::TooLong {
-                found: len,
-                most: self.max_record,
-            });
+            return Err(PushError::TooLong { found: len, most: self.max_record });
         }
         let need = footprint(len);
         let mut at = self.head & (self.bytes - 1);
@@ -197,30 +191,20 @@ impl<W: Store> Producer<W> {
                 return Err(PushError::Full { needed, free });
             }
         }
-        Ok(Reservation {
-            position: self.head + pad,
-            at,
-            len,
-            pad,
-        })
+        Ok(Reservation { position: self.head + pad, at, len, pad })
     }
 
     /// Writes into the reserved room, in place.
     #[inline]
     pub fn fill<R>(&mut self, room: &Reservation, fill: impl FnOnce(&mut [u8]) -> R) -> R {
-        self.mem
-            .fill((room.at + HEADER) as usize, room.len as usize, fill)
+        self.mem.fill((room.at + HEADER) as usize, room.len as usize, fill)
     }
 
     /// Copies `bytes` into the reserved room at `offset`.
     #[inline]
     pub fn write(&mut self, room: &Reservation, offset: usize, bytes: &[u8]) {
-        assert!(
-            offset + bytes.len() <= room.len as usize,
-            "write past the reserved record"
-        );
-        self.mem
-            .copy_in((room.at + HEADER) as usize + offset, bytes);
+        assert!(offset + bytes.len() <= room.len as usize, "write past the reserved record");
+        self.mem.copy_in((room.at + HEADER) as usize + offset, bytes);
     }
 
     /// Ends the record; it is published by the next [`Producer::publish`], together with all before it.
@@ -229,15 +213,10 @@ impl<W: Store> Producer<W> {
         let word = header(room.position, part as u64, room.len);
         let next = room.position + footprint(room.len);
         // The consumer must find nothing behind this record; ordered before its header by the release in publish().
-        self.mem
-            .store((next & (self.bytes - 1)) as usize, 0, Ordering::Relaxed);
+        self.mem.store((next & (self.bytes - 1)) as usize, 0, Ordering::Relaxed);
         if room.pad > 0 {
             self.put_header(room.at, word, true);
-            self.put_header(
-                self.head & (self.bytes - 1),
-                header(self.head, PAD, room.pad - HEADER),
-                false,
-            );
+            self.put_header(self.head & (self.bytes - 1), header(self.head, PAD, room.pad - HEADER), false);
         } else {
             self.put_header(room.at, word, false);
         }
@@ -293,9 +272,7 @@ impl<W: Store> Producer<W> {
 
 /// A record's header is not one that a correct producer writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "ring is corrupt at position {position}: header {found:#018x}, {reason}; the producer is broken or hostile"
-)]
+#[error("ring is corrupt at position {position}: header {found:#018x}, {reason}; the producer is broken or hostile")]
 pub struct RingError {
     /// Where.
     pub position: u64,
@@ -331,17 +308,8 @@ pub struct Consumer<R> {
 impl<R: Load> Consumer<R> {
     /// A consumer that starts at `position`: the ring's start, or where a predecessor ended.
     pub fn new(mem: R, ring: &RingGeometry, position: u64) -> Self {
-        assert_eq!(
-            mem.size() as u64,
-            u64::from(ring.bytes),
-            "a consumer's window is exactly its ring"
-        );
-        Consumer {
-            mem,
-            bytes: ring.bytes.into(),
-            max_record: ring.max_record.into(),
-            position: position & !7,
-        }
+        assert_eq!(mem.size() as u64, u64::from(ring.bytes), "a consumer's window is exactly its ring");
+        Consumer { mem, bytes: ring.bytes.into(), max_record: ring.max_record.into(), position: position & !7 }
     }
 
     /// Position of the next record.
@@ -362,13 +330,7 @@ impl<R: Load> Consumer<R> {
             }
             let len = word & LEN_MASK;
             let kind = (word >> KIND_SHIFT) & 0x1f;
-            let bad = |reason| {
-                Err(RingError {
-                    position,
-                    found: word,
-                    reason,
-                })
-            };
+            let bad = |reason| Err(RingError { position, found: word, reason });
             if word & PRESENT == 0 || word & (0xffff_ffff << 32) != tag(position) {
                 return bad("expected the position's own tag");
             }

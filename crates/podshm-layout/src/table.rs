@@ -43,10 +43,7 @@ struct Home {
 
 fn home(key: &[u8], buckets: u32) -> Home {
     let hash = xxh3_64(key);
-    Home {
-        bucket: ((hash >> 32) * u64::from(buckets)) >> 32,
-        tag: (hash & 0xff).max(1),
-    }
+    Home { bucket: ((hash >> 32) * u64::from(buckets)) >> 32, tag: (hash & 0xff).max(1) }
 }
 
 /// A bit (the top one of each byte) for each lane whose tag may be `tag`; a false one is possible above a true one.

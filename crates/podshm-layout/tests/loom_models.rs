@@ -12,32 +12,17 @@ use podshm_layout::wake::{Sleeper, Waker, Wants};
 
 /// A ring of 64 bytes: small enough that loom sees it wrap.
 fn tiny() -> RingGeometry {
-    RingGeometry {
-        offset: 4096,
-        bytes: 64,
-        max_record: 16,
-        start: 0,
-        cursor: 0,
-    }
+    RingGeometry { offset: 4096, bytes: 64, max_record: 16, start: 0, cursor: 0 }
 }
 
 fn drain(consumer: &mut Consumer<Heap>, cursors: &Heap, expect: &mut u64) {
-    while let Some(record) = consumer
-        .peek()
-        .expect("a correct producer writes correct headers")
-    {
+    while let Some(record) = consumer.peek().expect("a correct producer writes correct headers") {
         let mut out = [0; 8];
         consumer.copy_out(&record, 0, &mut out);
-        assert_eq!(
-            u64::from_le_bytes(out),
-            *expect,
-            "record read before it was written"
-        );
+        assert_eq!(u64::from_le_bytes(out), *expect, "record read before it was written");
         *expect += 1;
         consumer.advance(&record);
-        tiny()
-            .cursor_line()
-            .acknowledge(cursors, consumer.position());
+        tiny().cursor_line().acknowledge(cursors, consumer.position());
     }
 }
 
@@ -160,10 +145,7 @@ fn planted_missing_fence_is_caught() {
 fn table_reader_never_sees_a_torn_value() {
     loom::model(|| {
         // Two spare units: the third publication reuses the first one's under the reader.
-        let geometry = TableGeometry {
-            buckets: 1,
-            units: 3,
-        };
+        let geometry = TableGeometry { buckets: 1, units: 3 };
         let memory = Heap::new(geometry.size() as usize);
         let mut writer = TableWriter::new(memory.clone(), geometry);
         writer.put(b"k", &[1; 16], 0).expect("room");
@@ -176,10 +158,7 @@ fn table_reader_never_sees_a_torn_value() {
         let mut value = [0; 16];
         if let Some(found) = reader.find(b"k").expect("not corrupt") {
             if reader.read(&found, 0, &mut value).is_ok() {
-                assert!(
-                    value.iter().all(|b| *b == value[0] && *b > 0),
-                    "torn value {value:?}"
-                );
+                assert!(value.iter().all(|b| *b == value[0] && *b > 0), "torn value {value:?}");
             }
         } else {
             panic!("a key that is always there was not found");

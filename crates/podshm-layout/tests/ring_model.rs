@@ -30,9 +30,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
 }
 
 fn bytes(seed: u64, len: usize) -> Vec<u8> {
-    (0..len as u64)
-        .map(|i| (seed.wrapping_mul(31).wrapping_add(i * 7)) as u8)
-        .collect()
+    (0..len as u64).map(|i| (seed.wrapping_mul(31).wrapping_add(i * 7)) as u8).collect()
 }
 
 proptest! {

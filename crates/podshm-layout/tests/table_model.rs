@@ -99,16 +99,8 @@ fn limits_are_named() {
     let geometry = TableGeometry::sized_for(4, 256).unwrap();
     let mut writer = TableWriter::new(Heap::new(geometry.size() as usize), geometry);
     assert_eq!(writer.put(&[], b"v", 0), Err(TableError::Key { found: 0 }));
-    assert_eq!(
-        writer.put(&[1; 256], b"v", 0),
-        Err(TableError::Key { found: 256 })
-    );
-    assert_eq!(
-        writer.put(b"k", &[0; MAX_VALUE + 1], 0),
-        Err(TableError::Value {
-            found: MAX_VALUE + 1
-        })
-    );
+    assert_eq!(writer.put(&[1; 256], b"v", 0), Err(TableError::Key { found: 256 }));
+    assert_eq!(writer.put(b"k", &[0; MAX_VALUE + 1], 0), Err(TableError::Value { found: MAX_VALUE + 1 }));
     assert_eq!(writer.put(&[1; 255], &[0; MAX_VALUE], 0), Ok(()));
 }
 
@@ -127,11 +119,7 @@ fn a_snapshot_says_that_the_table_changed() {
     writer.put(b"a", b"2", 0).unwrap();
     assert_eq!(snapshot.finish(), None);
     let batch = writer.batch();
-    assert_eq!(
-        reader.snapshot().finish(),
-        None,
-        "a batch in hand is not a version"
-    );
+    assert_eq!(reader.snapshot().finish(), None, "a batch in hand is not a version");
     drop(batch);
     assert!(reader.snapshot().finish().is_some());
 }

@@ -16,7 +16,9 @@ pub const PROTOCOL: u32 = 1;
 /// The oldest protocol that it still speaks.
 pub const PROTOCOL_OLDEST: u32 = 1;
 /// Longest message, in bytes.
-pub const MAX_MESSAGE: usize = 64 * 1024;
+pub const MAX_MESSAGE: usize = 128 * 1024;
+/// Most bytes that an agent can leave to its successor.
+pub const MAX_STATE: usize = 96 * 1024;
 
 /// What a participant tells the broker.
 #[derive(Clone, PartialEq, Message)]
@@ -49,7 +51,7 @@ pub enum Up {
     Release(RegionIds),
     /// Agent: every ring is closed at its cursor, nothing more will be handled.
     #[prost(message, tag = "7")]
-    Closed(Nothing),
+    Closed(State),
     /// Agent: everything that a client which left had accepted is handled.
     #[prost(message, tag = "8")]
     Drained(ClientId),
@@ -62,7 +64,7 @@ pub enum Up {
 #[derive(Clone, PartialEq, Message)]
 pub struct FromBroker {
     /// The one thing that this message says.
-    #[prost(oneof = "Down", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "Down", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
     pub body: Option<Down>,
 }
 
@@ -97,6 +99,9 @@ pub enum Down {
     /// Agent: a successor is ready; finish what is in hand and close.
     #[prost(message, tag = "9")]
     Close(Nothing),
+    /// Agent: it serves from here on. Its predecessor's clients follow, each in a [`Serve`].
+    #[prost(message, tag = "10")]
+    TakeOver(TakeOver),
 }
 
 /// No content.
@@ -273,6 +278,25 @@ pub struct NewAgent {
     pub regions: Vec<Region>,
 }
 
+/// What an agent leaves to its successor.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct State {
+    /// Its own bytes, at most [`MAX_STATE`].
+    #[prost(bytes = "vec", tag = "1")]
+    pub state: Vec<u8>,
+}
+
+/// The agent serves.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct TakeOver {
+    /// Its epoch.
+    #[prost(uint64, tag = "1")]
+    pub epoch: u64,
+    /// What its predecessor left by closing in order; empty after a crash.
+    #[prost(bytes = "vec", tag = "2")]
+    pub state: Vec<u8>,
+}
+
 /// A client to serve.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct Serve {
@@ -345,17 +369,13 @@ pub struct BadMessage {
 /// Reads a message from a participant.
 pub fn decode_up(bytes: &[u8]) -> Result<Up, BadMessage> {
     let message = ToBroker::decode(bytes).map_err(|e| bad(bytes, e))?;
-    message
-        .body
-        .ok_or_else(|| bad(bytes, "it has no body that this release knows"))
+    message.body.ok_or_else(|| bad(bytes, "it has no body that this release knows"))
 }
 
 /// Reads a message from the broker.
 pub fn decode_down(bytes: &[u8]) -> Result<Down, BadMessage> {
     let message = FromBroker::decode(bytes).map_err(|e| bad(bytes, e))?;
-    message
-        .body
-        .ok_or_else(|| bad(bytes, "it has no body that this release knows"))
+    message.body.ok_or_else(|| bad(bytes, "it has no body that this release knows"))
 }
 
 /// Writes a message to the broker.
@@ -369,8 +389,5 @@ pub fn encode_down(body: Down) -> Vec<u8> {
 }
 
 fn bad(bytes: &[u8], reason: impl ToString) -> BadMessage {
-    BadMessage {
-        bytes: bytes.len(),
-        reason: reason.to_string(),
-    }
+    BadMessage { bytes: bytes.len(), reason: reason.to_string() }
 }

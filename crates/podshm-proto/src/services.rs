@@ -65,25 +65,19 @@ impl Services {
     /// Checks what an agent offers.
     pub fn check(offered: Vec<Service>) -> Result<Self, BadService> {
         if offered.is_empty() || offered.len() > MAX_SERVICES {
-            return Err(BadService::Count {
-                found: offered.len(),
-            });
+            return Err(BadService::Count { found: offered.len() });
         }
         let mut all: Vec<(Service, ServiceKind)> = Vec::new();
         for service in offered {
             let name = service.name.clone();
-            let good =
-                |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
+            let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
             if name.is_empty() || name.len() > 63 || !name.chars().all(good) {
                 return Err(BadService::Name { found: name });
             }
             if all.iter().any(|(s, _)| s.name == name) {
                 return Err(BadService::Twice { name });
             }
-            let size = |source| BadService::Size {
-                name: name.clone(),
-                source,
-            };
+            let size = |source| BadService::Size { name: name.clone(), source };
             let kind = match service.kind {
                 1 => {
                     TableGeometry::sized_for(service.keys, service.bytes).map_err(size)?;
@@ -93,9 +87,7 @@ impl Services {
                 3 => ServiceKind::Call,
                 found => return Err(BadService::Kind { name, found }),
             };
-            let one = Services {
-                all: vec![(service, kind)],
-            };
+            let one = Services { all: vec![(service, kind)] };
             one.channel(0, 0).map_err(size)?;
             all.extend(one.all);
         }
@@ -124,26 +116,17 @@ impl Services {
 
     /// Index and kind of a service.
     pub fn find(&self, name: &str) -> Option<(usize, ServiceKind)> {
-        self.all
-            .iter()
-            .position(|(s, _)| s.name == name)
-            .map(|i| (i, self.all[i].1))
+        self.all.iter().position(|(s, _)| s.name == name).map(|i| (i, self.all[i].1))
     }
 
     /// Index of a service's ring among those to the agent.
     pub fn ring_to_agent(&self, index: usize) -> usize {
-        self.all[..index]
-            .iter()
-            .filter(|(_, k)| *k != ServiceKind::Table)
-            .count()
+        self.all[..index].iter().filter(|(_, k)| *k != ServiceKind::Table).count()
     }
 
     /// Index of a call's ring among those to the client.
     pub fn ring_to_client(&self, index: usize) -> usize {
-        self.all[..index]
-            .iter()
-            .filter(|(_, k)| *k == ServiceKind::Call)
-            .count()
+        self.all[..index].iter().filter(|(_, k)| *k == ServiceKind::Call).count()
     }
 
     /// Both regions of a channel, for a client and a place in the agent's pool.
@@ -158,10 +141,7 @@ impl Services {
             .iter()
             .filter_map(|(s, k)| match k {
                 ServiceKind::Table => None,
-                ServiceKind::Queue => Some(RingSize {
-                    bytes: s.ring,
-                    max_record: s.longest,
-                }),
+                ServiceKind::Queue => Some(RingSize { bytes: s.ring, max_record: s.longest }),
                 ServiceKind::Call => Some(ring(s.ring, u32::MAX)),
             })
             .collect();
@@ -192,21 +172,12 @@ impl Region {
             4 => RegionKind::Notice,
             _ => return None,
         };
-        Some(RegionHeader {
-            layout,
-            kind,
-            generation: self.generation,
-            size: self.bytes,
-            owner: self.owner,
-        })
+        Some(RegionHeader { layout, kind, generation: self.generation, size: self.bytes, owner: self.owner })
     }
 
     /// The table geometry of a T region, checked against its size.
     pub fn table(&self) -> Result<TableGeometry, GeometryError> {
-        let geometry = TableGeometry {
-            buckets: self.buckets,
-            units: self.units,
-        };
+        let geometry = TableGeometry { buckets: self.buckets, units: self.units };
         geometry.check(self.bytes)?;
         Ok(geometry)
     }

@@ -135,15 +135,8 @@ mod tests {
                     let mut dst = vec![0xeeu8; len + 16];
                     // SAFETY: `shift + len <= 3000`, `8 + len <= dst.len()`; two separate vectors.
                     unsafe { way(src.as_ptr().add(shift), dst.as_mut_ptr().add(8), len) };
-                    assert_eq!(
-                        dst[8..8 + len],
-                        src[shift..shift + len],
-                        "length {len}, shift {shift}"
-                    );
-                    assert!(
-                        dst[..8].iter().chain(&dst[8 + len..]).all(|b| *b == 0xee),
-                        "wrote outside"
-                    );
+                    assert_eq!(dst[8..8 + len], src[shift..shift + len], "length {len}, shift {shift}");
+                    assert!(dst[..8].iter().chain(&dst[8 + len..]).all(|b| *b == 0xee), "wrote outside");
                 }
             }
         }

@@ -22,17 +22,11 @@ pub fn install() -> u32 {
         let size = 4096;
         // SAFETY: a fresh private mapping at an address of the kernel's choice.
         let page = unsafe {
-            mmap_anonymous(
-                std::ptr::null_mut(),
-                size,
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::PRIVATE,
-            )
+            mmap_anonymous(std::ptr::null_mut(), size, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)
         }
         .expect("one page of memory");
         // SAFETY: exactly the page made above, never unmapped.
-        unsafe { madvise(page, size, Advice::LinuxWipeOnFork) }
-            .expect("MADV_WIPEONFORK: Linux 4.14 or newer");
+        unsafe { madvise(page, size, Advice::LinuxWipeOnFork) }.expect("MADV_WIPEONFORK: Linux 4.14 or newer");
         CANARY.store(page.cast(), Ordering::Release);
         // SAFETY: the handler only swaps atomics and calls close(2): async-signal-safe.
         unsafe { libc::pthread_atfork(None, None, Some(close_sockets_in_child)) };
@@ -80,10 +74,8 @@ impl CloseAtFork {
     pub fn register(socket: BorrowedFd<'_>) -> Self {
         install();
         let fd = socket.as_raw_fd();
-        let slot = SOCKETS.iter().position(|s| {
-            s.compare_exchange(-1, fd, Ordering::Relaxed, Ordering::Relaxed)
-                .is_ok()
-        });
+        let slot =
+            SOCKETS.iter().position(|s| s.compare_exchange(-1, fd, Ordering::Relaxed, Ordering::Relaxed).is_ok());
         CloseAtFork { slot }
     }
 }

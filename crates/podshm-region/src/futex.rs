@@ -10,13 +10,7 @@ pub(crate) fn wait(word: *const u32, expected: u32, timeout: Duration) {
     };
     // SAFETY: FUTEX_WAIT reads one aligned word at an address that the caller keeps mapped; the timespec outlives the call.
     unsafe {
-        libc::syscall(
-            libc::SYS_futex,
-            word,
-            libc::FUTEX_WAIT,
-            expected,
-            &raw const timeout,
-        );
+        libc::syscall(libc::SYS_futex, word, libc::FUTEX_WAIT, expected, &raw const timeout);
     }
 }
 

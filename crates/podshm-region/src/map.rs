@@ -27,27 +27,12 @@ impl Mapping {
         let bytes = memory.bytes() as usize;
         let epoch = crate::fork::install();
         // SAFETY: a fresh mapping at an address of the kernel's choice; nothing of this process lies there.
-        let start = unsafe {
-            mmap(
-                std::ptr::null_mut(),
-                bytes,
-                prot,
-                MapFlags::SHARED,
-                memory,
-                0,
-            )
-        }
-        .map_err(RegionError::system("mmap", memory.bytes()))?;
-        let mapping = Mapping {
-            start: NonNull::new(start.cast()).expect("mmap never returns null"),
-            bytes,
-            epoch,
-        };
+        let start = unsafe { mmap(std::ptr::null_mut(), bytes, prot, MapFlags::SHARED, memory, 0) }
+            .map_err(RegionError::system("mmap", memory.bytes()))?;
+        let mapping = Mapping { start: NonNull::new(start.cast()).expect("mmap never returns null"), bytes, epoch };
         // SAFETY: exactly the mapping made above. A forked child then has nothing there at all.
-        unsafe { madvise(start, bytes, Advice::LinuxDontFork) }.map_err(RegionError::system(
-            "madvise(MADV_DONTFORK)",
-            memory.bytes(),
-        ))?;
+        unsafe { madvise(start, bytes, Advice::LinuxDontFork) }
+            .map_err(RegionError::system("madvise(MADV_DONTFORK)", memory.bytes()))?;
         Ok(mapping)
     }
 }
@@ -74,10 +59,7 @@ impl WriteMap {
     /// Maps a region for writing. Only possible before it is sealed.
     pub fn map(memory: &Memory) -> Result<Self, RegionError> {
         let mapping = Mapping::new(memory, ProtFlags::READ | ProtFlags::WRITE)?;
-        Ok(WriteMap {
-            mapping: Arc::new(mapping),
-            taken: Vec::new(),
-        })
+        Ok(WriteMap { mapping: Arc::new(mapping), taken: Vec::new() })
     }
 
     /// A window on `bytes` at `offset` that nobody else gets.
@@ -86,37 +68,18 @@ impl WriteMap {
     /// If the window reaches outside the region or over one that was taken before: a geometry that was not checked.
     pub fn window(&mut self, offset: usize, bytes: usize) -> Window {
         let end = offset.checked_add(bytes).expect("window's end");
-        assert!(
-            end <= self.mapping.bytes,
-            "window {offset}+{bytes} outside a region of {}",
-            self.mapping.bytes
-        );
-        assert!(
-            self.taken
-                .iter()
-                .all(|&(from, to)| end <= from || offset >= to),
-            "window {offset}+{bytes} is taken"
-        );
+        assert!(end <= self.mapping.bytes, "window {offset}+{bytes} outside a region of {}", self.mapping.bytes);
+        assert!(self.taken.iter().all(|&(from, to)| end <= from || offset >= to), "window {offset}+{bytes} is taken");
         self.taken.push((offset, end));
-        Window {
-            view: View::new(&self.mapping, offset, bytes),
-        }
+        Window { view: View::new(&self.mapping, offset, bytes) }
     }
 
     /// Touches every page, so that it is zeroed and mapped before anybody waits for it.
     pub fn touch(&self) -> Result<(), RegionError> {
         // SAFETY: exactly this mapping; populating changes no byte.
-        let done = unsafe {
-            madvise(
-                self.mapping.start.as_ptr().cast(),
-                self.mapping.bytes,
-                Advice::LinuxPopulateWrite,
-            )
-        };
-        done.map_err(RegionError::system(
-            "madvise(MADV_POPULATE_WRITE)",
-            self.mapping.bytes as u64,
-        ))
+        let done =
+            unsafe { madvise(self.mapping.start.as_ptr().cast(), self.mapping.bytes, Advice::LinuxPopulateWrite) };
+        done.map_err(RegionError::system("madvise(MADV_POPULATE_WRITE)", self.mapping.bytes as u64))
     }
 }
 
@@ -137,16 +100,10 @@ impl ReadMap {
     /// checking its size only.
     pub fn map_unsealed(memory: &Memory, bytes: u64) -> Result<Self, RegionError> {
         if memory.bytes() != bytes {
-            return Err(RegionError::Refused {
-                what: "its size",
-                expected: bytes,
-                found: memory.bytes(),
-            });
+            return Err(RegionError::Refused { what: "its size", expected: bytes, found: memory.bytes() });
         }
         let mapping = Arc::new(Mapping::new(memory, ProtFlags::READ)?);
-        Ok(ReadMap {
-            view: View::new(&mapping, 0, bytes as usize),
-        })
+        Ok(ReadMap { view: View::new(&mapping, 0, bytes as usize) })
     }
 
     /// A part of the region.
@@ -155,14 +112,8 @@ impl ReadMap {
     /// If it reaches outside the region.
     pub fn part(&self, offset: usize, bytes: usize) -> ReadMap {
         let end = offset.checked_add(bytes).expect("part's end");
-        assert!(
-            end <= self.view.bytes,
-            "part {offset}+{bytes} outside a region of {}",
-            self.view.bytes
-        );
-        ReadMap {
-            view: View::new(&self.view.mapping, self.view.offset() + offset, bytes),
-        }
+        assert!(end <= self.view.bytes, "part {offset}+{bytes} outside a region of {}", self.view.bytes);
+        ReadMap { view: View::new(&self.view.mapping, self.view.offset() + offset, bytes) }
     }
 
     /// Sleeps until the 32-bit word at `offset` is no longer `expected`, somebody wakes it, or `timeout` is over.
@@ -200,11 +151,7 @@ impl View {
     fn new(mapping: &Arc<Mapping>, offset: usize, bytes: usize) -> Self {
         // SAFETY: callers checked `offset + bytes <= mapping.bytes`.
         let start = unsafe { mapping.start.add(offset) };
-        View {
-            start,
-            bytes,
-            mapping: Arc::clone(mapping),
-        }
+        View { start, bytes, mapping: Arc::clone(mapping) }
     }
 
     fn offset(&self) -> usize {
@@ -213,10 +160,7 @@ impl View {
 
     #[inline(always)]
     fn at(&self, offset: usize, len: usize) -> *mut u8 {
-        assert!(
-            len <= self.bytes && offset <= self.bytes - len,
-            "access outside the window"
-        );
+        assert!(len <= self.bytes && offset <= self.bytes - len, "access outside the window");
         // SAFETY: inside the view by the line above.
         unsafe { self.start.as_ptr().add(offset) }
     }

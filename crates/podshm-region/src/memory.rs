@@ -1,8 +1,7 @@
 //! Making and checking the memory itself: memfd, allocation, seals.
 
 use rustix::fs::{
-    FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, fcntl_get_seals, fstat,
-    memfd_create,
+    FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, fcntl_get_seals, fstat, memfd_create,
 };
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -43,11 +42,7 @@ pub enum RegionError {
 
 impl RegionError {
     pub(crate) fn system(call: &'static str, bytes: u64) -> impl Fn(rustix::io::Errno) -> Self {
-        move |e| RegionError::System {
-            call,
-            bytes,
-            source: e.into(),
-        }
+        move |e| RegionError::System { call, bytes, source: e.into() }
     }
 }
 
@@ -61,9 +56,7 @@ pub struct MemoryId {
 }
 
 const BEFORE_WRITER: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW);
-const SEALED: SealFlags = BEFORE_WRITER
-    .union(SealFlags::FUTURE_WRITE)
-    .union(SealFlags::SEAL);
+const SEALED: SealFlags = BEFORE_WRITER.union(SealFlags::FUTURE_WRITE).union(SealFlags::SEAL);
 /// The kernel sets F_SEAL_EXEC by itself on a memfd made with MFD_NOEXEC_SEAL, which the broker asks for where it exists.
 const EXEC: u32 = 0x20;
 
@@ -86,18 +79,14 @@ impl Memory {
         rustix::fs::ftruncate(&fd, bytes).map_err(RegionError::system("ftruncate", bytes))?;
         let memory = Memory { fd, bytes };
         memory.fill_holes()?;
-        fcntl_add_seals(&memory.fd, BEFORE_WRITER)
-            .map_err(RegionError::system("F_ADD_SEALS", bytes))?;
+        fcntl_add_seals(&memory.fd, BEFORE_WRITER).map_err(RegionError::system("F_ADD_SEALS", bytes))?;
         Ok(memory)
     }
 
     /// Takes a descriptor that came from elsewhere, without trusting it.
     pub fn from_fd(fd: OwnedFd) -> Result<Self, RegionError> {
         let stat = fstat(&fd).map_err(RegionError::system("fstat", 0))?;
-        Ok(Memory {
-            fd,
-            bytes: u64::try_from(stat.st_size).unwrap_or(0),
-        })
+        Ok(Memory { fd, bytes: u64::try_from(stat.st_size).unwrap_or(0) })
     }
 
     /// Closes the memory to every writer but those who have it mapped already, for good. Holes that the writer punched meanwhile
@@ -105,19 +94,15 @@ impl Memory {
     ///
     /// Call it after the writer has said that it mapped the region, and before any reader gets the descriptor.
     pub fn seal(&self) -> Result<(), RegionError> {
-        fcntl_add_seals(&self.fd, SealFlags::FUTURE_WRITE | SealFlags::SEAL).map_err(
-            RegionError::system("F_ADD_SEALS of the writer's region", self.bytes),
-        )?;
+        fcntl_add_seals(&self.fd, SealFlags::FUTURE_WRITE | SealFlags::SEAL)
+            .map_err(RegionError::system("F_ADD_SEALS of the writer's region", self.bytes))?;
         self.fill_holes()?;
         self.check(self.bytes)
     }
 
     /// Checks what a reader must know: exact seals, exact size, no holes. After this nobody can make it untrue.
     pub fn check(&self, bytes: u64) -> Result<(), RegionError> {
-        let seals = fcntl_get_seals(&self.fd)
-            .map_err(RegionError::system("F_GET_SEALS", bytes))?
-            .bits()
-            & !EXEC;
+        let seals = fcntl_get_seals(&self.fd).map_err(RegionError::system("F_GET_SEALS", bytes))?.bits() & !EXEC;
         refuse_unless("its set of seals", SEALED.bits().into(), seals.into())?;
         let stat = fstat(&self.fd).map_err(RegionError::system("fstat", bytes))?;
         refuse_unless("its size", bytes, stat.st_size as u64)?;
@@ -140,23 +125,14 @@ impl Memory {
     /// The kernel's name for it.
     pub fn id(&self) -> Result<MemoryId, RegionError> {
         let stat = fstat(&self.fd).map_err(RegionError::system("fstat", self.bytes))?;
-        Ok(MemoryId {
-            device: stat.st_dev,
-            inode: stat.st_ino,
-        })
+        Ok(MemoryId { device: stat.st_dev, inode: stat.st_ino })
     }
 
     /// Another descriptor of the same memory.
     pub fn try_clone(&self) -> Result<Self, RegionError> {
-        let fd = self.fd.try_clone().map_err(|source| RegionError::System {
-            call: "dup",
-            bytes: self.bytes,
-            source,
-        })?;
-        Ok(Memory {
-            fd,
-            bytes: self.bytes,
-        })
+        let fd =
+            self.fd.try_clone().map_err(|source| RegionError::System { call: "dup", bytes: self.bytes, source })?;
+        Ok(Memory { fd, bytes: self.bytes })
     }
 
     /// The descriptor, to be kept or passed on.
@@ -177,13 +153,5 @@ impl AsFd for Memory {
 }
 
 fn refuse_unless(what: &'static str, expected: u64, found: u64) -> Result<(), RegionError> {
-    if expected == found {
-        Ok(())
-    } else {
-        Err(RegionError::Refused {
-            what,
-            expected,
-            found,
-        })
-    }
+    if expected == found { Ok(()) } else { Err(RegionError::Refused { what, expected, found }) }
 }

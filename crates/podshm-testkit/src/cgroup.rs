@@ -56,17 +56,11 @@ impl Cgroup {
                 }
             }
         }
-        Err(format!(
-            "no memory cgroup could be made ({})",
-            tried.join("; ")
-        ))
+        Err(format!("no memory cgroup could be made ({})", tried.join("; ")))
     }
 
     pub(crate) fn open(dir: &Path) -> Self {
-        Self {
-            v2: dir.join("memory.current").exists(),
-            dir: dir.to_owned(),
-        }
+        Self { v2: dir.join("memory.current").exists(), dir: dir.to_owned() }
     }
 
     pub(crate) fn dir(&self) -> &Path {
@@ -84,37 +78,16 @@ impl Cgroup {
     }
 
     pub(crate) fn memory(&self) -> Option<Memory> {
-        let charged = if self.v2 {
-            "memory.current"
-        } else {
-            "memory.usage_in_bytes"
-        };
-        let charged = fs::read_to_string(self.dir.join(charged))
-            .ok()?
-            .trim()
-            .parse()
-            .ok()?;
+        let charged = if self.v2 { "memory.current" } else { "memory.usage_in_bytes" };
+        let charged = fs::read_to_string(self.dir.join(charged)).ok()?.trim().parse().ok()?;
         let stat = fs::read_to_string(self.dir.join("memory.stat")).ok()?;
-        let (rss, cache) = if self.v2 {
-            ("anon", "file")
-        } else {
-            ("rss", "cache")
-        };
+        let (rss, cache) = if self.v2 { ("anon", "file") } else { ("rss", "cache") };
         let of = |key| field(&stat, key).unwrap_or(0);
-        Some(Memory {
-            charged,
-            rss: of(rss),
-            cache: of(cache),
-            shmem: of("shmem"),
-        })
+        Some(Memory { charged, rss: of(rss), cache: of(cache), shmem: of("shmem") })
     }
 
     pub(crate) fn oom_kills(&self) -> Option<u64> {
-        let file = if self.v2 {
-            "memory.events"
-        } else {
-            "memory.oom_control"
-        };
+        let file = if self.v2 { "memory.events" } else { "memory.oom_control" };
         field(&fs::read_to_string(self.dir.join(file)).ok()?, "oom_kill")
     }
 
@@ -125,31 +98,19 @@ impl Cgroup {
             match fs::remove_dir(&self.dir) {
                 Ok(()) => return true,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return true,
-                Err(_) if start.elapsed() < patience => {
-                    std::thread::sleep(Duration::from_millis(2))
-                }
+                Err(_) if start.elapsed() < patience => std::thread::sleep(Duration::from_millis(2)),
                 Err(_) => return false,
             }
         }
     }
 
     fn set_up(&self, limit: Option<u64>) -> Result<(), String> {
-        let probe = if self.v2 {
-            "memory.max"
-        } else {
-            "memory.limit_in_bytes"
-        };
+        let probe = if self.v2 { "memory.max" } else { "memory.limit_in_bytes" };
         if !self.dir.join(probe).exists() {
-            return Err(format!(
-                "{}: expected a memory controller, found no {probe}",
-                self.dir.display()
-            ));
+            return Err(format!("{}: expected a memory controller, found no {probe}", self.dir.display()));
         }
         let Some(limit) = limit else { return Ok(()) };
-        let put = |file: &str, value: u64, needed: bool| match fs::write(
-            self.dir.join(file),
-            value.to_string(),
-        ) {
+        let put = |file: &str, value: u64, needed: bool| match fs::write(self.dir.join(file), value.to_string()) {
             Err(error) if needed => Err(format!("{}: {error}", self.dir.join(file).display())),
             _ => Ok(()),
         };
@@ -165,26 +126,11 @@ impl Cgroup {
 }
 
 fn field(text: &str, key: &str) -> Option<u64> {
-    text.lines().find_map(|line| {
-        line.strip_prefix(key)?
-            .strip_prefix(' ')?
-            .trim()
-            .parse()
-            .ok()
-    })
+    text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
 fn file_name(name: &str) -> String {
-    name.chars()
-        .map(|c| {
-            if c.is_ascii_alphanumeric() || c == '-' {
-                c
-            } else {
-                '_'
-            }
-        })
-        .take(40)
-        .collect()
+    name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).take(40).collect()
 }
 
 /// Directories to try, best first.
@@ -196,13 +142,9 @@ fn parents() -> Result<Vec<(PathBuf, bool)>, String> {
     }
     let read = |path: &str| fs::read_to_string(path).map_err(|error| format!("{path}: {error}"));
     let own = read("/proc/self/cgroup")?;
-    let (mount, v2) =
-        hierarchy(&read("/proc/self/mountinfo")?).ok_or("no memory cgroup hierarchy is mounted")?;
+    let (mount, v2) = hierarchy(&read("/proc/self/mountinfo")?).ok_or("no memory cgroup hierarchy is mounted")?;
     let path = own_path(&own, v2).ok_or("/proc/self/cgroup names no memory group")?;
-    Ok(candidates(&mount, &path, v2)
-        .into_iter()
-        .map(|dir| (dir, v2))
-        .collect())
+    Ok(candidates(&mount, &path, v2).into_iter().map(|dir| (dir, v2)).collect())
 }
 
 /// Mount point of the hierarchy that has the memory controller.
@@ -216,14 +158,11 @@ fn hierarchy(mountinfo: &str) -> Option<(PathBuf, bool)> {
         let Some(point) = words.nth(4) else { continue };
         let mut right = right.split(' ');
         match (right.next(), right.next_back()) {
-            (Some("cgroup"), Some(options))
-                if options.split(',').any(|option| option == "memory") =>
-            {
+            (Some("cgroup"), Some(options)) if options.split(',').any(|option| option == "memory") => {
                 return Some((point.into(), false));
             }
             (Some("cgroup2"), _) => {
-                let controllers = fs::read_to_string(Path::new(point).join("cgroup.controllers"))
-                    .unwrap_or_default();
+                let controllers = fs::read_to_string(Path::new(point).join("cgroup.controllers")).unwrap_or_default();
                 if controllers.split_whitespace().any(|name| name == "memory") {
                     unified = Some((point.into(), true));
                 }
@@ -238,11 +177,7 @@ fn own_path(own: &str, v2: bool) -> Option<PathBuf> {
     own.lines().find_map(|line| {
         let mut words = line.splitn(3, ':');
         let (_, controllers, path) = (words.next()?, words.next()?, words.next()?);
-        let hit = if v2 {
-            controllers.is_empty()
-        } else {
-            controllers.split(',').any(|name| name == "memory")
-        };
+        let hit = if v2 { controllers.is_empty() } else { controllers.split(',').any(|name| name == "memory") };
         hit.then(|| path.trim_start_matches('/').into())
     })
 }
@@ -259,15 +194,9 @@ fn candidates(mount: &Path, own: &Path, v2: bool) -> Vec<PathBuf> {
         line.push(next);
     }
     let limited = |dir: &PathBuf| {
-        let file = if v2 {
-            "memory.max"
-        } else {
-            "memory.limit_in_bytes"
-        };
+        let file = if v2 { "memory.max" } else { "memory.limit_in_bytes" };
         let text = fs::read_to_string(dir.join(file)).unwrap_or_default();
-        text.trim()
-            .parse::<u64>()
-            .is_ok_and(|limit| limit < V1_UNLIMITED)
+        text.trim().parse::<u64>().is_ok_and(|limit| limit < V1_UNLIMITED)
     };
     let from = line.iter().rposition(limited).unwrap_or(0);
     line.split_off(from)
@@ -282,10 +211,7 @@ mod tests {
         let v1 = "30 20 0:26 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory\n\
                   31 20 0:27 / /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids\n";
         assert_eq!(hierarchy(v1), Some(("/sys/fs/cgroup/memory".into(), false)));
-        assert_eq!(
-            hierarchy("31 20 0:27 / /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids\n"),
-            None
-        );
+        assert_eq!(hierarchy("31 20 0:27 / /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids\n"), None);
         let own = "4:memory:/a/b\n1:name=systemd:/\n0::/c\n";
         assert_eq!(own_path(own, false), Some("a/b".into()));
         assert_eq!(own_path(own, true), Some("c".into()));
@@ -304,18 +230,10 @@ mod tests {
         let root = std::env::temp_dir().join(format!("podshm-cgroup-test-{}", std::process::id()));
         fs::create_dir_all(root.join("a/b")).unwrap();
         fs::write(root.join("a/memory.limit_in_bytes"), "1048576\n").unwrap();
-        fs::write(
-            root.join("a/b/memory.limit_in_bytes"),
-            "9223372036854771712\n",
-        )
-        .unwrap();
+        fs::write(root.join("a/b/memory.limit_in_bytes"), "9223372036854771712\n").unwrap();
         let found = candidates(&root, Path::new("a/b"), false);
         assert_eq!(found, vec![root.join("a"), root.join("a/b")]);
-        fs::write(
-            root.join("a/memory.limit_in_bytes"),
-            "9223372036854771712\n",
-        )
-        .unwrap();
+        fs::write(root.join("a/memory.limit_in_bytes"), "9223372036854771712\n").unwrap();
         assert_eq!(candidates(&root, Path::new("a/b"), false).len(), 3);
         fs::remove_dir_all(&root).unwrap();
     }

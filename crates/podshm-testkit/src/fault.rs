@@ -96,11 +96,7 @@ pub struct Fault {
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.point, self.action)?;
-        if self.nth != 1 {
-            write!(f, ":{}", self.nth)
-        } else {
-            Ok(())
-        }
+        if self.nth != 1 { write!(f, ":{}", self.nth) } else { Ok(()) }
     }
 }
 
@@ -120,11 +116,7 @@ impl FromStr for Fault {
                 _ => return Err(FaultParseError::Nth(nth.to_owned())),
             },
         };
-        Ok(Self {
-            point: point.to_owned(),
-            action: action.parse()?,
-            nth,
-        })
+        Ok(Self { point: point.to_owned(), action: action.parse()?, nth })
     }
 }
 
@@ -151,11 +143,7 @@ impl Faults {
     /// Counts a visit and says what is due; each fault fires once.
     pub fn hit(&self, point: &str) -> Option<Action> {
         let mut due = None;
-        for (fault, visits) in self
-            .planted
-            .iter()
-            .filter(|(fault, _)| fault.point == point)
-        {
+        for (fault, visits) in self.planted.iter().filter(|(fault, _)| fault.point == point) {
             // Relaxed: the count orders nothing but itself.
             if visits.fetch_add(1, Ordering::Relaxed) + 1 == fault.nth {
                 due = due.or(Some(fault.action));
@@ -176,13 +164,8 @@ impl FromStr for Faults {
     type Err = FaultParseError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let words = text
-            .split(',')
-            .map(str::trim)
-            .filter(|word| !word.is_empty());
-        let planted = words
-            .map(|word| Ok((word.parse()?, AtomicU64::new(0))))
-            .collect::<Result<_, _>>()?;
+        let words = text.split(',').map(str::trim).filter(|word| !word.is_empty());
+        let planted = words.map(|word| Ok((word.parse()?, AtomicU64::new(0)))).collect::<Result<_, _>>()?;
         Ok(Self { planted })
     }
 }
@@ -204,10 +187,7 @@ mod tests {
         let error = |text: &str| text.parse::<Fault>().unwrap_err();
         assert_eq!(error("p"), FaultParseError::Shape("p".into()));
         assert_eq!(error(":kill"), FaultParseError::Shape(":kill".into()));
-        assert_eq!(
-            error("p:kill:1:2"),
-            FaultParseError::Shape("p:kill:1:2".into())
-        );
+        assert_eq!(error("p:kill:1:2"), FaultParseError::Shape("p:kill:1:2".into()));
         assert_eq!(error("p:burn"), FaultParseError::Action("burn".into()));
         assert_eq!(error("p:kill:0"), FaultParseError::Nth("0".into()));
         assert_eq!(error("p:kill:x"), FaultParseError::Nth("x".into()));

@@ -60,11 +60,7 @@ pub enum CorruptRecord {
 /// # Panics
 /// If `record` is shorter than [`MIN_RECORD`] or longer than `u32::MAX`.
 pub fn encode_into(record: &mut [u8], sender: u32, sequence: u64) {
-    assert!(
-        record.len() >= MIN_RECORD,
-        "a numbered record has at least {MIN_RECORD} bytes, not {}",
-        record.len()
-    );
+    assert!(record.len() >= MIN_RECORD, "a numbered record has at least {MIN_RECORD} bytes, not {}", record.len());
     let len = u32::try_from(record.len()).expect("a numbered record's length fits u32");
     record[8..12].copy_from_slice(&sender.to_le_bytes());
     record[12..16].copy_from_slice(&len.to_le_bytes());
@@ -88,32 +84,19 @@ pub fn encode(sender: u32, sequence: u64, len: usize) -> Vec<u8> {
 
 /// Checks a record and says who made it.
 pub fn decode(record: &[u8]) -> Result<Numbered, CorruptRecord> {
-    let word = |at: usize| {
-        record
-            .get(at..at + 8)?
-            .try_into()
-            .ok()
-            .map(u64::from_le_bytes)
-    };
+    let word = |at: usize| record.get(at..at + 8)?.try_into().ok().map(u64::from_le_bytes);
     let (Some(expected), Some(head), Some(sequence)) = (word(0), word(8), word(16)) else {
         return Err(CorruptRecord::Short(record.len()));
     };
     let (sender, len) = (head as u32, (head >> 32) as usize);
     if len != record.len() {
-        return Err(CorruptRecord::Length {
-            expected: len,
-            found: record.len(),
-        });
+        return Err(CorruptRecord::Length { expected: len, found: record.len() });
     }
     let found = xxh3_64(&record[8..]);
     if found != expected {
         return Err(CorruptRecord::Checksum { expected, found });
     }
-    Ok(Numbered {
-        sender,
-        sequence,
-        len,
-    })
+    Ok(Numbered { sender, sequence, len })
 }
 
 /// Was it new?
@@ -145,10 +128,7 @@ pub struct SenderReport {
 impl SenderReport {
     /// Nothing lost, unmarked, reordered or made up.
     pub fn is_clean(&self) -> bool {
-        self.lost == 0
-            && self.duplicates_unmarked == 0
-            && self.out_of_order == 0
-            && self.beyond == 0
+        self.lost == 0 && self.duplicates_unmarked == 0 && self.out_of_order == 0 && self.beyond == 0
     }
 
     fn add(&mut self, other: &Self) {
@@ -184,16 +164,9 @@ impl Checker {
     }
 
     /// Takes a record as delivered: checks it, then counts it.
-    pub fn record(
-        &mut self,
-        record: &[u8],
-        maybe_seen: bool,
-    ) -> Result<(Numbered, Seen), CorruptRecord> {
+    pub fn record(&mut self, record: &[u8], maybe_seen: bool) -> Result<(Numbered, Seen), CorruptRecord> {
         match decode(record) {
-            Ok(numbered) => Ok((
-                numbered,
-                self.observe(numbered.sender, numbered.sequence, maybe_seen),
-            )),
+            Ok(numbered) => Ok((numbered, self.observe(numbered.sender, numbered.sequence, maybe_seen))),
             Err(error) => {
                 self.corrupt += 1;
                 Err(error)
@@ -207,10 +180,7 @@ impl Checker {
             self.untracked += 1;
             return Seen::New;
         }
-        self.senders
-            .entry(sender)
-            .or_default()
-            .observe(sequence, maybe_seen)
+        self.senders.entry(sender).or_default().observe(sequence, maybe_seen)
     }
 
     /// Counts a record whose bytes were found corrupt elsewhere.
@@ -241,10 +211,7 @@ impl Checker {
     /// One sender's account, if `accepted` numbers (0 to `accepted - 1`) were accepted from it.
     pub fn report(&self, sender: u32, accepted: u64) -> SenderReport {
         let Some(sender) = self.senders.get(&sender) else {
-            return SenderReport {
-                lost: accepted,
-                ..SenderReport::default()
-            };
+            return SenderReport { lost: accepted, ..SenderReport::default() };
         };
         let mut report = sender.report;
         let mut within = 0;
@@ -267,10 +234,7 @@ impl Checker {
         for (sender, accepted) in &accepted {
             total.add(&self.report(*sender, *accepted));
         }
-        for sender in self
-            .senders()
-            .filter(|sender| !accepted.contains_key(sender))
-        {
+        for sender in self.senders().filter(|sender| !accepted.contains_key(sender)) {
             total.add(&self.report(sender, 0));
         }
         total
@@ -279,9 +243,7 @@ impl Checker {
 
 impl Sender {
     fn next(&self) -> u64 {
-        self.ranges
-            .last_key_value()
-            .map_or(0, |(_, last)| last.saturating_add(1))
+        self.ranges.last_key_value().map_or(0, |(_, last)| last.saturating_add(1))
     }
 
     fn observe(&mut self, sequence: u64, maybe_seen: bool) -> Seen {
@@ -293,11 +255,7 @@ impl Sender {
             self.report.delivered += 1;
             return Seen::New;
         }
-        let before = self
-            .ranges
-            .range(..=sequence)
-            .next_back()
-            .map(|(first, last)| (*first, *last));
+        let before = self.ranges.range(..=sequence).next_back().map(|(first, last)| (*first, *last));
         if before.is_some_and(|(_, last)| last >= sequence) {
             match maybe_seen {
                 true => self.report.duplicates_marked += 1,
@@ -314,10 +272,7 @@ impl Sender {
             debug_assert!(last < sequence);
             range.0 = first;
         }
-        if let Some(last) = sequence
-            .checked_add(1)
-            .and_then(|next| self.ranges.remove(&next))
-        {
+        if let Some(last) = sequence.checked_add(1).and_then(|next| self.ranges.remove(&next)) {
             range.1 = last;
         }
         self.ranges.insert(range.0, range.1);
@@ -328,9 +283,7 @@ impl Sender {
     }
 
     fn give_up_oldest_hole(&mut self) {
-        if let (Some((first, last)), Some((next, end))) =
-            (self.ranges.pop_first(), self.ranges.pop_first())
-        {
+        if let (Some((first, last)), Some((next, end))) = (self.ranges.pop_first(), self.ranges.pop_first()) {
             self.given_up += next - last - 1;
             self.ranges.insert(first, end);
         }
@@ -347,14 +300,7 @@ mod tests {
     fn records_round_trip() {
         for len in [24, 25, 31, 32, 64, 1000, 1 << 20] {
             let record = encode(7, 1 << 40, len);
-            assert_eq!(
-                decode(&record),
-                Ok(Numbered {
-                    sender: 7,
-                    sequence: 1 << 40,
-                    len
-                })
-            );
+            assert_eq!(decode(&record), Ok(Numbered { sender: 7, sequence: 1 << 40, len }));
         }
     }
 
@@ -366,13 +312,7 @@ mod tests {
             bad[at] ^= 1;
             assert!(decode(&bad).is_err(), "byte {at}");
         }
-        assert!(matches!(
-            decode(&record[..63]),
-            Err(CorruptRecord::Length {
-                expected: 64,
-                found: 63
-            })
-        ));
+        assert!(matches!(decode(&record[..63]), Err(CorruptRecord::Length { expected: 64, found: 63 })));
         assert_eq!(decode(&record[..23]), Err(CorruptRecord::Short(23)));
         let torn = [&record[..40], &encode(1, 3, 64)[40..]].concat();
         assert!(matches!(decode(&torn), Err(CorruptRecord::Checksum { .. })));
@@ -381,15 +321,7 @@ mod tests {
     #[test]
     fn every_kind_of_trouble_is_counted() {
         let mut checker = Checker::new();
-        for (sequence, maybe) in [
-            (0, false),
-            (1, false),
-            (1, true),
-            (0, false),
-            (4, false),
-            (3, false),
-            (9, true),
-        ] {
+        for (sequence, maybe) in [(0, false), (1, false), (1, true), (0, false), (4, false), (3, false), (9, true)] {
             checker.observe(5, sequence, maybe);
         }
         assert!(checker.record(&[0; 30], false).is_err());

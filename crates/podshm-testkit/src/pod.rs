@@ -10,9 +10,7 @@ use std::time::Duration;
 use rustix::process::{Signal, kill_process};
 
 use crate::cgroup::{Cgroup, Memory};
-use crate::process::{
-    Lines, PodError, PodProcess, Ready, Stderr, Stdout, forced_isolation, program_path, raw_pid,
-};
+use crate::process::{Lines, PodError, PodProcess, Ready, Stderr, Stdout, forced_isolation, program_path, raw_pid};
 use crate::spec::{Bind, Isolation, Spec};
 use crate::{SOCKET_DIR, SOCKET_DIR_ENV};
 
@@ -62,17 +60,8 @@ impl PodBuilder {
 
     /// Bind-mounts a file or directory. Missing directories on the way to `inside` are made on the pod's own tmpfs
     /// (`/run`, `/tmp` and the hidden paths); elsewhere they have to exist.
-    pub fn bind(
-        mut self,
-        host: impl Into<PathBuf>,
-        inside: impl Into<PathBuf>,
-        read_only: bool,
-    ) -> Self {
-        self.spec.binds.push(Bind {
-            host: host.into(),
-            inside: inside.into(),
-            read_only,
-        });
+    pub fn bind(mut self, host: impl Into<PathBuf>, inside: impl Into<PathBuf>, read_only: bool) -> Self {
+        self.spec.binds.push(Bind { host: host.into(), inside: inside.into(), read_only });
         self
     }
 
@@ -135,16 +124,10 @@ impl PodBuilder {
         self.spec.program = program_path(&self.spec.name, program.as_ref())?;
         self.spec.args = args.into_iter().map(Into::into).collect();
         self.expose_program();
-        let forced = self.isolation.map_or_else(
-            || forced_isolation(&self.spec.name),
-            |forced| Ok(Some(forced)),
-        )?;
+        let forced = self.isolation.map_or_else(|| forced_isolation(&self.spec.name), |forced| Ok(Some(forced)))?;
         let order = match forced {
             Some(forced) => vec![forced],
-            None => STRENGTHS
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .clone(),
+            None => STRENGTHS.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         };
         let mut refused = None;
         for isolation in order {
@@ -171,19 +154,14 @@ impl PodBuilder {
     /// What doesn't depend on the isolation.
     fn complete(&mut self) -> Result<(), PodError> {
         let pod = self.spec.name.clone();
-        let invalid = |reason: String| PodError::Invalid {
-            pod: pod.clone(),
-            reason,
-        };
+        let invalid = |reason: String| PodError::Invalid { pod: pod.clone(), reason };
         self.spec.gid = self.gid.unwrap_or(self.spec.uid);
         for key in ["RUST_BACKTRACE", "RUST_LOG", "LLVM_PROFILE_FILE"] {
             if let Some(value) = std::env::var_os(key) {
                 self.spec.env.insert(0, (key.into(), value));
             }
         }
-        self.spec
-            .env
-            .insert(0, ("HOSTNAME".into(), self.spec.name.clone().into()));
+        self.spec.env.insert(0, ("HOSTNAME".into(), self.spec.name.clone().into()));
         let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
         self.spec.env.insert(0, ("PATH".into(), path.into()));
         for path in ["/run", "/tmp", "/var/tmp"] {
@@ -191,14 +169,10 @@ impl PodBuilder {
         }
         if let Some(dir) = &mut self.socket_dir {
             let real = fs::canonicalize(&*dir).ok().filter(|dir| dir.is_dir());
-            let real = real.ok_or_else(|| {
-                invalid(format!("socket_dir: expected a directory, found {dir:?}"))
-            })?;
+            let real = real.ok_or_else(|| invalid(format!("socket_dir: expected a directory, found {dir:?}")))?;
             let parent = real.parent().filter(|parent| *parent != Path::new("/"));
             let parent = parent.ok_or_else(|| {
-                invalid(format!(
-                    "socket_dir: {real:?} lies in /, which can't be hidden; put it a level deeper"
-                ))
+                invalid(format!("socket_dir: {real:?} lies in /, which can't be hidden; put it a level deeper"))
             })?;
             self.spec.hide.push(parent.to_owned());
             *dir = real;
@@ -207,10 +181,7 @@ impl PodBuilder {
             bind.host = fs::canonicalize(&bind.host)
                 .map_err(|error| invalid(format!("bind: {:?} on the host: {error}", bind.host)))?;
             if !bind.inside.is_absolute() {
-                return Err(invalid(format!(
-                    "bind: expected an absolute path inside, found {:?}",
-                    bind.inside
-                )));
+                return Err(invalid(format!("bind: expected an absolute path inside, found {:?}", bind.inside)));
             }
         }
         Ok(())
@@ -219,38 +190,21 @@ impl PodBuilder {
     /// The program, and the harness's siblings (for `exec`), stay visible even below /tmp.
     fn expose_program(&mut self) {
         let exe = std::env::current_exe().unwrap_or_default();
-        let home = exe.parent().map(|dir| {
-            if dir.ends_with("deps") {
-                dir.parent().unwrap_or(dir)
-            } else {
-                dir
-            }
-        });
+        let home = exe.parent().map(|dir| if dir.ends_with("deps") { dir.parent().unwrap_or(dir) } else { dir });
         let dirs = [self.spec.program.parent(), home];
-        self.spec
-            .expose
-            .extend(dirs.into_iter().flatten().map(Path::to_owned));
+        self.spec.expose.extend(dirs.into_iter().flatten().map(Path::to_owned));
         let real = fs::canonicalize(&self.spec.program).unwrap_or_default();
         self.spec.expose.extend(real.parent().map(Path::to_owned));
     }
 
     fn place_socket_dir(&mut self) {
         let Some(dir) = &self.socket_dir else { return };
-        self.spec
-            .binds
-            .retain(|bind| bind.inside != Path::new(SOCKET_DIR));
+        self.spec.binds.retain(|bind| bind.inside != Path::new(SOCKET_DIR));
         self.spec.env.retain(|(key, _)| key != SOCKET_DIR_ENV);
         let seen = if self.spec.isolation == Isolation::None {
             dir.clone()
         } else {
-            self.spec.binds.insert(
-                0,
-                Bind {
-                    host: dir.clone(),
-                    inside: SOCKET_DIR.into(),
-                    read_only: false,
-                },
-            );
+            self.spec.binds.insert(0, Bind { host: dir.clone(), inside: SOCKET_DIR.into(), read_only: false });
             SOCKET_DIR.into()
         };
         self.spec.env.push((SOCKET_DIR_ENV.into(), seen.into()));
@@ -267,19 +221,10 @@ impl PodBuilder {
         }
         if ready.cgroup.is_none() {
             let why = ready.warnings.join("; ");
-            NO_CGROUP.call_once(|| {
-                eprintln!("podshm-testkit: WARNING: no memory figures or limits for pods: {why}")
-            });
+            NO_CGROUP.call_once(|| eprintln!("podshm-testkit: WARNING: no memory figures or limits for pods: {why}"));
         }
         let cgroup = ready.cgroup.as_deref().map(Cgroup::open);
-        Pod {
-            main,
-            init: ready.init,
-            cgroup,
-            spec: self.spec,
-            stdout: self.stdout,
-            stderr: self.stderr,
-        }
+        Pod { main, init: ready.init, cgroup, spec: self.spec, stdout: self.stdout, stderr: self.stderr }
     }
 }
 
@@ -418,11 +363,7 @@ impl Pod {
         match self.init {
             Some(init) => in_pid_namespace_of(init),
             None => {
-                let mut pids = self
-                    .cgroup
-                    .as_ref()
-                    .map(Cgroup::processes)
-                    .unwrap_or_default();
+                let mut pids = self.cgroup.as_ref().map(Cgroup::processes).unwrap_or_default();
                 for pid in crate::sandbox::descendants(self.main.pid()) {
                     if !pids.contains(&pid) {
                         pids.push(pid);
@@ -452,17 +393,12 @@ impl Pod {
         let mut spec = self.spec.clone();
         // Not looked at on the host: the pod may have it bound elsewhere.
         let program = program.as_ref();
-        spec.program = program_path(&spec.name, program).or_else(|error| {
-            match program.as_encoded_bytes().first() {
-                Some(b'/') => Ok(PathBuf::from(program)),
-                _ => Err(error),
-            }
+        spec.program = program_path(&spec.name, program).or_else(|error| match program.as_encoded_bytes().first() {
+            Some(b'/') => Ok(PathBuf::from(program)),
+            _ => Err(error),
         })?;
         spec.args = args.into_iter().map(Into::into).collect();
-        spec.env.extend(
-            env.into_iter()
-                .map(|(key, value)| (key.into(), value.into())),
-        );
+        spec.env.extend(env.into_iter().map(|(key, value)| (key.into(), value.into())));
         // Without walls there is no init to die with; the further process follows the pod's helper.
         spec.init = self.init.or_else(|| Some(self.main.helper_pid()));
         spec.cgroup = self.cgroup_dir().map(Path::to_owned);
@@ -473,11 +409,7 @@ impl Pod {
         // Again until nobody new turns up: a process may fork while the list is read.
         let mut done: Vec<u32> = Vec::new();
         loop {
-            let fresh: Vec<u32> = self
-                .processes()
-                .into_iter()
-                .filter(|pid| !done.contains(pid))
-                .collect();
+            let fresh: Vec<u32> = self.processes().into_iter().filter(|pid| !done.contains(pid)).collect();
             if fresh.is_empty() {
                 return Ok(());
             }
@@ -487,11 +419,7 @@ impl Pod {
                     None | Some(Ok(()) | Err(rustix::io::Errno::SRCH)) => {}
                     Some(Err(error)) => {
                         let pod = self.spec.name.clone();
-                        return Err(PodError::Io {
-                            pod,
-                            what: "signalling every process",
-                            source: error.into(),
-                        });
+                        return Err(PodError::Io { pod, what: "signalling every process", source: error.into() });
                     }
                 }
             }
@@ -517,9 +445,6 @@ fn in_pid_namespace_of(init: u32) -> Vec<u32> {
     let Ok(all) = fs::read_dir("/proc") else {
         return Vec::new();
     };
-    let pids = all
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    pids.filter(|pid| *pid != init && space(*pid).as_ref() == Some(&ours))
-        .collect()
+    let pids = all.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|pid| *pid != init && space(*pid).as_ref() == Some(&ours)).collect()
 }

@@ -126,9 +126,7 @@ impl Lines {
             let mut stream = BufReader::new(stream);
             let mut line = Vec::new();
             while matches!(stream.read_until(b'\n', &mut line), Ok(read) if read > 0) {
-                let text = String::from_utf8_lossy(&line)
-                    .trim_end_matches(['\n', '\r'])
-                    .to_owned();
+                let text = String::from_utf8_lossy(&line).trim_end_matches(['\n', '\r']).to_owned();
                 line.clear();
                 if sender.send(text).is_err() {
                     // Nobody listens; keep draining, or the payload would get SIGPIPE.
@@ -136,23 +134,16 @@ impl Lines {
                 }
             }
         });
-        Self {
-            lines: Mutex::new(receiver),
-        }
+        Self { lines: Mutex::new(receiver) }
     }
 
     fn empty() -> Self {
-        Self {
-            lines: Mutex::new(channel().1),
-        }
+        Self { lines: Mutex::new(channel().1) }
     }
 
     /// The next line; `None` at the end or when `timeout` has passed.
     pub fn next_within(&self, timeout: Duration) -> Option<String> {
-        let lines = self
-            .lines
-            .lock()
-            .expect("no thread panics while it reads a line");
+        let lines = self.lines.lock().expect("no thread panics while it reads a line");
         lines.recv_timeout(timeout).ok()
     }
 
@@ -169,11 +160,7 @@ impl Lines {
 
     /// What is there now, without waiting.
     pub fn ready(&self) -> Vec<String> {
-        self.lines
-            .lock()
-            .expect("no thread panics while it reads a line")
-            .try_iter()
-            .collect()
+        self.lines.lock().expect("no thread panics while it reads a line").try_iter().collect()
     }
 }
 
@@ -182,11 +169,7 @@ impl Iterator for Lines {
     type Item = String;
 
     fn next(&mut self) -> Option<String> {
-        self.lines
-            .get_mut()
-            .expect("no thread panics while it reads a line")
-            .recv()
-            .ok()
+        self.lines.get_mut().expect("no thread panics while it reads a line").recv().ok()
     }
 }
 
@@ -213,12 +196,7 @@ pub(crate) struct Ready {
 
 impl PodProcess {
     /// Starts a helper; `verb` is `pod` or `enter`.
-    pub(crate) fn start(
-        verb: &str,
-        spec: &Spec,
-        stdout: &Stdout,
-        stderr: &Stderr,
-    ) -> Result<(Self, Ready), PodError> {
+    pub(crate) fn start(verb: &str, spec: &Spec, stdout: &Stdout, stderr: &Stderr) -> Result<(Self, Ready), PodError> {
         let pod = spec.name.clone();
         let io = |what| {
             let pod = pod.clone();
@@ -227,11 +205,7 @@ impl PodProcess {
         let (ours, theirs) = UnixStream::pair().map_err(io("making the control socket"))?;
         let mut command = Command::new(helper()?);
         // A group of its own, so that Ctrl-C on the harness's terminal lets the helper clean up.
-        command
-            .arg(verb)
-            .args(spec.to_args())
-            .process_group(0)
-            .stdin(OwnedFd::from(theirs));
+        command.arg(verb).args(spec.to_args()).process_group(0).stdin(OwnedFd::from(theirs));
         match stdout {
             Stdout::Lines => command.stdout(Stdio::piped()),
             Stdout::Inherit => command.stdout(Stdio::inherit()),
@@ -245,30 +219,14 @@ impl PodProcess {
                 command.stderr(file.map_err(io("opening the stderr file"))?);
             }
         }
-        let mut helper = command
-            .spawn()
-            .map_err(io("starting the helper podshm-pod"))?;
+        let mut helper = command.spawn().map_err(io("starting the helper podshm-pod"))?;
         // The command holds the helper's ends of socket and files: an end would never be seen.
         drop(command);
-        let mut control = Control {
-            stream: ours,
-            pending: Vec::new(),
-        };
+        let mut control = Control { stream: ours, pending: Vec::new() };
         match Self::greet(&pod, spec.isolation, &mut control) {
             Ok((pidfd, ready)) => {
                 let stdout = helper.stdout.take().map_or_else(Lines::empty, Lines::of);
-                Ok((
-                    Self {
-                        pod,
-                        pid: ready.pid,
-                        pidfd,
-                        stdout,
-                        control,
-                        helper,
-                        status: None,
-                    },
-                    ready,
-                ))
+                Ok((Self { pod, pid: ready.pid, pidfd, stdout, control, helper, status: None }, ready))
             }
             Err(error) => {
                 drop(control);
@@ -278,27 +236,12 @@ impl PodProcess {
         }
     }
 
-    fn greet(
-        pod: &str,
-        isolation: Isolation,
-        control: &mut Control,
-    ) -> Result<(OwnedFd, Ready), PodError> {
-        let setup = |reason: String| PodError::Setup {
-            pod: pod.to_owned(),
-            reason,
-        };
-        let io = |what| {
-            move |source| PodError::Io {
-                pod: pod.to_owned(),
-                what,
-                source,
-            }
-        };
+    fn greet(pod: &str, isolation: Isolation, control: &mut Control) -> Result<(OwnedFd, Ready), PodError> {
+        let setup = |reason: String| PodError::Setup { pod: pod.to_owned(), reason };
+        let io = |what| move |source| PodError::Io { pod: pod.to_owned(), what, source };
         let mut warnings = Vec::new();
         loop {
-            let line = control
-                .line(Some(PATIENCE))
-                .map_err(io("waiting for the helper"))?;
+            let line = control.line(Some(PATIENCE)).map_err(io("waiting for the helper"))?;
             let Some(line) = line else {
                 return Err(setup(format!(
                     "expected the helper to be ready within {PATIENCE:?}, found it gone or silent"
@@ -309,44 +252,25 @@ impl PodProcess {
                 "warn" => warnings.push(rest.to_owned()),
                 "error" => return Err(setup(rest.to_owned())),
                 "unavailable" => {
-                    return Err(PodError::Unavailable {
-                        pod: pod.to_owned(),
-                        isolation,
-                        reason: rest.to_owned(),
-                    });
+                    return Err(PodError::Unavailable { pod: pod.to_owned(), isolation, reason: rest.to_owned() });
                 }
                 "ready" => {
                     let mut words = rest.splitn(3, ' ');
                     let (pid, init) = (words.next().unwrap_or(""), words.next().unwrap_or(""));
                     let cgroup = words.next().filter(|path| *path != "-").map(PathBuf::from);
-                    let pid = pid.parse().map_err(|_| {
-                        setup(format!("expected a pid from the helper, found {pid:?}"))
-                    })?;
+                    let pid =
+                        pid.parse().map_err(|_| setup(format!("expected a pid from the helper, found {pid:?}")))?;
                     // The helper doesn't reap before `go`: until then the pid can't be somebody else.
                     let pidfd = raw_pid(pid)
                         .ok_or(rustix::io::Errno::SRCH)
                         .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
-                    let pidfd = pidfd
-                        .map_err(|error| io("opening a pidfd of the payload")(error.into()))?;
-                    control
-                        .stream
-                        .write_all(b"go\n")
-                        .map_err(io("answering the helper"))?;
+                    let pidfd = pidfd.map_err(|error| io("opening a pidfd of the payload")(error.into()))?;
+                    control.stream.write_all(b"go\n").map_err(io("answering the helper"))?;
                     let init = init.parse().ok().filter(|init| *init != 0);
-                    return Ok((
-                        pidfd,
-                        Ready {
-                            pid,
-                            init,
-                            cgroup,
-                            warnings,
-                        },
-                    ));
+                    return Ok((pidfd, Ready { pid, init, cgroup, warnings }));
                 }
                 other => {
-                    return Err(setup(format!(
-                        "expected ready, found {other:?} from the helper"
-                    )));
+                    return Err(setup(format!("expected ready, found {other:?} from the helper")));
                 }
             }
         }
@@ -379,14 +303,8 @@ impl PodProcess {
     /// Sends a signal to this process alone; never to a successor of its pid.
     pub fn signal(&self, signal: Signal) -> Result<(), PodError> {
         pidfd_send_signal(&self.pidfd, signal).map_err(|error| match error {
-            rustix::io::Errno::SRCH => PodError::Gone {
-                pod: self.pod.clone(),
-            },
-            other => PodError::Io {
-                pod: self.pod.clone(),
-                what: "sending a signal",
-                source: other.into(),
-            },
+            rustix::io::Errno::SRCH => PodError::Gone { pod: self.pod.clone() },
+            other => PodError::Io { pod: self.pod.clone(), what: "sending a signal", source: other.into() },
         })
     }
 
@@ -400,9 +318,7 @@ impl PodProcess {
 
     /// Waits for the process to end.
     pub fn wait(&mut self) -> Result<ExitStatus, PodError> {
-        self.wait_for(None)?.ok_or_else(|| PodError::Gone {
-            pod: self.pod.clone(),
-        })
+        self.wait_for(None)?.ok_or_else(|| PodError::Gone { pod: self.pod.clone() })
     }
 
     /// Waits at most `timeout`; `None` if it still runs.
@@ -419,14 +335,8 @@ impl PodProcess {
         if self.status.is_some() {
             return Ok(self.status);
         }
-        let io = |source| PodError::Io {
-            pod: self.pod.clone(),
-            what: "waiting for the payload",
-            source,
-        };
-        let gone = || PodError::Gone {
-            pod: self.pod.clone(),
-        };
+        let io = |source| PodError::Io { pod: self.pod.clone(), what: "waiting for the payload", source };
+        let gone = || PodError::Gone { pod: self.pod.clone() };
         let line = match self.control.line(timeout) {
             Ok(Some(line)) => line,
             // Closed without a word: the helper was killed.
@@ -434,10 +344,7 @@ impl PodProcess {
             Err(error) if error.kind() == io::ErrorKind::TimedOut => return Ok(None),
             Err(error) => return Err(io(error)),
         };
-        let status = line
-            .strip_prefix("exit ")
-            .and_then(|status| status.parse().ok())
-            .ok_or_else(gone)?;
+        let status = line.strip_prefix("exit ").and_then(|status| status.parse().ok()).ok_or_else(gone)?;
         self.status = Some(ExitStatus::from_raw(status));
         Ok(self.status)
     }
@@ -485,22 +392,14 @@ impl Control {
                 return Ok(Some(String::from_utf8_lossy(&line[..at]).into_owned()));
             }
             // A zero timeout means "for ever" to the socket; half a millisecond polls.
-            let left = end.map(|end| {
-                end.saturating_duration_since(Instant::now())
-                    .max(Duration::from_micros(500))
-            });
+            let left = end.map(|end| end.saturating_duration_since(Instant::now()).max(Duration::from_micros(500)));
             self.stream.set_read_timeout(left)?;
             let mut bytes = [0; 512];
             match self.stream.read(&mut bytes) {
                 Ok(0) => return Ok(None),
                 Ok(read) => self.pending.extend_from_slice(&bytes[..read]),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
-                    ) =>
-                {
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
                     if end.is_some_and(|end| Instant::now() >= end) {
                         return Err(io::ErrorKind::TimedOut.into());
                     }
@@ -522,29 +421,19 @@ pub(crate) fn forced_isolation(pod: &str) -> Result<Option<Isolation>, PodError>
         return Ok(None);
     };
     let parsed = text.to_string_lossy().parse();
-    parsed.map(Some).map_err(|reason| PodError::Invalid {
-        pod: pod.to_owned(),
-        reason: format!("{ISOLATION_ENV}: {reason}"),
-    })
+    parsed
+        .map(Some)
+        .map_err(|reason| PodError::Invalid { pod: pod.to_owned(), reason: format!("{ISOLATION_ENV}: {reason}") })
 }
 
 /// Finds the helper: the environment, then beside the running program, then one up (tests live in `deps`).
 fn helper() -> Result<PathBuf, PodError> {
     if let Some(path) = std::env::var_os(HELPER_ENV).filter(|path| !path.is_empty()) {
         let path = PathBuf::from(path);
-        return if path.is_file() {
-            Ok(path)
-        } else {
-            Err(PodError::NoHelper { looked: vec![path] })
-        };
+        return if path.is_file() { Ok(path) } else { Err(PodError::NoHelper { looked: vec![path] }) };
     }
     let exe = std::env::current_exe().unwrap_or_default();
-    let looked: Vec<PathBuf> = exe
-        .ancestors()
-        .skip(1)
-        .take(2)
-        .map(|dir| dir.join("podshm-pod"))
-        .collect();
+    let looked: Vec<PathBuf> = exe.ancestors().skip(1).take(2).map(|dir| dir.join("podshm-pod")).collect();
     match looked.iter().find(|path| path.is_file()) {
         Some(path) => Ok(path.clone()),
         None => Err(PodError::NoHelper { looked }),
@@ -553,28 +442,17 @@ fn helper() -> Result<PathBuf, PodError> {
 
 /// An absolute path for a program, through PATH when it has no slash.
 pub(crate) fn program_path(pod: &str, program: &OsStr) -> Result<PathBuf, PodError> {
-    let missing = || PodError::NoProgram {
-        pod: pod.to_owned(),
-        program: program.to_string_lossy().into_owned(),
-    };
+    let missing = || PodError::NoProgram { pod: pod.to_owned(), program: program.to_string_lossy().into_owned() };
     if program.as_encoded_bytes().contains(&b'/') {
         // Not canonical: busybox and its like look at the name by which they were called.
         let path = std::path::absolute(program).map_err(|_| missing())?;
-        return if path.exists() {
-            Ok(path)
-        } else {
-            Err(missing())
-        };
+        return if path.exists() { Ok(path) } else { Err(missing()) };
     }
     let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into());
-    std::env::split_paths(&path)
-        .map(|dir| dir.join(program))
-        .find(|path| is_program(path))
-        .ok_or_else(missing)
+    std::env::split_paths(&path).map(|dir| dir.join(program)).find(|path| is_program(path)).ok_or_else(missing)
 }
 
 fn is_program(path: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt;
-    path.metadata()
-        .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+    path.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
 }

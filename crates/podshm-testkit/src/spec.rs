@@ -41,9 +41,7 @@ impl FromStr for Isolation {
             "root" => Ok(Self::Root),
             "user" => Ok(Self::User),
             "none" => Ok(Self::None),
-            other => Err(format!(
-                "isolation: expected root, user or none, found {other:?}"
-            )),
+            other => Err(format!("isolation: expected root, user or none, found {other:?}")),
         }
     }
 }
@@ -95,14 +93,7 @@ impl Spec {
         put("--gid", OsStr::new(&self.gid.to_string()));
         put("--shm-size", OsStr::new(&self.shm_size.to_string()));
         for bind in &self.binds {
-            put(
-                if bind.read_only {
-                    "--bind-ro"
-                } else {
-                    "--bind-rw"
-                },
-                bind.host.as_os_str(),
-            );
+            put(if bind.read_only { "--bind-ro" } else { "--bind-rw" }, bind.host.as_os_str());
             put("--at", bind.inside.as_os_str());
         }
         for path in &self.hide {
@@ -157,13 +148,9 @@ impl Spec {
             args: Vec::new(),
         };
         loop {
-            let key = args
-                .next()
-                .ok_or("expected `-- program args…`, found the end")?;
+            let key = args.next().ok_or("expected `-- program args…`, found the end")?;
             let key = key.to_string_lossy().into_owned();
-            let value = args
-                .next()
-                .ok_or_else(|| format!("{key}: expected a value, found the end"))?;
+            let value = args.next().ok_or_else(|| format!("{key}: expected a value, found the end"))?;
             match key.as_str() {
                 "--name" => spec.name = value.to_string_lossy().into_owned(),
                 "--isolation" => spec.isolation = value.to_string_lossy().parse()?,
@@ -175,25 +162,17 @@ impl Spec {
                 "--cgroup" => spec.cgroup = Some(value.into()),
                 "--hide" => spec.hide.push(value.into()),
                 "--expose" => spec.expose.push(value.into()),
-                "--bind-ro" | "--bind-rw" => spec.binds.push(Bind {
-                    host: value.into(),
-                    inside: PathBuf::new(),
-                    read_only: key == "--bind-ro",
-                }),
+                "--bind-ro" | "--bind-rw" => {
+                    spec.binds.push(Bind { host: value.into(), inside: PathBuf::new(), read_only: key == "--bind-ro" })
+                }
                 "--at" => match spec.binds.last_mut() {
                     Some(bind) => bind.inside = value.into(),
                     None => return Err("--at: expected after --bind-ro or --bind-rw".into()),
                 },
                 "--env" => {
                     let bytes = value.into_vec();
-                    let at = bytes
-                        .iter()
-                        .position(|byte| *byte == b'=')
-                        .ok_or("--env: expected KEY=VALUE")?;
-                    let (key, value) = (
-                        OsStr::from_bytes(&bytes[..at]),
-                        OsStr::from_bytes(&bytes[at + 1..]),
-                    );
+                    let at = bytes.iter().position(|byte| *byte == b'=').ok_or("--env: expected KEY=VALUE")?;
+                    let (key, value) = (OsStr::from_bytes(&bytes[..at]), OsStr::from_bytes(&bytes[at + 1..]));
                     spec.env.push((key.to_owned(), value.to_owned()));
                 }
                 "--" => {
@@ -226,16 +205,8 @@ mod tests {
             uid: 20001,
             gid: 20002,
             binds: vec![
-                Bind {
-                    host: "/a b".into(),
-                    inside: "/run/podshm".into(),
-                    read_only: false,
-                },
-                Bind {
-                    host: "/etc".into(),
-                    inside: "/x".into(),
-                    read_only: true,
-                },
+                Bind { host: "/a b".into(), inside: "/run/podshm".into(), read_only: false },
+                Bind { host: "/etc".into(), inside: "/x".into(), read_only: true },
             ],
             hide: vec!["/run".into()],
             expose: vec!["/tmp/t".into()],

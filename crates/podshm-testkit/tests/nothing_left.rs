@@ -20,10 +20,7 @@ fn children() -> usize {
     let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
     tasks
         .map(|task| {
-            std::fs::read_to_string(task.path().join("children"))
-                .unwrap_or_default()
-                .split_whitespace()
-                .count()
+            std::fs::read_to_string(task.path().join("children")).unwrap_or_default().split_whitespace().count()
         })
         .sum()
 }
@@ -53,14 +50,9 @@ fn nothing_is_left() {
 fn dropping_leaves_nothing() {
     let (before, none) = (mounts(), children());
     for _ in 0..5 {
-        let mut pod = Pod::builder("dropped")
-            .uid(20001)
-            .spawn(PROBE, ["sleep"])
-            .unwrap();
+        let mut pod = Pod::builder("dropped").uid(20001).spawn(PROBE, ["sleep"]).unwrap();
         assert_eq!(pod.stdout().next_within(SOON).as_deref(), Some("ready"));
-        let second = pod
-            .exec("/bin/sh", ["-c", "sleep 1000 & setsid sleep 1000 & wait"])
-            .unwrap();
+        let second = pod.exec("/bin/sh", ["-c", "sleep 1000 & setsid sleep 1000 & wait"]).unwrap();
         wait_until("the shell's children are up", || pod.processes().len() >= 4);
         let mut pids = pod.processes();
         pids.extend(pod.init_pid());
@@ -83,10 +75,7 @@ fn dropping_leaves_nothing() {
 }
 
 fn a_stopped_pod_can_be_dropped() {
-    let mut pod = Pod::builder("halted")
-        .uid(20001)
-        .spawn(PROBE, ["sleep"])
-        .unwrap();
+    let mut pod = Pod::builder("halted").uid(20001).spawn(PROBE, ["sleep"]).unwrap();
     assert_eq!(pod.stdout().next_within(SOON).as_deref(), Some("ready"));
     pod.stop().unwrap();
     let pid = pod.pid();
@@ -96,70 +85,31 @@ fn a_stopped_pod_can_be_dropped() {
 }
 
 fn killing_the_harness_kills_its_pod(signal: &str) {
-    let mut harness = Command::new(PROBE)
-        .arg("harness")
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut harness = Command::new(PROBE).arg("harness").stdout(Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
-    BufReader::new(harness.stdout.take().unwrap())
-        .read_line(&mut line)
-        .unwrap();
+    BufReader::new(harness.stdout.take().unwrap()).read_line(&mut line).unwrap();
     let words: Vec<&str> = line.split_whitespace().collect();
-    let pids: Vec<u32> = words[1..4]
-        .iter()
-        .map(|word| word.parse().unwrap())
-        .collect();
-    assert!(
-        pids.iter().filter(|pid| **pid != 0).all(|pid| !gone(*pid)),
-        "{line}"
-    );
-    assert!(
-        Command::new("kill")
-            .args([signal, &harness.id().to_string()])
-            .status()
-            .unwrap()
-            .success()
-    );
+    let pids: Vec<u32> = words[1..4].iter().map(|word| word.parse().unwrap()).collect();
+    assert!(pids.iter().filter(|pid| **pid != 0).all(|pid| !gone(*pid)), "{line}");
+    assert!(Command::new("kill").args([signal, &harness.id().to_string()]).status().unwrap().success());
     harness.wait().unwrap();
-    wait_until("the pod has followed its harness", || {
-        pids.iter().all(|pid| *pid == 0 || gone(*pid))
-    });
-    wait_until("its cgroup has gone", || {
-        words[4] == "-" || !Path::new(words[4]).exists()
-    });
+    wait_until("the pod has followed its harness", || pids.iter().all(|pid| *pid == 0 || gone(*pid)));
+    wait_until("its cgroup has gone", || words[4] == "-" || !Path::new(words[4]).exists());
 }
 
 fn killing_the_supervisor_kills_its_pod() {
-    let mut pod = Pod::builder("decapitated")
-        .uid(20001)
-        .spawn(PROBE, ["sleep"])
-        .unwrap();
+    let mut pod = Pod::builder("decapitated").uid(20001).spawn(PROBE, ["sleep"]).unwrap();
     assert_eq!(pod.stdout().next_within(SOON).as_deref(), Some("ready"));
     if pod.isolation() == Isolation::None {
         return;
     }
     let status = std::fs::read_to_string(format!("/proc/{}/status", pod.pid())).unwrap();
-    let supervisor = status
-        .lines()
-        .find_map(|line| line.strip_prefix("PPid:"))
-        .unwrap()
-        .trim()
-        .to_owned();
+    let supervisor = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap().trim().to_owned();
     let cgroup = pod.cgroup_dir().map(Path::to_owned);
-    assert!(
-        Command::new("kill")
-            .args(["-KILL", &supervisor])
-            .status()
-            .unwrap()
-            .success()
-    );
+    assert!(Command::new("kill").args(["-KILL", &supervisor]).status().unwrap().success());
     let pid = pod.pid();
     wait_until("the pod has followed its supervisor", || gone(pid));
     assert!(pod.wait().is_err());
     drop(pod);
-    assert!(
-        cgroup.is_none_or(|dir| !dir.exists()),
-        "the library removes what a killed supervisor could not"
-    );
+    assert!(cgroup.is_none_or(|dir| !dir.exists()), "the library removes what a killed supervisor could not");
 }

@@ -1,1 +1,24 @@
-//! Fast shared memory between pods on the same node.
+//! Fast shared memory between pods on the same node, without giving up the pods' isolation.
+//!
+//! An *agent* serves a domain; *clients* in other pods use it through three kinds of service:
+//!
+//! ```text
+//!  Table   agent ──► clients   key to value, wait-free lookups
+//!  Queue   clients ──► agent   records, each delivered at least once
+//!  Call    client ⇄ agent      request and response with deadlines
+//! ```
+//! A broker makes the memory and gives each participant what it may write and what it may read; the kernel keeps it so.
+//! No data path makes a system call unless somebody sleeps.
+#![forbid(unsafe_code)]
+
+pub mod agent;
+mod broker_socket;
+pub mod client;
+mod clock;
+mod error;
+mod frames;
+
+pub use agent::{Agent, AgentBuilder, Answer, Deferred, Handler, Progress, Record, Request, TableWriter};
+pub use client::{Caller, Client, Key, QueueSender, Spin, Table};
+pub use error::{Error, ErrorKind};
+pub use podshm_proto::ServiceKind;

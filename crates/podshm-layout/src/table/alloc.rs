@@ -27,12 +27,7 @@ fn class_of(units: u32) -> (usize, u32) {
 impl Units {
     /// Units 1 to `end`, all free; unit 0 is never used, so that 0 can mean "none".
     pub(super) fn new(end: u32) -> Self {
-        Units {
-            classes: Vec::new(),
-            next: 1,
-            end,
-            free: u64::from(end.saturating_sub(1)),
-        }
+        Units { classes: Vec::new(), next: 1, end, free: u64::from(end.saturating_sub(1)) }
     }
 
     pub(super) fn take(&mut self, units: u32) -> Option<u32> {
@@ -88,11 +83,7 @@ fn size_of_class(class: usize) -> u32 {
     if class <= 8 {
         return class as u32;
     }
-    let (shift, mantissa) = if class.is_multiple_of(8) {
-        (class / 8 - 2, 16)
-    } else {
-        (class / 8 - 1, class % 8 + 8)
-    };
+    let (shift, mantissa) = if class.is_multiple_of(8) { (class / 8 - 2, 16) } else { (class / 8 - 1, class % 8 + 8) };
     (mantissa as u32) << shift
 }
 
@@ -127,9 +118,7 @@ mod tests {
         let mut held: Vec<(u32, u32)> = Vec::new();
         let mut x = 1u64;
         for step in 1..20_000u32 {
-            x = x
-                .wrapping_mul(6364136223846793005)
-                .wrapping_add(1442695040888963407);
+            x = x.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             let want = 1 + ((x >> 33) % 40) as u32;
             match units.take(want) {
                 Some(unit) => {

@@ -7,9 +7,7 @@ use crate::sync::{Ordering, fence};
 
 /// The value changed under every attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "read was overtaken by the writer {ATTEMPTS} times; try again, or update this key less often"
-)]
+#[error("read was overtaken by the writer {ATTEMPTS} times; try again, or update this key less often")]
 pub struct Contended;
 
 /// Why a read failed.
@@ -28,9 +26,7 @@ pub enum ReadError {
         found: usize,
     },
     /// The table holds something that no correct writer writes.
-    #[error(
-        "table is corrupt: {what} is {found:#x} at offset {offset}; its writer is broken or hostile"
-    )]
+    #[error("table is corrupt: {what} is {found:#x} at offset {offset}; its writer is broken or hostile")]
     Corrupt {
         /// What is wrong.
         what: &'static str,
@@ -78,10 +74,7 @@ impl Found {
 
     /// The lane that the key lives in: what a handle keeps.
     pub fn lane(&self) -> Lane {
-        Lane {
-            entry_at: self.entry_at,
-            last: *self,
-        }
+        Lane { entry_at: self.entry_at, last: *self }
     }
 }
 
@@ -95,10 +88,7 @@ pub struct Lane {
 impl<R: Load> TableReader<R> {
     /// A reader over a region that has been checked to be of `geometry`.
     pub fn new(mem: R, geometry: TableGeometry) -> Self {
-        assert!(
-            geometry.size() <= mem.size() as u64,
-            "a table's window holds its geometry"
-        );
+        assert!(geometry.size() <= mem.size() as u64, "a table's window holds its geometry");
         TableReader { mem, geometry }
     }
 
@@ -167,11 +157,7 @@ impl<R: Load> TableReader<R> {
                 }
             }
             if step == reach {
-                return Ok(if overtaken {
-                    Attempt::Overtaken
-                } else {
-                    Attempt::Absent
-                });
+                return Ok(if overtaken { Attempt::Overtaken } else { Attempt::Absent });
             }
             step += 1;
             bucket += 1;
@@ -191,11 +177,7 @@ impl<R: Load> TableReader<R> {
             return Ok(Look::Other);
         }
         if unit >= u64::from(self.geometry.units) {
-            return Err(ReadError::Corrupt {
-                what: "unit",
-                found: unit,
-                offset: entry_at,
-            });
+            return Err(ReadError::Corrupt { what: "unit", found: unit, offset: entry_at });
         }
         let at = self.geometry.data() + unit * TableGeometry::UNIT;
         let word = self.mem.load(at as usize, Ordering::Relaxed);
@@ -204,28 +186,14 @@ impl<R: Load> TableReader<R> {
         let fits = value_len <= MAX_VALUE && value_at + value_len as u64 <= self.geometry.size();
         if !fits || key_len != key.len() || !self.same_key(at + 8, key) {
             // A record that is being reused may look like anything; only a current one can be wrong.
-            let found = Found {
-                entry_at,
-                entry,
-                value_at: at,
-                value_len: 0,
-            };
+            let found = Found { entry_at, entry, value_at: at, value_len: 0 };
             return match (self.is_current(&found), fits) {
                 (true, true) => Ok(Look::Other),
-                (true, false) => Err(ReadError::Corrupt {
-                    what: "record header",
-                    found: word,
-                    offset: at,
-                }),
+                (true, false) => Err(ReadError::Corrupt { what: "record header", found: word, offset: at }),
                 (false, _) => Ok(Look::Overtaken),
             };
         }
-        Ok(Look::Same(Found {
-            entry_at,
-            entry,
-            value_at,
-            value_len,
-        }))
+        Ok(Look::Same(Found { entry_at, entry, value_at, value_len }))
     }
 
     /// Compares word by word; keys are padded with zeros. Stays inside the region because a unit and the largest key do.
@@ -262,18 +230,10 @@ impl<R: Load> TableReader<R> {
     #[inline]
     pub fn read(&self, found: &Found, offset: usize, dst: &mut [u8]) -> Result<(), ReadError> {
         if offset > found.value_len || dst.len() > found.value_len - offset {
-            return Err(ReadError::OutOfValue {
-                offset,
-                len: dst.len(),
-                value: found.value_len,
-            });
+            return Err(ReadError::OutOfValue { offset, len: dst.len(), value: found.value_len });
         }
         self.mem.copy_out(found.value_at as usize + offset, dst);
-        if self.is_current(found) {
-            Ok(())
-        } else {
-            Err(ReadError::Changed)
-        }
+        if self.is_current(found) { Ok(()) } else { Err(ReadError::Changed) }
     }
 
     /// Copies the value of `key` into `dst` and returns its length, or `None` where there is no such key.
@@ -293,15 +253,8 @@ impl<R: Load> TableReader<R> {
     #[inline]
     fn copy_found(&self, found: &Found, dst: &mut [u8]) -> Result<Option<usize>, ReadError> {
         let Some(dst_part) = dst.get_mut(..found.value_len) else {
-            let error = ReadError::BufferTooSmall {
-                needed: found.value_len,
-                found: dst.len(),
-            };
-            return if self.is_current(found) {
-                Err(error)
-            } else {
-                Ok(None)
-            };
+            let error = ReadError::BufferTooSmall { needed: found.value_len, found: dst.len() };
+            return if self.is_current(found) { Err(error) } else { Ok(None) };
         };
         match self.read(found, 0, dst_part) {
             Ok(()) => Ok(Some(found.value_len)),
@@ -329,12 +282,7 @@ impl<R: Load> TableReader<R> {
 
     /// [`TableReader::copy`] for a resolved key.
     #[inline]
-    pub fn copy_in_lane(
-        &self,
-        lane: &mut Lane,
-        key: &[u8],
-        dst: &mut [u8],
-    ) -> Result<Option<usize>, ReadError> {
+    pub fn copy_in_lane(&self, lane: &mut Lane, key: &[u8], dst: &mut [u8]) -> Result<Option<usize>, ReadError> {
         for _ in 0..ATTEMPTS {
             let Some(found) = self.find_in(lane, key)? else {
                 return Ok(None);
@@ -348,10 +296,7 @@ impl<R: Load> TableReader<R> {
 
     /// Starts a read of several keys at one version.
     pub fn snapshot(&self) -> Snapshot<'_, R> {
-        Snapshot {
-            table: self,
-            version: self.version(),
-        }
+        Snapshot { table: self, version: self.version() }
     }
 
     /// Calls `each` with every key and value; a key that is updated meanwhile is given once, at one of its values.
@@ -369,11 +314,7 @@ impl<R: Load> TableReader<R> {
         Ok(())
     }
 
-    fn record_at(
-        &self,
-        entry_at: u64,
-        bytes: &mut [u8],
-    ) -> Result<Option<(usize, usize)>, ReadError> {
+    fn record_at(&self, entry_at: u64, bytes: &mut [u8]) -> Result<Option<(usize, usize)>, ReadError> {
         for _ in 0..ATTEMPTS {
             let entry = self.mem.load(entry_at as usize, Ordering::Acquire);
             let unit = entry >> 32;
@@ -381,35 +322,21 @@ impl<R: Load> TableReader<R> {
                 return Ok(None);
             }
             if unit >= u64::from(self.geometry.units) {
-                return Err(ReadError::Corrupt {
-                    what: "unit",
-                    found: unit,
-                    offset: entry_at,
-                });
+                return Err(ReadError::Corrupt { what: "unit", found: unit, offset: entry_at });
             }
             let at = self.geometry.data() + unit * TableGeometry::UNIT;
             let word = self.mem.load(at as usize, Ordering::Relaxed);
             let (key_len, value_len) = ((word & 0xff) as usize, (word >> 8) as usize);
             let value_at = at + 8 + key_len.next_multiple_of(8) as u64;
-            let found = Found {
-                entry_at,
-                entry,
-                value_at,
-                value_len,
-            };
+            let found = Found { entry_at, entry, value_at, value_len };
             if value_len > MAX_VALUE || value_at + value_len as u64 > self.geometry.size() {
                 if self.is_current(&found) {
-                    return Err(ReadError::Corrupt {
-                        what: "record header",
-                        found: word,
-                        offset: at,
-                    });
+                    return Err(ReadError::Corrupt { what: "record header", found: word, offset: at });
                 }
                 continue;
             }
             self.mem.copy_out(at as usize + 8, &mut bytes[..key_len]);
-            self.mem
-                .copy_out(value_at as usize, &mut bytes[256..256 + value_len]);
+            self.mem.copy_out(value_at as usize, &mut bytes[256..256 + value_len]);
             if self.is_current(&found) {
                 return Ok(Some((key_len, value_len)));
             }

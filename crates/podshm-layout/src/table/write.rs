@@ -23,9 +23,7 @@ pub enum TableError {
         found: usize,
     },
     /// No room for the record.
-    #[error(
-        "table is full: {needed} bytes are needed, {free} are free and may be scattered; grow the table"
-    )]
+    #[error("table is full: {needed} bytes are needed, {free} are free and may be scattered; grow the table")]
     Full {
         /// Bytes needed in one piece.
         needed: u64,
@@ -62,10 +60,7 @@ pub struct TableWriter<W> {
 impl<W: Store> TableWriter<W> {
     /// The writer of a fresh (zeroed) table.
     pub fn new(mem: W, geometry: TableGeometry) -> Self {
-        assert!(
-            geometry.size() <= mem.size() as u64,
-            "a table's window holds its geometry"
-        );
+        assert!(geometry.size() <= mem.size() as u64, "a table's window holds its geometry");
         TableWriter {
             mem,
             geometry,
@@ -118,10 +113,7 @@ impl<W: Store> TableWriter<W> {
         let place = self.place(key)?;
         let needed = units(key.len(), value.len());
         let Some(unit) = self.units.take(needed) else {
-            return Err(TableError::Full {
-                needed: u64::from(needed) * TableGeometry::UNIT,
-                free: self.free_bytes(),
-            });
+            return Err(TableError::Full { needed: u64::from(needed) * TableGeometry::UNIT, free: self.free_bytes() });
         };
         self.write_record(unit, key, value);
         let old = self.mem.load(place.entry_at as usize, Ordering::Relaxed);
@@ -133,8 +125,7 @@ impl<W: Store> TableWriter<W> {
             self.mem.store(reach.0 as usize, tags, Ordering::Release);
         }
         // Release: pairs with the acquire of the entry in look(); the record is written.
-        self.mem
-            .store(place.entry_at as usize, entry, Ordering::Release);
+        self.mem.store(place.entry_at as usize, entry, Ordering::Release);
         self.live_bytes += u64::from(needed) * TableGeometry::UNIT;
         match place.tag {
             Some((bucket_at, lane, tag)) => {
@@ -157,11 +148,7 @@ impl<W: Store> TableWriter<W> {
         let entry_at = bucket_at + 8 + lane * 8;
         let old = self.mem.load(entry_at as usize, Ordering::Relaxed);
         let tags = self.mem.load(bucket_at as usize, Ordering::Relaxed) & !(0xff << (lane * 8));
-        self.mem.store(
-            entry_at as usize,
-            old.wrapping_add(1) & 0xffff_ffff,
-            Ordering::Release,
-        );
+        self.mem.store(entry_at as usize, old.wrapping_add(1) & 0xffff_ffff, Ordering::Release);
         self.mem.store(bucket_at as usize, tags, Ordering::Release);
         self.keys -= 1;
         self.retire(old);
@@ -179,29 +166,19 @@ impl<W: Store> TableWriter<W> {
     }
 
     /// Copies all of this table into `into`, which is larger; in one batch.
-    pub fn copy_into<V: Store>(
-        &self,
-        into: &mut TableWriter<V>,
-        now: u64,
-    ) -> Result<(), TableError> {
+    pub fn copy_into<V: Store>(&self, into: &mut TableWriter<V>, now: u64) -> Result<(), TableError> {
         let mut bytes = ::alloc::vec![0; 256 + MAX_VALUE];
         let mut batch = into.batch();
         for bucket in 0..u64::from(self.geometry.buckets) {
             let at = TableGeometry::BUCKETS + bucket * 64;
             for lane in 0..LANES as u64 {
-                let entry = self
-                    .mem
-                    .load((at + 8 + lane * 8) as usize, Ordering::Relaxed);
+                let entry = self.mem.load((at + 8 + lane * 8) as usize, Ordering::Relaxed);
                 if entry >> 32 == 0 {
                     continue;
                 }
                 let (key_len, value_len, value_at) = self.record(entry);
-                self.mem.copy_out(
-                    (value_at - key_len.next_multiple_of(8) as u64) as usize,
-                    &mut bytes[..key_len],
-                );
-                self.mem
-                    .copy_out(value_at as usize, &mut bytes[256..256 + value_len]);
+                self.mem.copy_out((value_at - key_len.next_multiple_of(8) as u64) as usize, &mut bytes[..key_len]);
+                self.mem.copy_out(value_at as usize, &mut bytes[256..256 + value_len]);
                 let (key, value) = bytes.split_at(256);
                 batch.put(&key[..key_len], &value[..value_len], now)?;
             }
@@ -223,11 +200,7 @@ impl<W: Store> TableWriter<W> {
         // Release fence: pairs with the fence in is_current(): whoever sees a byte of the new record in reused units also
         // sees that the entry which led there has changed.
         fence(Ordering::Release);
-        self.mem.store(
-            at,
-            (value.len() as u64) << 8 | key.len() as u64,
-            Ordering::Relaxed,
-        );
+        self.mem.store(at, (value.len() as u64) << 8 | key.len() as u64, Ordering::Relaxed);
         let padded = key.len().next_multiple_of(8);
         let mut last = [0; 8];
         let whole = key.len() & !7;
@@ -251,20 +224,13 @@ impl<W: Store> TableWriter<W> {
         let at = self.geometry.data() + (entry >> 32) * TableGeometry::UNIT;
         let word = self.mem.load(at as usize, Ordering::Relaxed);
         let key_len = (word & 0xff) as usize;
-        (
-            key_len,
-            (word >> 8) as usize,
-            at + 8 + key_len.next_multiple_of(8) as u64,
-        )
+        (key_len, (word >> 8) as usize, at + 8 + key_len.next_multiple_of(8) as u64)
     }
 
     /// Where `key` is.
     fn lane_of(&self, key: &[u8]) -> Option<(u64, u64)> {
         let home = home(key, self.geometry.buckets);
-        let reach = self.mem.load(
-            (TableGeometry::BUCKETS + home.bucket * 64) as usize,
-            Ordering::Relaxed,
-        );
+        let reach = self.mem.load((TableGeometry::BUCKETS + home.bucket * 64) as usize, Ordering::Relaxed);
         for step in 0..=reach >> REACH_SHIFT {
             let bucket_at = self.bucket_at(home, step);
             let tags = self.mem.load(bucket_at as usize, Ordering::Relaxed);
@@ -272,9 +238,7 @@ impl<W: Store> TableWriter<W> {
             while lanes != 0 {
                 let lane = u64::from(lanes.trailing_zeros() / 8);
                 lanes &= lanes - 1;
-                let entry = self
-                    .mem
-                    .load((bucket_at + 8 + lane * 8) as usize, Ordering::Relaxed);
+                let entry = self.mem.load((bucket_at + 8 + lane * 8) as usize, Ordering::Relaxed);
                 if entry >> 32 != 0 && self.key_is(entry, key) {
                     return Some((bucket_at, lane));
                 }
@@ -289,21 +253,14 @@ impl<W: Store> TableWriter<W> {
             return false;
         }
         let mut found = [0; MAX_KEY];
-        self.mem.copy_out(
-            (value_at - key_len.next_multiple_of(8) as u64) as usize,
-            &mut found[..key_len],
-        );
+        self.mem.copy_out((value_at - key_len.next_multiple_of(8) as u64) as usize, &mut found[..key_len]);
         found[..key_len] == *key
     }
 
     /// The entry that `key` has, or the free one that it gets.
     fn place(&self, key: &[u8]) -> Result<Place, TableError> {
         if let Some((bucket_at, lane)) = self.lane_of(key) {
-            return Ok(Place {
-                entry_at: bucket_at + 8 + lane * 8,
-                tag: None,
-                new_reach: None,
-            });
+            return Ok(Place { entry_at: bucket_at + 8 + lane * 8, tag: None, new_reach: None });
         }
         let home = home(key, self.geometry.buckets);
         let home_at = self.bucket_at(home, 0);
@@ -358,8 +315,6 @@ impl<W: Store> Drop for Batch<'_, W> {
     fn drop(&mut self) {
         self.writer.in_batch = false;
         self.writer.version += 1; // even
-        self.writer
-            .mem
-            .store(AT_VERSION, self.writer.version, Ordering::Release);
+        self.writer.mem.store(AT_VERSION, self.writer.version, Ordering::Release);
     }
 }

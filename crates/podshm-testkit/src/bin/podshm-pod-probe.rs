@@ -17,8 +17,7 @@ fn main() {
         ["sleep"] => say("ready"),
         ["eat", bytes] => eat(bytes.parse().expect("a number of bytes")),
         ["shm", path, bytes] => {
-            std::fs::write(path, vec![7; bytes.parse().expect("a number of bytes")])
-                .expect("the file is writable");
+            std::fs::write(path, vec![7; bytes.parse().expect("a number of bytes")]).expect("the file is writable");
             say("ready");
         }
         ["sysv", key] => sysv(key.parse().expect("a key")),
@@ -31,9 +30,7 @@ fn main() {
             say("survived");
         }
         ["harness"] => harness(),
-        _ => panic!(
-            "expected sleep, eat BYTES, shm PATH BYTES, sysv KEY, fault or harness, found {words:?}"
-        ),
+        _ => panic!("expected sleep, eat BYTES, shm PATH BYTES, sysv KEY, fault or harness, found {words:?}"),
     }
     loop {
         std::thread::sleep(Duration::from_secs(3600));
@@ -42,9 +39,7 @@ fn main() {
 
 fn say(line: &str) {
     let mut out = std::io::stdout();
-    writeln!(out, "{line}")
-        .and_then(|()| out.flush())
-        .expect("stdout is open");
+    writeln!(out, "{line}").and_then(|()| out.flush()).expect("stdout is open");
 }
 
 /// Touches memory a MiB at a time.
@@ -70,23 +65,11 @@ fn sysv(key: i32) {
 /// A harness of its own: one pod with an exec'd second process, then nothing until it is killed.
 fn harness() {
     let probe = std::env::current_exe().expect("a program knows its path");
-    let mut pod = Pod::builder("orphan")
-        .uid(20009)
-        .spawn(&probe, ["sleep"])
-        .expect("the pod starts");
-    pod.stdout()
-        .next_within(Duration::from_secs(10))
-        .expect("the payload is up");
+    let mut pod = Pod::builder("orphan").uid(20009).spawn(&probe, ["sleep"]).expect("the pod starts");
+    pod.stdout().next_within(Duration::from_secs(10)).expect("the payload is up");
     let second = pod.exec(&probe, ["sleep"]).expect("exec joins");
-    let cgroup = pod
-        .cgroup_dir()
-        .map_or("-".into(), |dir| dir.display().to_string());
-    say(&format!(
-        "pod {} {} {} {cgroup}",
-        pod.pid(),
-        pod.init_pid().unwrap_or(0),
-        second.pid()
-    ));
+    let cgroup = pod.cgroup_dir().map_or("-".into(), |dir| dir.display().to_string());
+    say(&format!("pod {} {} {} {cgroup}", pod.pid(), pod.init_pid().unwrap_or(0), second.pid()));
     loop {
         std::thread::sleep(Duration::from_secs(3600));
     }

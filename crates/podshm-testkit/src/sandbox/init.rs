@@ -12,10 +12,7 @@ use super::{Step, StepError, mounts, namespaces};
 use crate::spec::Spec;
 
 /// How often orphans are reaped. A zombie or two in between harms nobody, and an idle pod should cost nothing.
-const REAP_EVERY: Timespec = Timespec {
-    tv_sec: 1,
-    tv_nsec: 0,
-};
+const REAP_EVERY: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// stdin is a pipe from the supervisor, whose end means ours; stdout takes one line: ready, or what went wrong.
 pub(super) fn run(spec: &Spec) -> ExitCode {
@@ -28,12 +25,7 @@ pub(super) fn run(spec: &Spec) -> ExitCode {
         Err(error) => error.line(),
     };
     let mut stdout = std::io::stdout();
-    if stdout
-        .write_all(line.as_bytes())
-        .and_then(|()| stdout.flush())
-        .is_err()
-        || result.is_err()
-    {
+    if stdout.write_all(line.as_bytes()).and_then(|()| stdout.flush()).is_err() || result.is_err() {
         return ExitCode::FAILURE;
     }
     if let Ok(null) = File::options().write(true).open("/dev/null") {
@@ -44,8 +36,7 @@ pub(super) fn run(spec: &Spec) -> ExitCode {
 }
 
 fn build(spec: &Spec) -> Result<(), StepError> {
-    let flags =
-        UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS | UnshareFlags::NEWNET;
+    let flags = UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS | UnshareFlags::NEWNET;
     namespaces::unshare(flags, "making mount, ipc, uts and net namespaces")?;
     let host_name: String = spec.name.chars().take(63).collect();
     rustix::system::sethostname(host_name.as_bytes()).failed("setting the host name")?;

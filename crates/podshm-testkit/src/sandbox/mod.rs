@@ -39,9 +39,7 @@ impl StepError {
         match line.split_once(' ') {
             Some(("unavailable", text)) => Self::Unavailable(text.trim_end().to_owned()),
             Some(("error", text)) => Self::Failed(text.trim_end().to_owned()),
-            _ => Self::Failed(format!(
-                "expected ready from a helper stage, found {line:?}"
-            )),
+            _ => Self::Failed(format!("expected ready from a helper stage, found {line:?}")),
         }
     }
 }
@@ -75,8 +73,6 @@ pub fn main() -> ExitCode {
         Some("enter") => supervisor::enter(&spec),
         Some("init") => init::run(&spec),
         Some("stage") => stage::run(&spec),
-        _ => supervisor::refuse(&format!(
-            "expected pod or enter, found {verb:?}; this is a helper of podshm-testkit"
-        )),
+        _ => supervisor::refuse(&format!("expected pod or enter, found {verb:?}; this is a helper of podshm-testkit")),
     }
 }

@@ -16,8 +16,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::CWD;
 use rustix::mount::{
-    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount, mount_bind,
-    mount_change, mount_remount, move_mount, open_tree,
+    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount, mount_bind, mount_change, mount_remount,
+    move_mount, open_tree,
 };
 
 use super::{Step, StepError};
@@ -36,11 +36,8 @@ struct Detached {
 
 pub(super) fn build(spec: &Spec) -> Result<(), StepError> {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-    mount_change(
-        "/",
-        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
-    )
-    .unavailable("making mounts private")?;
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+        .unavailable("making mounts private")?;
 
     let hidden = hidden_paths(spec);
     let exposed = exposed_paths(spec, &hidden)?;
@@ -53,16 +50,8 @@ pub(super) fn build(spec: &Spec) -> Result<(), StepError> {
             })
             .filter(|(path, ..)| path.exists()),
     )?;
-    let exposures = detach_all(
-        exposed
-            .iter()
-            .map(|path| (path.clone(), path.clone(), true)),
-    )?;
-    let binds = detach_all(
-        spec.binds
-            .iter()
-            .map(|bind| (bind.host.clone(), bind.inside.clone(), bind.read_only)),
-    )?;
+    let exposures = detach_all(exposed.iter().map(|path| (path.clone(), path.clone(), true)))?;
+    let binds = detach_all(spec.binds.iter().map(|bind| (bind.host.clone(), bind.inside.clone(), bind.read_only)))?;
 
     make_all_read_only()?;
     for path in &hidden {
@@ -73,11 +62,7 @@ pub(super) fn build(spec: &Spec) -> Result<(), StepError> {
     for exposure in &exposures {
         attach(exposure)?;
         // An exposed directory may contain what has to stay hidden.
-        for path in hidden
-            .iter()
-            .chain(&spec.hide)
-            .filter(|path| path.starts_with(&exposure.inside) && path.exists())
-        {
+        for path in hidden.iter().chain(&spec.hide).filter(|path| path.starts_with(&exposure.inside) && path.exists()) {
             hide(path)?;
         }
     }
@@ -86,11 +71,7 @@ pub(super) fn build(spec: &Spec) -> Result<(), StepError> {
 
 /// Real paths, parents before children, none below another.
 fn hidden_paths(spec: &Spec) -> Vec<PathBuf> {
-    let mut all: Vec<PathBuf> = spec
-        .hide
-        .iter()
-        .filter_map(|path| fs::canonicalize(path).ok())
-        .collect();
+    let mut all: Vec<PathBuf> = spec.hide.iter().filter_map(|path| fs::canonicalize(path).ok()).collect();
     all.sort();
     all.dedup();
     let mut kept: Vec<PathBuf> = Vec::new();
@@ -124,22 +105,11 @@ fn exposed_paths(spec: &Spec, hidden: &[PathBuf]) -> Result<Vec<PathBuf>, StepEr
     Ok(kept)
 }
 
-fn detach_all(
-    paths: impl Iterator<Item = (PathBuf, PathBuf, bool)>,
-) -> Result<Vec<Detached>, StepError> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_RECURSIVE;
+fn detach_all(paths: impl Iterator<Item = (PathBuf, PathBuf, bool)>) -> Result<Vec<Detached>, StepError> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
     let detach = |(host, inside, read_only): (PathBuf, PathBuf, bool)| {
-        let tree =
-            open_tree(CWD, &host, flags).failed(format!("taking {} along", host.display()))?;
-        Ok(Detached {
-            tree,
-            is_dir: host.is_dir(),
-            host,
-            inside,
-            read_only,
-        })
+        let tree = open_tree(CWD, &host, flags).failed(format!("taking {} along", host.display()))?;
+        Ok(Detached { tree, is_dir: host.is_dir(), host, inside, read_only })
     };
     paths.map(detach).collect()
 }
@@ -149,44 +119,22 @@ fn attach(what: &Detached) -> Result<(), StepError> {
     let made = if what.is_dir {
         make_dirs(&what.inside)
     } else {
-        make_dirs(what.inside.parent().unwrap_or(Path::new("/"))).and_then(|()| {
-            if what.inside.exists() {
-                Ok(())
-            } else {
-                File::create(&what.inside).map(drop)
-            }
-        })
+        make_dirs(what.inside.parent().unwrap_or(Path::new("/")))
+            .and_then(|()| if what.inside.exists() { Ok(()) } else { File::create(&what.inside).map(drop) })
     };
-    made.failed(format!(
-        "making {to} for {} (it has to exist, or lie on a tmpfs of the pod)",
-        what.host.display()
-    ))?;
-    move_mount(
-        &what.tree,
-        "",
-        CWD,
-        &what.inside,
-        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
-    )
-    .failed(format!("binding {} at {to}", what.host.display()))?;
+    made.failed(format!("making {to} for {} (it has to exist, or lie on a tmpfs of the pod)", what.host.display()))?;
+    move_mount(&what.tree, "", CWD, &what.inside, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .failed(format!("binding {} at {to}", what.host.display()))?;
     if what.read_only {
         let flags = current_flags(&what.inside);
-        mount_remount(
-            &what.inside,
-            MountFlags::BIND | MountFlags::RDONLY | flags,
-            c"",
-        )
-        .failed(format!("making {to} read-only"))?;
+        mount_remount(&what.inside, MountFlags::BIND | MountFlags::RDONLY | flags, c"")
+            .failed(format!("making {to} read-only"))?;
     }
     Ok(())
 }
 
 fn make_dirs(path: &Path) -> std::io::Result<()> {
-    if path.is_dir() {
-        Ok(())
-    } else {
-        DirBuilder::new().recursive(true).mode(0o755).create(path)
-    }
+    if path.is_dir() { Ok(()) } else { DirBuilder::new().recursive(true).mode(0o755).create(path) }
 }
 
 fn hide(path: &Path) -> Result<(), StepError> {
@@ -195,52 +143,24 @@ fn hide(path: &Path) -> Result<(), StepError> {
         return mount_bind("/dev/null", path).failed(what);
     }
     let shared = path.ends_with("tmp");
-    tmpfs(
-        path,
-        if shared {
-            "mode=1777,size=64m"
-        } else {
-            "mode=755,size=16m"
-        },
-        MountFlags::empty(),
-        what,
-    )
+    tmpfs(path, if shared { "mode=1777,size=64m" } else { "mode=755,size=16m" }, MountFlags::empty(), what)
 }
 
 fn tmpfs(path: &Path, options: &str, flags: MountFlags, what: String) -> Result<(), StepError> {
     let options = CString::new(options).expect("mount options have no NUL");
-    mount(
-        "tmpfs",
-        path,
-        "tmpfs",
-        MountFlags::NOSUID | MountFlags::NODEV | flags,
-        options.as_c_str(),
-    )
-    .failed(what)
+    mount("tmpfs", path, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV | flags, options.as_c_str()).failed(what)
 }
 
 fn own_dev(spec: &Spec, devices: &[Detached]) -> Result<(), StepError> {
     let dev = |name: &str| Path::new("/dev").join(name);
     // No NODEV here: the devices are binds with flags of their own, but pts needs its parent's blessing on some kernels.
-    mount(
-        "tmpfs",
-        "/dev",
-        "tmpfs",
-        MountFlags::NOSUID,
-        c"mode=755,size=64k",
-    )
-    .failed("making /dev")?;
+    mount("tmpfs", "/dev", "tmpfs", MountFlags::NOSUID, c"mode=755,size=64k").failed("making /dev")?;
     devices.iter().try_for_each(attach)?;
     for name in ["shm", "pts"] {
         make_dirs(&dev(name)).failed("filling /dev")?;
     }
     let shm = format!("mode=1777,size={}", spec.shm_size);
-    tmpfs(
-        &dev("shm"),
-        &shm,
-        MountFlags::NOEXEC,
-        "making /dev/shm".into(),
-    )?;
+    tmpfs(&dev("shm"), &shm, MountFlags::NOEXEC, "making /dev/shm".into())?;
     let pts = mount(
         "devpts",
         dev("pts"),
@@ -251,21 +171,11 @@ fn own_dev(spec: &Spec, devices: &[Detached]) -> Result<(), StepError> {
     pts.failed("making /dev/pts")?;
     // POSIX queues belong to the ipc namespace; without the file system they can be used all the same.
     if make_dirs(&dev("mqueue")).is_ok() {
-        let _ = mount(
-            "mqueue",
-            dev("mqueue"),
-            "mqueue",
-            MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC,
-            c"",
-        );
+        let _ =
+            mount("mqueue", dev("mqueue"), "mqueue", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, c"");
     }
-    let links = [
-        ("pts/ptmx", "ptmx"),
-        ("/proc/self/fd", "fd"),
-        ("fd/0", "stdin"),
-        ("fd/1", "stdout"),
-        ("fd/2", "stderr"),
-    ];
+    let links =
+        [("pts/ptmx", "ptmx"), ("/proc/self/fd", "fd"), ("fd/0", "stdin"), ("fd/1", "stdout"), ("fd/2", "stderr")];
     for (target, name) in links {
         symlink(target, dev(name)).failed("filling /dev")?;
     }
@@ -288,9 +198,8 @@ fn own_proc_and_sys(spec: &Spec) -> Result<(), StepError> {
                     .failed(format!("masking {path}"))?;
             }
         }
-        for path in ["/proc/kcore", "/proc/keys", "/proc/timer_list"]
-            .into_iter()
-            .filter(|path| Path::new(path).exists())
+        for path in
+            ["/proc/kcore", "/proc/keys", "/proc/timer_list"].into_iter().filter(|path| Path::new(path).exists())
         {
             mount_bind("/dev/null", path).failed(format!("masking {path}"))?;
         }
@@ -323,39 +232,28 @@ fn mount_points() -> Result<Vec<(PathBuf, MountFlags)>, StepError> {
 
 fn current_flags(path: &Path) -> MountFlags {
     let points = mount_points().unwrap_or_default();
-    points
-        .iter()
-        .rev()
-        .find(|(point, _)| point == path)
-        .map_or(MountFlags::empty(), |(_, flags)| *flags)
+    points.iter().rev().find(|(point, _)| point == path).map_or(MountFlags::empty(), |(_, flags)| *flags)
 }
 
 fn flags_of(options: &str) -> MountFlags {
-    options
-        .split(',')
-        .fold(MountFlags::empty(), |flags, option| {
-            flags
-                | match option {
-                    "nosuid" => MountFlags::NOSUID,
-                    "nodev" => MountFlags::NODEV,
-                    "noexec" => MountFlags::NOEXEC,
-                    "noatime" => MountFlags::NOATIME,
-                    "nodiratime" => MountFlags::NODIRATIME,
-                    "relatime" => MountFlags::RELATIME,
-                    _ => MountFlags::empty(),
-                }
-        })
+    options.split(',').fold(MountFlags::empty(), |flags, option| {
+        flags
+            | match option {
+                "nosuid" => MountFlags::NOSUID,
+                "nodev" => MountFlags::NODEV,
+                "noexec" => MountFlags::NOEXEC,
+                "noatime" => MountFlags::NOATIME,
+                "nodiratime" => MountFlags::NODIRATIME,
+                "relatime" => MountFlags::RELATIME,
+                _ => MountFlags::empty(),
+            }
+    })
 }
 
 /// mountinfo writes space, tab, newline and backslash as octal.
 fn unescape(text: &str) -> PathBuf {
-    let text = [
-        ("\\040", " "),
-        ("\\011", "\t"),
-        ("\\012", "\n"),
-        ("\\134", "\\"),
-    ]
-    .iter()
-    .fold(text.to_owned(), |text, (from, to)| text.replace(from, to));
+    let text = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
+        .iter()
+        .fold(text.to_owned(), |text, (from, to)| text.replace(from, to));
     text.into()
 }

@@ -5,18 +5,13 @@
 use std::fs::{self, File};
 use std::os::fd::AsFd;
 
-use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with,
-};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
 use super::{Step, StepError};
 
 pub(super) fn unshare(flags: UnshareFlags, what: &str) -> Result<(), StepError> {
-    assert!(
-        !flags.contains(UnshareFlags::FILES),
-        "the descriptor table is never unshared"
-    );
+    assert!(!flags.contains(UnshareFlags::FILES), "the descriptor table is never unshared");
     // SAFETY: the one hazard that the function names is FILES, with which threads would see different descriptor
     // tables; the assertion above excludes it.
     unsafe { unshare_unsafe(flags) }.unavailable(what)
@@ -24,9 +19,8 @@ pub(super) fn unshare(flags: UnshareFlags, what: &str) -> Result<(), StepError> 
 
 /// Maps one inner id to the one outer id that an unprivileged process may map: its own.
 pub(super) fn map_ids(uid: (u32, u32), gid: (u32, u32)) -> Result<(), StepError> {
-    let put = |file: &str, text: String| {
-        fs::write(format!("/proc/self/{file}"), text).unavailable(format!("writing {file}"))
-    };
+    let put =
+        |file: &str, text: String| fs::write(format!("/proc/self/{file}"), text).unavailable(format!("writing {file}"));
     put("setgroups", "deny".into())?;
     put("uid_map", format!("{} {} 1", uid.0, uid.1))?;
     put("gid_map", format!("{} {} 1", gid.0, gid.1))
@@ -38,11 +32,7 @@ pub(super) fn join(pid: u32, spaces: &[(&str, LinkNameSpaceType)]) -> Result<(),
     let mut open = Vec::new();
     for (name, kind) in spaces {
         let path = format!("/proc/{pid}/ns/{name}");
-        open.push((
-            File::open(&path).failed(format!("opening {path}, is the pod still there?"))?,
-            *kind,
-            path,
-        ));
+        open.push((File::open(&path).failed(format!("opening {path}, is the pod still there?"))?, *kind, path));
     }
     for (file, kind, path) in open {
         move_into_link_name_space(file.as_fd(), Some(kind)).failed(format!("joining {path}"))?;
@@ -57,12 +47,7 @@ pub(super) fn loopback_up() -> Result<(), StepError> {
     const LO: i32 = 1;
     const IFF_UP: u32 = 1;
     // NETLINK_ROUTE is protocol 0.
-    let socket = socket_with(
-        AddressFamily::NETLINK,
-        SocketType::RAW,
-        SocketFlags::CLOEXEC,
-        None,
-    );
+    let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None);
     let socket = socket.failed("opening a netlink socket")?;
     let mut message = Vec::with_capacity(32);
     message.extend(32u32.to_ne_bytes());
@@ -76,14 +61,9 @@ pub(super) fn loopback_up() -> Result<(), StepError> {
     send(&socket, &message, SendFlags::empty()).failed("setting lo up")?;
     let mut answer = [0u8; 256];
     let (read, _) = recv(&socket, &mut answer[..], RecvFlags::empty()).failed("setting lo up")?;
-    let error = answer[..read]
-        .get(16..20)
-        .and_then(|bytes| bytes.try_into().ok())
-        .map(i32::from_ne_bytes);
+    let error = answer[..read].get(16..20).and_then(|bytes| bytes.try_into().ok()).map(i32::from_ne_bytes);
     match error {
         Some(0) => Ok(()),
-        other => Err(StepError::Failed(format!(
-            "setting lo up: netlink answered {other:?}"
-        ))),
+        other => Err(StepError::Failed(format!("setting lo up: netlink answered {other:?}"))),
     }
 }

@@ -58,24 +58,16 @@ fn prepare(spec: &Spec) -> Result<Command, StepError> {
     rustix::stdio::dup2_stdin(&null).failed("setting stdin")?;
     close_on_exec()?;
     if let Some(dir) = &spec.cgroup {
-        Cgroup::open(dir)
-            .join()
-            .failed(format!("joining the cgroup {}", dir.display()))?;
+        Cgroup::open(dir).join().failed(format!("joining the cgroup {}", dir.display()))?;
     }
     let mut command = Command::new(&spec.program);
-    command
-        .args(&spec.args)
-        .env_clear()
-        .envs(spec.env.iter().map(|(key, value)| (key, value)));
+    command.args(&spec.args).env_clear().envs(spec.env.iter().map(|(key, value)| (key, value)));
     if spec.isolation == Isolation::None {
         // The pod has no init here, so each process follows its helper by itself.
-        set_parent_process_death_signal(Some(Signal::KILL))
-            .failed("asking for the parent-death signal")?;
+        set_parent_process_death_signal(Some(Signal::KILL)).failed("asking for the parent-death signal")?;
         return Ok(command);
     }
-    let init = spec
-        .init
-        .ok_or_else(|| StepError::Failed("expected --init".into()))?;
+    let init = spec.init.ok_or_else(|| StepError::Failed("expected --init".into()))?;
     let spaces = [
         ("net", LinkNameSpaceType::Network),
         ("uts", LinkNameSpaceType::HostNameAndNISDomainName),
@@ -111,14 +103,8 @@ fn prepare(spec: &Spec) -> Result<Command, StepError> {
 
 /// Whatever a sloppy harness leaked into us ends here: only stdin, stdout and stderr go on.
 fn close_on_exec() -> Result<(), StepError> {
-    for entry in fs::read_dir("/proc/self/fd")
-        .failed("listing descriptors")?
-        .flatten()
-    {
-        let fd = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse::<i32>().ok());
+    for entry in fs::read_dir("/proc/self/fd").failed("listing descriptors")?.flatten() {
+        let fd = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok());
         if let Some(fd) = fd.filter(|fd| *fd > 2) {
             set_close_on_exec(fd);
         }
@@ -147,8 +133,7 @@ fn drop_bounding(keep: CapabilitySet) -> Result<(), StepError> {
         }
     }
     clear_ambient_capability_set().failed("clearing ambient capabilities")?;
-    let mut sets: CapabilitySets =
-        rustix::thread::capabilities(None).failed("reading capabilities")?;
+    let mut sets: CapabilitySets = rustix::thread::capabilities(None).failed("reading capabilities")?;
     sets.inheritable = CapabilitySet::empty();
     set_capabilities(None, sets).failed("clearing inheritable capabilities")
 }

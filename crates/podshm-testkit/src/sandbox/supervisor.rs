@@ -9,9 +9,7 @@ use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::process::{
-    PidfdFlags, Signal, getgid, getuid, kill_process, pidfd_open, set_child_subreaper,
-};
+use rustix::process::{PidfdFlags, Signal, getgid, getuid, kill_process, pidfd_open, set_child_subreaper};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 
 use super::{Step, StepError, namespaces};
@@ -69,11 +67,7 @@ pub(super) fn pod(spec: &Spec) -> ExitCode {
         harness.say(&error.line());
     }
     take_down(init, cgroup.as_ref());
-    if done.is_ok() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+    if done.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 pub(super) fn enter(spec: &Spec) -> ExitCode {
@@ -83,23 +77,16 @@ pub(super) fn enter(spec: &Spec) -> ExitCode {
     let done = (|| {
         match (spec.isolation, spec.init) {
             (Isolation::None, Some(helper)) => {
-                let helper =
-                    raw_pid(helper).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+                let helper = raw_pid(helper).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
                 let helper = helper.ok_or_else(|| StepError::Failed("the pod has gone".into()))?;
                 harness.processes.push(helper);
                 set_child_subreaper(Some(rustix::process::getpid())).failed("becoming a reaper")?
             }
             (_, None) => return Err(StepError::Failed("expected --init".into())),
-            (Isolation::Root, Some(init)) => {
-                namespaces::join(init, &[("pid", LinkNameSpaceType::ProcessID)])?
+            (Isolation::Root, Some(init)) => namespaces::join(init, &[("pid", LinkNameSpaceType::ProcessID)])?,
+            (Isolation::User, Some(init)) => {
+                namespaces::join(init, &[("user", LinkNameSpaceType::User), ("pid", LinkNameSpaceType::ProcessID)])?
             }
-            (Isolation::User, Some(init)) => namespaces::join(
-                init,
-                &[
-                    ("user", LinkNameSpaceType::User),
-                    ("pid", LinkNameSpaceType::ProcessID),
-                ],
-            )?,
         }
         let payload = start_payload(spec)?;
         harness.watch(payload, spec, None)
@@ -110,11 +97,7 @@ pub(super) fn enter(spec: &Spec) -> ExitCode {
     if spec.isolation == Isolation::None {
         kill_descendants();
     }
-    if done.is_ok() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+    if done.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// Our later children live in the new pid namespace; the first is its init.
@@ -133,11 +116,8 @@ fn start_init(spec: &Spec) -> Result<Option<Init>, StepError> {
         }
     }
     let mut command = own_verb("init", spec);
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unavailable("starting the pod's init")?;
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unavailable("starting the pod's init")?;
     let pipe = child.stdin.take();
     let mut line = String::new();
     let mut answer = child.stdout.take().expect("init's stdout is a pipe");
@@ -152,9 +132,7 @@ fn start_init(spec: &Spec) -> Result<Option<Init>, StepError> {
         }
         Err(error) => {
             take_down(Some(init), None);
-            Err(StepError::Failed(format!(
-                "waiting for the pod's init: {error}"
-            )))
+            Err(StepError::Failed(format!("waiting for the pod's init: {error}")))
         }
     }
 }
@@ -162,10 +140,7 @@ fn start_init(spec: &Spec) -> Result<Option<Init>, StepError> {
 fn start_payload(spec: &Spec) -> Result<Child, StepError> {
     let (mut ours, theirs) = UnixStream::pair().failed("making the report socket")?;
     let mut command = own_verb("stage", spec);
-    let mut child = command
-        .stdin(OwnedFd::from(theirs))
-        .spawn()
-        .failed("starting the payload")?;
+    let mut child = command.stdin(OwnedFd::from(theirs)).spawn().failed("starting the payload")?;
     drop(command);
     // Only the payload shall hold stdout, or its end would never be seen.
     if let Ok(null) = File::options().write(true).open("/dev/null") {
@@ -198,12 +173,8 @@ impl Harness {
         let control = control()?;
         let null = File::open("/dev/null")?;
         rustix::stdio::dup2_stdin(&null)?;
-        let process = rustix::process::getppid()
-            .and_then(|parent| pidfd_open(parent, PidfdFlags::empty()).ok());
-        Ok(Self {
-            control,
-            processes: process.into_iter().collect(),
-        })
+        let process = rustix::process::getppid().and_then(|parent| pidfd_open(parent, PidfdFlags::empty()).ok());
+        Ok(Self { control, processes: process.into_iter().collect() })
     }
 
     fn say(&mut self, line: &str) {
@@ -212,16 +183,8 @@ impl Harness {
     }
 
     /// Until the harness lets go of us or dies. The payload is reaped before this returns.
-    fn watch(
-        &mut self,
-        mut payload: Child,
-        spec: &Spec,
-        init: Option<&Init>,
-    ) -> Result<(), StepError> {
-        let cgroup = spec
-            .cgroup
-            .as_ref()
-            .map_or("-".into(), |dir| dir.to_string_lossy());
+    fn watch(&mut self, mut payload: Child, spec: &Spec, init: Option<&Init>) -> Result<(), StepError> {
+        let cgroup = spec.cgroup.as_ref().map_or("-".into(), |dir| dir.to_string_lossy());
         let init = init.map_or(0, |init| init.child.id());
         self.say(&format!("ready {} {init} {cgroup}\n", payload.id()));
         let mut go = [0; 3];
@@ -235,21 +198,12 @@ impl Harness {
 
     fn watch_both(&mut self, payload: &mut Child) -> Result<(), StepError> {
         let pid = raw_pid(payload.id()).expect("a child has a pid");
-        let mut running =
-            Some(pidfd_open(pid, PidfdFlags::empty()).failed("watching the payload")?);
+        let mut running = Some(pidfd_open(pid, PidfdFlags::empty()).failed("watching the payload")?);
         loop {
             let mut fds = vec![PollFd::new(&self.control, PollFlags::IN)];
-            fds.extend(
-                self.processes
-                    .iter()
-                    .map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN)),
-            );
+            fds.extend(self.processes.iter().map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN)));
             let harness = fds.len();
-            fds.extend(
-                running
-                    .iter()
-                    .map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN)),
-            );
+            fds.extend(running.iter().map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN)));
             match poll(&mut fds, None) {
                 Err(rustix::io::Errno::INTR) => continue,
                 other => other.failed("watching the payload")?,
@@ -282,10 +236,7 @@ fn take_down(init: Option<Init>, cgroup: Option<&Cgroup>) {
         let _ = kill_process(pid, Signal::KILL);
     }
     if !cgroup.remove(LEAVING) {
-        eprintln!(
-            "podshm-pod: cgroup {} is still in use and was left behind",
-            cgroup.dir().display()
-        );
+        eprintln!("podshm-pod: cgroup {} is still in use and was left behind", cgroup.dir().display());
     }
 }
 
@@ -314,11 +265,7 @@ pub(crate) fn descendants(pid: u32) -> Vec<u32> {
         };
         for task in tasks.flatten() {
             let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
-            all.extend(
-                children
-                    .split_whitespace()
-                    .filter_map(|child| child.parse::<u32>().ok()),
-            );
+            all.extend(children.split_whitespace().filter_map(|child| child.parse::<u32>().ok()));
         }
         at += 1;
     }

@@ -1,0 +1,36 @@
+# The only way in; CI calls the same targets. `make` alone lists them.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check fmt bench loom fuzz clean
+
+ARGS ?=
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: ## install what building and testing need, if it is missing
+	@scripts/setup.sh
+
+demo: setup ## broker, route agent and eight pods for about 20 s (ARGS=... for podshm-demo)
+	@scripts/demo.sh $(ARGS)
+
+test: setup ## every tier of scripts/tiers (ONLY=unit picks one)
+	@scripts/test.sh
+
+check: ## fmt, clippy, docs, licences, crate direction (ONLY=clippy picks one)
+	@scripts/setup.sh deny
+	@scripts/check.sh
+
+fmt: ## format the sources
+	cargo fmt --all
+
+bench: setup ## podshm beside its peers, in one run (ARGS=... for podshm-bench)
+	cargo run --release -p podshm-bench -- $(ARGS)
+
+loom: setup ## the loom models of ring, table and wake-up (LOOM_MAX_PREEMPTIONS=3)
+	@scripts/loom.sh $(ARGS)
+
+fuzz: ## every fuzz target for FUZZ_SECONDS=60 each
+	@scripts/fuzz.sh
+
+clean: ## remove what was built
+	cargo clean

@@ -1,0 +1,100 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+
+use crate::machine::{Cores, Machine};
+use crate::row::Plan;
+use crate::{harness, peer, report, rows, watchdog};
+
+/// podshm beside its peers, in one run, as ratios to a raw ring that trusts its peer.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Args {
+    /// Measure rows whose name contains this, and what they are compared with; may be repeated
+    #[arg(long, value_name = "NAME")]
+    only: Vec<String>,
+
+    /// How many rounds, interleaved over all rows
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+
+    /// How long to measure each figure in each round
+    #[arg(long, value_name = "MS", default_value_t = 80)]
+    budget_ms: u64,
+
+    /// Three short rounds: whether it works, not how fast it is
+    #[arg(long)]
+    quick: bool,
+
+    /// Also write the figures, round by round, to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+
+    /// Only print the names of the rows
+    #[arg(long)]
+    list: bool,
+
+    #[command(subcommand)]
+    role: Option<Role>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Role {
+    /// The other process; started by the first
+    #[command(hide = true)]
+    Peer {
+        #[arg(long)]
+        row: String,
+        #[arg(long)]
+        core: usize,
+    },
+}
+
+/// Runs the program. Exit code 1: it didn't work; 2: a fatal target was missed; 3: it hung.
+pub fn run() -> ExitCode {
+    match dispatch(Args::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("podshm-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(args: Args) -> Result<ExitCode> {
+    if let Some(Role::Peer { row, core }) = &args.role {
+        let rows = rows::all();
+        let row = rows.iter().find(|known| known.name() == row).with_context(|| format!("no row is called {row}"))?;
+        peer::serve(row.as_ref(), *core)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let rows = harness::select(rows::all(), &args.only)?;
+    if args.list {
+        rows.iter().for_each(|row| println!("{:20} {}", row.name(), row.title()));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let (rounds, budget_ms) = if args.quick { (3, 20) } else { (args.rounds as usize, args.budget_ms) };
+    let plan = Plan { budget: Duration::from_millis(budget_ms) };
+    let cores = Cores::choose()?;
+    let machine = Machine::describe(cores);
+    watchdog::start();
+    let outcome = harness::run(&rows, rounds, plan, cores)?;
+    print!("{}", report::text(&machine, &rows, rounds, &outcome));
+    if let Some(path) = &args.json {
+        report::json(path, &machine, &outcome)?;
+    }
+    let mut broken = outcome.verdicts.iter().filter(|v| v.fatal && !v.met);
+    if let Some(verdict) = broken.next() {
+        eprintln!(
+            "podshm-bench: {}: {} is to be {}, found {:.2}; the other figures mean nothing beside it",
+            verdict.row, verdict.metric, verdict.bound, verdict.found
+        );
+        return Ok(ExitCode::from(2));
+    }
+    Ok(ExitCode::SUCCESS)
+}

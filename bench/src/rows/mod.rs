@@ -1,0 +1,36 @@
+//! Everything that is measured, one file a row.
+
+mod cache_line;
+mod hashbrown_map;
+#[cfg(feature = "iceoryx2")]
+mod iceoryx2_pubsub;
+#[cfg(feature = "iceoryx2")]
+mod iceoryx2_reqres;
+mod memcpy;
+mod ring;
+mod seqlock;
+mod unix_seqpacket;
+mod unix_stream;
+
+use crate::row::Row;
+use crate::transport::TransportRow;
+
+/// All rows, in the order of the report and of the rounds.
+pub fn all() -> Vec<Box<dyn Row>> {
+    vec![
+        Box::new(cache_line::CacheLine),
+        Box::new(TransportRow(ring::RingTransport::RAW)),
+        Box::new(TransportRow(ring::RingTransport::RAW_FRAGMENTED)),
+        Box::new(TransportRow(ring::RingTransport::HARDENED)),
+        #[cfg(feature = "iceoryx2")]
+        Box::new(TransportRow(iceoryx2_pubsub::PubSub)),
+        #[cfg(feature = "iceoryx2")]
+        Box::new(TransportRow(iceoryx2_reqres::RequestResponse)),
+        Box::new(TransportRow(unix_stream::UnixStreamPair)),
+        Box::new(TransportRow(unix_seqpacket::UnixSeqpacket)),
+        Box::new(seqlock::Seqlock),
+        Box::new(hashbrown_map::BOXED),
+        Box::new(hashbrown_map::INLINE),
+        Box::new(memcpy::Memcpy),
+    ]
+}

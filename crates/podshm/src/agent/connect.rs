@@ -1,0 +1,140 @@
+//! Describing an agent and connecting it.
+
+use super::{Agent, BROKER, DEFERRED};
+use crate::broker_socket::{BrokerSocket, Received};
+use crate::error::Error;
+use podshm_layout::geometry::RingGeometry;
+use podshm_layout::{PAGE, RegionKind};
+use podshm_proto::{Down, Region, RegionIds, Service, Services, Up};
+use podshm_region::{Memory, ReadMap, WriteMap};
+use rustix::event::{EventfdFlags, epoll, eventfd};
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+/// What an agent offers.
+#[derive(Clone, Debug, Default)]
+pub struct AgentBuilder {
+    services: Vec<Service>,
+}
+
+impl AgentBuilder {
+    /// A table with room for `keys` keys whose records take `bytes` in all; it grows when that is not enough.
+    pub fn table(mut self, name: &str, keys: u64, bytes: u64) -> Self {
+        self.services.push(Service { name: name.into(), kind: 1, keys, bytes, ..Service::default() });
+        self
+    }
+
+    /// A queue with a ring of `ring` bytes (a power of two from 4,096 on) in each client, for records of up to `longest` bytes
+    /// (at most half the ring, less 16).
+    pub fn queue(mut self, name: &str, ring: u32, longest: u32) -> Self {
+        self.services.push(Service { name: name.into(), kind: 2, ring, longest, ..Service::default() });
+        self
+    }
+
+    /// A call with a ring of `ring` bytes each way, for requests and responses of up to `longest` bytes. Longer than a quarter
+    /// of the ring, they go in fragments. An agent that dies leaves the calls in its hand with an unknown outcome.
+    pub fn call(self, name: &str, ring: u32, longest: u32) -> Self {
+        self.call_full(name, ring, longest, false)
+    }
+
+    /// [`AgentBuilder::call`] whose requests may be handled twice without harm: a successor repeats what its predecessor may have handled.
+    pub fn idempotent_call(self, name: &str, ring: u32, longest: u32) -> Self {
+        self.call_full(name, ring, longest, true)
+    }
+
+    fn call_full(mut self, name: &str, ring: u32, longest: u32, idempotent: bool) -> Self {
+        self.services.push(Service {
+            name: name.into(),
+            kind: 3,
+            ring,
+            longest,
+            response_ring: ring,
+            longest_response: longest,
+            idempotent,
+            ..Service::default()
+        });
+        self
+    }
+
+    /// Connects to the broker whose socket is in `directory`, waiting for it until `timeout`, and maps this agent's regions.
+    pub fn connect(self, directory: impl AsRef<Path>, timeout: Duration) -> Result<Agent, Error> {
+        let services = Services::check(self.services.clone())
+            .map_err(|e| Error::Refused { kind: podshm_proto::RefusalKind::Services, message: e.to_string() })?;
+        let deadline = Instant::now() + timeout;
+        let mut broker = BrokerSocket::connect(directory.as_ref(), deadline)?;
+        broker.hello(true, self.services)?;
+        let mut received = broker.await_message("the broker's welcome", deadline)?;
+        let Down::Welcome(welcome) = received.message.clone() else {
+            return Err(Error::Protocol("the first message must be a welcome".into()));
+        };
+        let notice = Memory::from_fd(received.fd("the notice page")?)?;
+        let notice = ReadMap::map(&notice, PAGE as u64)?;
+        let system = |what: &'static str| move |e: rustix::io::Errno| Error::system(what)(e.into());
+        let poll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(system("epoll_create"))?;
+        let event = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(system("eventfd"))?);
+        for (fd, token) in [(broker.as_fd(), BROKER), (event.as_fd(), DEFERRED)] {
+            epoll::add(&poll, fd, epoll::EventData::new_u64(token), epoll::EventFlags::IN)
+                .map_err(system("epoll_ctl"))?;
+        }
+        let longest =
+            services.iter().map(|(s, _)| RingGeometry::most_record(s.ring.max(4096)) as usize).max().unwrap_or(4096);
+        let mut agent = Agent {
+            broker: Some(broker),
+            layout: welcome.layout,
+            notice,
+            poll,
+            clients: BTreeMap::new(),
+            hot: Vec::new(),
+            pool: HashMap::new(),
+            tables: BTreeMap::new(),
+            epoch: u64::MAX,
+            state: None,
+            close_asked: false,
+            rounds: 0,
+            spin: Duration::from_micros(50),
+            idle_since: None,
+            scratch: vec![0; longest],
+            answer: Vec::new(),
+            deferred: mpsc::channel(),
+            deferred_event: event,
+            deferred_out: 0,
+            services,
+        };
+        // Every table and the first answer regions must be here and sealed before the author fills the tables.
+        while agent.tables.len() < agent.services.tables().count()
+            || agent.pool.is_empty()
+            || agent.tables.values().any(|t| !t.is_sealed())
+        {
+            let Some(broker) = &mut agent.broker else { return Err(Error::BrokerAway { what: "connecting" }) };
+            let received = broker.await_message("this agent's regions", deadline)?;
+            agent.follow(received)?;
+        }
+        Ok(agent)
+    }
+}
+
+impl Agent {
+    pub(super) fn map_for_writing(&mut self, regions: Vec<Region>, received: &mut Received) -> Result<(), Error> {
+        let mut ids = Vec::new();
+        for region in regions {
+            let memory = Memory::from_fd(received.fd("a region to write")?)?;
+            if memory.bytes() != region.bytes {
+                let message =
+                    format!("region {} has {} bytes, the broker said {}", region.id, memory.bytes(), region.bytes);
+                return Err(Error::Protocol(message));
+            }
+            let map = WriteMap::map(&memory)?;
+            map.touch()?;
+            if region.kind == RegionKind::Table as u32 {
+                self.new_table_region(region, map, memory)?;
+            } else {
+                self.pool.insert(region.id, (region, map));
+            }
+            ids.push(region.id);
+        }
+        self.tell(Up::Mapped(RegionIds { ids }))
+    }
+}

@@ -1,0 +1,467 @@
+//! The agent's side: one process that serves a domain.
+//!
+//! ```text
+//!  Agent::poll ─┬─ broker: clients come and go, a successor waits
+//!               ├─ doorbells (epoll): cold clients that have something
+//!               └─ hot clients, each a bounded batch: claim, handle, acknowledge, answer, wake
+//! ```
+//! A client is *hot* while it has records: it is polled and never signals. After a while without any it is *cold*: armed, and its
+//! doorbell wakes the agent. So a thousand idle clients cost nothing.
+
+mod answer;
+mod connect;
+mod serve;
+mod table;
+
+pub use answer::{Answer, Deferred};
+pub use connect::AgentBuilder;
+pub use table::TableWriter;
+
+use crate::broker_socket::BrokerSocket;
+use crate::error::Error;
+use answer::Inbound;
+use podshm_layout::geometry::NOTICE_AGENT_EPOCH;
+use podshm_layout::mem::Load;
+use podshm_layout::sync::Ordering;
+use podshm_proto::{ClientId, Down, MAX_STATE, RegionIds, Serve, Services, State, Up};
+use podshm_region::{ReadMap, Window};
+use rustix::event::{Timespec, epoll};
+use serve::AgentClient;
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+const BROKER: u64 = 0;
+const DEFERRED: u64 = 1;
+/// Rounds over the hot clients between two looks at the doorbells and the broker.
+const ROUNDS: u32 = 64;
+
+/// A record as the handler gets it.
+#[derive(Clone, Copy, Debug)]
+pub struct Record<'a> {
+    /// The queue's name.
+    pub service: &'a str,
+    /// Number of the client that pushed it.
+    pub client: u64,
+    /// Who that is: `namespace/pod`.
+    pub member: &'a str,
+    /// Its position in the client's ring: with the client's number, its identity.
+    pub position: u64,
+    /// A predecessor that died may have handled it already.
+    pub maybe_seen: bool,
+    /// Its bytes, copied out of the client's memory.
+    pub bytes: &'a [u8],
+}
+
+/// A request as the handler gets it.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// The call's name.
+    pub service: &'a str,
+    /// Number of the client that sent it.
+    pub client: u64,
+    /// Who that is: `namespace/pod`.
+    pub member: &'a str,
+    /// A predecessor that died may have handled it already (only where the service is idempotent).
+    pub maybe_seen: bool,
+    /// How long its caller waits from now on.
+    pub time_left: Duration,
+    /// Its length.
+    pub len: usize,
+    /// Its bytes; empty where [`Handler::part`] took them as they came.
+    pub bytes: &'a [u8],
+}
+
+/// What an agent does with what its clients send. A record is acknowledged when `record` returns.
+pub trait Handler {
+    /// A record of a queue.
+    fn record(&mut self, record: Record<'_>) {
+        let _ = record;
+    }
+
+    /// A request; answer it through `answer`. Returning without an answer tells the caller that it failed.
+    fn call(&mut self, request: Request<'_>, answer: &mut Answer<'_>) {
+        let _ = (request, answer);
+    }
+
+    /// A part of a request that came in several, at `offset` of `request.len`. Say `true` at the first part to take them as they come,
+    /// without a whole copy; [`Handler::call`] follows after the last.
+    fn part(&mut self, request: Request<'_>, offset: usize) -> bool {
+        let _ = (request, offset);
+        false
+    }
+}
+
+/// What a [`Agent::poll`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Records or requests were handled.
+    Handled(usize),
+    /// Nothing to do now.
+    Idle,
+    /// A successor is ready: call [`Agent::close`] and end.
+    CloseAsked,
+}
+
+/// A connected agent. It serves from [`Agent::ready`] on, once the broker lets it take over.
+///
+/// ```no_run
+/// # fn main() -> Result<(), podshm::Error> {
+/// use std::time::Duration;
+/// struct Log;
+/// impl podshm::Handler for Log {
+///     fn record(&mut self, record: podshm::Record<'_>) {
+///         println!("{}: {} bytes", record.member, record.bytes.len());
+///     }
+/// }
+/// let mut agent = podshm::Agent::builder().table("routes", 10_000, 4 << 20).queue("reports", 64 * 1024, 1024)
+///     .connect("/run/podshm/routing", Duration::from_secs(5))?;
+/// agent.table("routes")?.put(b"shop/cart:http", b"10.0.0.7:80")?;
+/// agent.ready()?;
+/// agent.run(&mut Log, || false)?;
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+pub struct Agent {
+    broker: Option<BrokerSocket>,
+    services: Services,
+    layout: u32,
+    notice: ReadMap,
+    poll: OwnedFd,
+    clients: BTreeMap<u64, AgentClient>,
+    hot: Vec<u64>,
+    /// Answer regions that are mapped, by their number, until a client gets them.
+    pool: HashMap<u64, (podshm_proto::Region, podshm_region::WriteMap)>,
+    tables: BTreeMap<usize, table::Slot>,
+    epoch: u64,
+    state: Option<Vec<u8>>,
+    close_asked: bool,
+    rounds: u32,
+    spin: Duration,
+    idle_since: Option<Instant>,
+    scratch: Vec<u8>,
+    answer: Vec<u8>,
+    deferred: (mpsc::Sender<Inbound>, mpsc::Receiver<Inbound>),
+    deferred_event: Arc<OwnedFd>,
+    deferred_out: usize,
+}
+
+impl Agent {
+    /// Starts to describe an agent.
+    pub fn builder() -> AgentBuilder {
+        AgentBuilder::default()
+    }
+
+    /// The writer of table `name`.
+    pub fn table(&mut self, name: &str) -> Result<TableWriter<'_>, Error> {
+        let index = self.service(name, podshm_proto::ServiceKind::Table)?;
+        Ok(TableWriter::new(self, index))
+    }
+
+    /// Says that the tables are filled. The broker lets this agent take over at once, or when its predecessor has closed.
+    pub fn ready(&mut self) -> Result<(), Error> {
+        self.tell(Up::Ready(podshm_proto::Nothing {}))
+    }
+
+    /// How many agents have served the domain up to this one; 0 before it serves.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// What the predecessor left by [`Agent::close`]; `None` before this agent serves, empty after a crash.
+    pub fn inherited_state(&self) -> Option<&[u8]> {
+        self.state.as_deref()
+    }
+
+    /// Clients that are served now, dead ones that are being drained included.
+    pub fn clients(&self) -> usize {
+        self.clients.len()
+    }
+
+    /// Clients that are polled now; the others sleep on their doorbells.
+    pub fn hot_clients(&self) -> usize {
+        self.hot.len()
+    }
+
+    /// How long the agent goes on polling after the last record before it sleeps; 50 µs by default.
+    pub fn set_spin(&mut self, spin: Duration) {
+        self.spin = spin;
+    }
+
+    /// Serves until `stop` says so or a successor is ready; then closes in order, leaving no state.
+    pub fn run(&mut self, handler: &mut impl Handler, mut stop: impl FnMut() -> bool) -> Result<(), Error> {
+        loop {
+            match self.poll(handler)? {
+                Progress::Handled(_) => {}
+                Progress::Idle => self.wait(Duration::from_millis(20))?,
+                Progress::CloseAsked => return self.close(handler, Vec::new()),
+            }
+            if stop() {
+                return self.close(handler, Vec::new());
+            }
+        }
+    }
+
+    /// One round: a bounded batch from each client that has something.
+    pub fn poll(&mut self, handler: &mut impl Handler) -> Result<Progress, Error> {
+        self.rounds += 1;
+        if self.rounds >= ROUNDS || self.hot.is_empty() {
+            self.rounds = 0;
+            self.look(handler, Duration::ZERO)?;
+        }
+        if self.close_asked {
+            return Ok(Progress::CloseAsked);
+        }
+        let handled = self.serve_hot(handler)?;
+        if handled > 0 {
+            self.idle_since = None;
+            return Ok(Progress::Handled(handled));
+        }
+        Ok(Progress::Idle)
+    }
+
+    /// Sleeps until something comes, for at most `timeout`. While clients were hot a moment ago it spins instead.
+    pub fn wait(&mut self, timeout: Duration) -> Result<(), Error> {
+        let now = Instant::now();
+        let since = *self.idle_since.get_or_insert(now);
+        if !self.hot.is_empty() && now - since < self.spin {
+            std::hint::spin_loop();
+            return Ok(());
+        }
+        // Arm everybody; whoever has something by now stays hot.
+        let mut still_hot = Vec::new();
+        for id in std::mem::take(&mut self.hot) {
+            let Some(client) = self.clients.get_mut(&id) else { continue };
+            if client.cool_down() {
+                client.hot = false;
+            } else {
+                still_hot.push(id);
+            }
+        }
+        self.hot = still_hot;
+        if self.hot.is_empty() {
+            self.idle_since = None;
+            self.look(&mut Nobody, timeout)?;
+        }
+        Ok(())
+    }
+
+    /// Looks at doorbells, the broker and deferred answers; waits for them for at most `timeout`.
+    fn look(&mut self, _handler: &mut impl Handler, timeout: Duration) -> Result<(), Error> {
+        let mut events = Vec::with_capacity(64);
+        let timeout = Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: i64::from(timeout.subsec_nanos()) };
+        match epoll::wait(&self.poll, rustix::buffer::spare_capacity(&mut events), Some(&timeout)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(Error::system("epoll_wait")(e.into())),
+        }
+        for event in events {
+            match event.data.u64() {
+                BROKER => self.read_broker()?,
+                DEFERRED => self.take_deferred(),
+                token => self.doorbell(token - 2, event.flags),
+            }
+        }
+        Ok(())
+    }
+
+    fn doorbell(&mut self, client: u64, flags: epoll::EventFlags) {
+        let Some(c) = self.clients.get_mut(&client) else { return };
+        c.answer_doorbell(flags);
+        if !c.hot {
+            c.heat_up();
+            self.hot.push(client);
+        }
+    }
+
+    /// Whether another agent serves by now, by the broker's notice page: one cached word.
+    #[inline]
+    fn check_epoch(&self) -> Result<(), Error> {
+        if self.notice.load(NOTICE_AGENT_EPOCH, Ordering::Acquire) == self.epoch {
+            Ok(())
+        } else {
+            Err(Error::Superseded)
+        }
+    }
+
+    fn serve_hot(&mut self, handler: &mut impl Handler) -> Result<usize, Error> {
+        let mut handled = 0;
+        let mut drained = Vec::new();
+        let mut i = 0;
+        while i < self.hot.len() {
+            let id = self.hot[i];
+            self.check_epoch()?;
+            let Some(client) = self.clients.get_mut(&id) else {
+                self.hot.swap_remove(i);
+                continue;
+            };
+            let mut tools = serve::Tools {
+                services: &self.services,
+                scratch: &mut self.scratch,
+                answer: &mut self.answer,
+                deferred: &self.deferred.0,
+                deferred_event: &self.deferred_event,
+                deferred_out: &mut self.deferred_out,
+            };
+            let done = client.serve(&mut tools, handler);
+            handled += done;
+            if done == 0 && client.gone && client.is_drained() {
+                drained.push(id);
+                self.hot.swap_remove(i);
+                continue;
+            }
+            i += 1;
+        }
+        for id in drained {
+            self.forget(id)?;
+        }
+        Ok(handled)
+    }
+
+    fn forget(&mut self, id: u64) -> Result<(), Error> {
+        if let Some(client) = self.clients.remove(&id) {
+            let ids = client.regions();
+            drop(client);
+            self.tell(Up::Drained(ClientId { client: id }))?;
+            self.tell(Up::Release(RegionIds { ids }))?;
+        }
+        Ok(())
+    }
+
+    /// Finishes what is in hand, closes every ring where it stands, leaves `state` to the successor and hangs up. Nothing is handled
+    /// after this.
+    pub fn close(&mut self, handler: &mut impl Handler, mut state: Vec<u8>) -> Result<(), Error> {
+        if state.len() > MAX_STATE {
+            return Err(Error::TooLong { what: "state for the successor", found: state.len(), most: MAX_STATE });
+        }
+        // Calls that handlers have put off, and answers that have no room yet, get a second.
+        let until = Instant::now() + Duration::from_secs(1);
+        while Instant::now() < until && self.check_epoch().is_ok() {
+            self.take_deferred();
+            let mut waiting = self.deferred_out > 0;
+            for client in self.clients.values_mut() {
+                client.flush_answers();
+                waiting |= client.has_answers_waiting();
+            }
+            if !waiting {
+                break;
+            }
+            self.look(handler, Duration::from_millis(1))?;
+        }
+        for client in self.clients.values_mut() {
+            client.close();
+        }
+        self.tell(Up::Closed(State { state: std::mem::take(&mut state) }))?;
+        self.tell(Up::Bye(podshm_proto::Nothing {}))?;
+        self.clients.clear();
+        self.broker = None;
+        Ok(())
+    }
+
+    fn tell(&self, message: Up) -> Result<(), Error> {
+        self.broker.as_ref().map_or(Ok(()), |broker| broker.send(message))
+    }
+
+    fn read_broker(&mut self) -> Result<(), Error> {
+        loop {
+            let Some(broker) = &mut self.broker else { return Ok(()) };
+            match broker.receive() {
+                Ok(Some(received)) => self.follow(received)?,
+                Ok(None) => return Ok(()),
+                Err(Error::Refused { kind, message }) => return Err(Error::Refused { kind, message }),
+                Err(error) => {
+                    tracing::warn!(%error, "the broker is away; open channels go on");
+                    let _ = epoll::delete(&self.poll, broker.as_fd());
+                    self.broker = None;
+                }
+            }
+        }
+    }
+
+    fn follow(&mut self, mut received: crate::broker_socket::Received) -> Result<(), Error> {
+        match received.message.clone() {
+            Down::Write(regions) => self.map_for_writing(regions.regions, &mut received),
+            Down::TakeOver(take) => {
+                self.epoch = take.epoch;
+                self.state = Some(take.state);
+                Ok(())
+            }
+            Down::Serve(serve) => self.take_client(&serve, &mut received),
+            Down::Left(left) => {
+                if let Some(client) = self.clients.get_mut(&left.client) {
+                    client.gone = true;
+                    if !client.hot {
+                        client.heat_up();
+                        self.hot.push(left.client);
+                    }
+                }
+                Ok(())
+            }
+            Down::Close(_) => {
+                self.close_asked = true;
+                Ok(())
+            }
+            Down::Sealed(sealed) => {
+                for slot in self.tables.values_mut() {
+                    slot.sealed(&sealed.ids);
+                }
+                Ok(())
+            }
+            other => Err(Error::Protocol(format!("{other:?} is not for an agent"))),
+        }
+    }
+
+    fn take_client(&mut self, serve: &Serve, received: &mut crate::broker_socket::Received) -> Result<(), Error> {
+        self.epoch = serve.epoch;
+        let (answer, map) = self
+            .pool
+            .remove(&serve.answer)
+            .ok_or_else(|| Error::Protocol(format!("answer region {} is not in the pool", serve.answer)))?;
+        let client = AgentClient::new(serve, received, answer, map, &self.services, self.layout)?;
+        self.scratch.resize(self.scratch.len().max(client.longest_record()), 0);
+        if let Some(doorbell) = client.doorbell() {
+            let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP;
+            epoll::add(&self.poll, doorbell, epoll::EventData::new_u64(serve.client + 2), flags)
+                .map_err(|e| Error::system("epoll_ctl")(e.into()))?;
+        }
+        if let Some(id) = client.released_at_once() {
+            self.tell(Up::Release(RegionIds { ids: vec![id] }))?;
+        }
+        self.clients.insert(serve.client, client);
+        self.hot.push(serve.client);
+        Ok(())
+    }
+
+    fn take_deferred(&mut self) {
+        let mut count = [0; 8];
+        let _ = rustix::io::read(&*self.deferred_event, &mut count);
+        while let Ok(inbound) = self.deferred.1.try_recv() {
+            self.deferred_out = self.deferred_out.saturating_sub(1);
+            if let Some(client) = self.clients.get_mut(&inbound.client) {
+                client.answer_later(inbound);
+            }
+        }
+    }
+
+    fn service(&self, name: &str, expected: podshm_proto::ServiceKind) -> Result<usize, Error> {
+        match self.services.find(name) {
+            Some((index, found)) if found == expected => Ok(index),
+            Some((_, found)) => Err(Error::WrongKind { name: name.to_owned(), found, expected }),
+            None => {
+                let offered: Vec<&str> = self.services.iter().map(|(s, _)| s.name.as_str()).collect();
+                Err(Error::NoService {
+                    name: name.to_owned(),
+                    domain: "this agent's".into(),
+                    offered: offered.join(", "),
+                })
+            }
+        }
+    }
+}
+
+/// Handles nothing: for looks that only sort events.
+struct Nobody;
+impl Handler for Nobody {}
+
+/// The first page of a region that this agent writes.
+type Own = Window;

@@ -1,0 +1,158 @@
+//! Publishing tables, and growing them.
+
+use super::Agent;
+use crate::clock;
+use crate::error::Error;
+use podshm_layout::table::{MAX_KEY, MAX_VALUE, TableError, TableWriter as Writer};
+use podshm_proto::{Grow, Publish, Region, Up};
+use podshm_region::{Memory, Window, WriteMap};
+use std::time::{Duration, Instant};
+
+/// How long growing waits for the broker.
+const GROW: Duration = Duration::from_secs(5);
+
+/// A table's current generation, and the next one while it is being made.
+#[derive(Debug)]
+pub(super) struct Slot {
+    writer: Writer<Window>,
+    region: u64,
+    is_sealed: bool,
+    next: Option<(Region, Writer<Window>, bool)>,
+}
+
+impl Slot {
+    pub(super) fn is_sealed(&self) -> bool {
+        self.is_sealed
+    }
+
+    pub(super) fn sealed(&mut self, ids: &[u64]) {
+        self.is_sealed |= ids.contains(&self.region);
+        if let Some((region, _, sealed)) = &mut self.next {
+            *sealed |= ids.contains(&region.id);
+        }
+    }
+}
+
+impl Agent {
+    pub(super) fn new_table_region(&mut self, region: Region, mut map: WriteMap, _memory: Memory) -> Result<(), Error> {
+        let geometry = region.table().map_err(podshm_region::RegionError::from)?;
+        let writer = Writer::new(map.window(0, region.bytes as usize), geometry);
+        match self.tables.get_mut(&(region.owner as usize)) {
+            Some(slot) => slot.next = Some((region, writer, false)),
+            None => {
+                let slot = Slot { writer, region: region.id, is_sealed: false, next: None };
+                self.tables.insert(region.owner as usize, slot);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The writer of one table.
+///
+/// Every publication is atomic: readers see the old value or the new one, at every instant, wherever this process dies.
+#[derive(Debug)]
+pub struct TableWriter<'a> {
+    agent: &'a mut Agent,
+    service: usize,
+}
+
+impl<'a> TableWriter<'a> {
+    pub(super) fn new(agent: &'a mut Agent, service: usize) -> Self {
+        TableWriter { agent, service }
+    }
+
+    /// Publishes `value` (at most 64 KiB) under `key` (1 to 255 bytes). A table that is full goes over to a larger generation;
+    /// if the broker is away or the budget too small, that fails and the table stands as it was.
+    pub fn put(&mut self, key: &[u8], value: &[u8]) -> Result<(), Error> {
+        match self.writer().put(key, value, clock::now()) {
+            Err(full) if full.wants_growth() => {
+                self.grow(key.len() + value.len(), full)?;
+                Ok(self.writer().put(key, value, clock::now())?)
+            }
+            other => Ok(other?),
+        }
+    }
+
+    /// Removes `key`; says whether it was there.
+    pub fn remove(&mut self, key: &[u8]) -> bool {
+        self.writer().remove(key, clock::now())
+    }
+
+    /// Publishes several changes so that a snapshot sees all of them or none. `None` removes a key. Grows the table first if need be.
+    pub fn publish(&mut self, changes: &[(Vec<u8>, Option<Vec<u8>>)]) -> Result<(), Error> {
+        let mut bytes = 0;
+        for (key, value) in changes {
+            let len = value.as_ref().map_or(0, Vec::len);
+            if key.is_empty() || key.len() > MAX_KEY {
+                return Err(TableError::Key { found: key.len() }.into());
+            }
+            if len > MAX_VALUE {
+                return Err(TableError::Value { found: len }.into());
+            }
+            bytes += podshm_layout::table::record_bytes(key.len(), len);
+        }
+        // A batch must not fail halfway: all that it writes must fit beside what is there.
+        while self.writer().free_bytes() < bytes * 2 + 2 * MAX_VALUE as u64 {
+            let full = TableError::Full { needed: bytes, free: self.writer().free_bytes() };
+            self.grow(bytes as usize * 2, full)?;
+        }
+        let now = clock::now();
+        let mut result = Ok(());
+        let mut batch = self.writer().batch();
+        for (key, value) in changes {
+            match value {
+                Some(value) => {
+                    if let Err(error) = batch.put(key, value, now) {
+                        result = Err(error.into());
+                    }
+                }
+                None => drop(batch.remove(key, now)),
+            }
+        }
+        result
+    }
+
+    /// Says that the content is still true, so that readers see a young age.
+    pub fn touch(&mut self) {
+        self.writer().touch(clock::now());
+    }
+
+    /// Keys in the table.
+    pub fn keys(&mut self) -> u64 {
+        self.writer().keys()
+    }
+
+    fn writer(&mut self) -> &mut Writer<Window> {
+        &mut self.slot().writer
+    }
+
+    fn slot(&mut self) -> &mut Slot {
+        self.agent.tables.get_mut(&self.service).expect("a table of this agent's services has its slot")
+    }
+
+    /// Asks for a region twice as large, copies everything over, and publishes it.
+    fn grow(&mut self, more: usize, full: TableError) -> Result<(), Error> {
+        let writer = self.writer();
+        let keys = (writer.keys() * 2).max(64);
+        let bytes = (writer.live_bytes() + more as u64) * 2 + 4096;
+        let service = self.service as u32;
+        if self.agent.broker.is_none() {
+            return Err(full.into());
+        }
+        self.agent.tell(Up::Grow(Grow { service, keys, bytes }))?;
+        let deadline = Instant::now() + GROW;
+        while !matches!(self.slot().next, Some((_, _, true))) {
+            let Some(broker) = &mut self.agent.broker else { return Err(full.into()) };
+            let received = broker.await_message("a larger table", deadline)?;
+            self.agent.follow(received)?;
+        }
+        let slot = self.slot();
+        let Some((region, mut next, _)) = slot.next.take() else { return Err(full.into()) };
+        slot.writer.copy_into(&mut next, clock::now())?;
+        slot.writer = next;
+        let old = std::mem::replace(&mut slot.region, region.id);
+        self.agent.tell(Up::Publish(Publish { region: region.id }))?;
+        self.agent.tell(Up::Release(podshm_proto::RegionIds { ids: vec![old] }))
+    }
+}

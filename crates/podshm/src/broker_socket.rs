@@ -1,0 +1,135 @@
+//! The connection to the broker, as both kinds of participant use it.
+
+use crate::error::Error;
+use podshm_layout::{LAYOUT_OLDEST, LAYOUT_VERSION};
+use podshm_proto::{
+    Down, Hello, MAX_MESSAGE, PROTOCOL, PROTOCOL_OLDEST, RefusalKind, Service, Up, decode_down, encode_up,
+};
+use podshm_region::descriptors;
+use podshm_region::fork::CloseAtFork;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+#[derive(Debug)]
+pub(crate) struct BrokerSocket {
+    _close_at_fork: CloseAtFork,
+    socket: OwnedFd,
+    buffer: Box<[u8]>,
+}
+
+/// A message and the descriptors that came with it, in order.
+pub(crate) struct Received {
+    pub(crate) message: Down,
+    pub(crate) fds: VecDeque<OwnedFd>,
+}
+
+impl Received {
+    pub(crate) fn fd(&mut self, what: &str) -> Result<OwnedFd, Error> {
+        self.fds.pop_front().ok_or_else(|| Error::Protocol(format!("the descriptor of {what} is missing")))
+    }
+}
+
+impl BrokerSocket {
+    /// Connects to `directory/broker.sock`, again and again until `deadline` while nobody listens there.
+    pub(crate) fn connect(directory: &Path, deadline: Instant) -> Result<Self, Error> {
+        let path = directory.join("broker.sock");
+        let start = Instant::now();
+        loop {
+            match Self::connect_once(&path) {
+                Ok(socket) => {
+                    let close = CloseAtFork::register(socket.as_fd());
+                    return Ok(BrokerSocket { _close_at_fork: close, socket, buffer: vec![0; MAX_MESSAGE].into() });
+                }
+                Err(e) if Instant::now() >= deadline => {
+                    let what = format!("connecting to the broker at {} for {:?}", path.display(), start.elapsed());
+                    return Err(Error::System { what, source: e });
+                }
+                Err(_) => std::thread::sleep(Duration::from_millis(5)),
+            }
+        }
+    }
+
+    fn connect_once(path: &Path) -> io::Result<OwnedFd> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        connect(&socket, &SocketAddrUnix::new(path)?)?;
+        Ok(socket)
+    }
+
+    pub(crate) fn hello(&self, agent: bool, services: Vec<Service>) -> Result<(), Error> {
+        self.send(Up::Hello(Hello {
+            protocol_oldest: PROTOCOL_OLDEST,
+            protocol_newest: PROTOCOL,
+            layout_oldest: LAYOUT_OLDEST,
+            layout_newest: LAYOUT_VERSION,
+            agent,
+            software: concat!("podshm ", env!("CARGO_PKG_VERSION")).to_owned(),
+            services,
+        }))
+    }
+
+    pub(crate) fn send(&self, message: Up) -> Result<(), Error> {
+        let bytes = encode_up(message);
+        loop {
+            match descriptors::send(&self.socket, &bytes, &[]) {
+                Ok(()) => return Ok(()),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    wait(&[(self.as_fd(), PollFlags::OUT)], Some(Duration::from_millis(100)));
+                }
+                Err(e) => return Err(Error::system("sending to the broker")(e)),
+            }
+        }
+    }
+
+    /// The next message if there is one. An end of the connection is an error.
+    pub(crate) fn receive(&mut self) -> Result<Option<Received>, Error> {
+        match descriptors::receive(&self.socket, &mut self.buffer) {
+            Ok((0, _)) => Err(Error::BrokerAway { what: "this" }),
+            Ok((bytes, fds)) => match decode_down(&self.buffer[..bytes]) {
+                Ok(Down::Refused(refused)) => {
+                    let kind = RefusalKind::try_from(refused.kind).unwrap_or(RefusalKind::Other);
+                    Err(Error::Refused { kind, message: refused.message })
+                }
+                Ok(message) => Ok(Some(Received { message, fds: fds.into() })),
+                Err(error) => Err(Error::Protocol(error.to_string())),
+            },
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(e) => Err(Error::system("receiving from the broker")(e)),
+        }
+    }
+
+    /// Waits for the next message until `deadline`.
+    pub(crate) fn await_message(&mut self, what: &'static str, deadline: Instant) -> Result<Received, Error> {
+        let start = Instant::now();
+        loop {
+            if let Some(received) = self.receive()? {
+                return Ok(received);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Error::Deadline { what, waited: start.elapsed() });
+            }
+            wait(&[(self.as_fd(), PollFlags::IN)], Some(left));
+        }
+    }
+}
+
+impl AsFd for BrokerSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// poll(2); says for each descriptor what happened.
+pub(crate) fn wait(fds: &[(BorrowedFd<'_>, PollFlags)], timeout: Option<Duration>) -> Vec<PollFlags> {
+    let mut polled: Vec<PollFd<'_>> = fds.iter().map(|(fd, flags)| PollFd::from_borrowed_fd(*fd, *flags)).collect();
+    let timeout =
+        timeout.map(|t| Timespec { tv_sec: t.as_secs().min(1 << 30) as i64, tv_nsec: i64::from(t.subsec_nanos()) });
+    let _ = poll(&mut polled, timeout.as_ref());
+    polled.iter().map(PollFd::revents).collect()
+}

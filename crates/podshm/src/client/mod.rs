@@ -1,0 +1,208 @@
+//! The client's side: one join by one process.
+//!
+//! ```text
+//!  Client ─ Arc ─► Shared ── own: C (armed word, cursors), a producer per ring, locked by a thread while it writes
+//!                     │
+//!                     └─ link: ArcSwap<Link> ── the serving agent: A, tables, doorbell   ◄── swapped by the
+//!                                                                                      library thread
+//! ```
+//! The library thread owns the broker's socket: it maps what a new agent brings and swaps the link. A handle sees the swap by
+//! one cached word. The thread also turns the doorbell into the event descriptor and wakes futures.
+
+mod call;
+mod link;
+mod queue;
+mod table;
+mod thread;
+mod waiting;
+
+pub use call::{CallFuture, Caller, Pending};
+pub use queue::{QueueBatch, QueueSender};
+pub use table::{Guard, Key, Table, TableSnapshot};
+pub use waiting::Spin;
+
+use crate::broker_socket::BrokerSocket;
+use crate::error::Error;
+use arc_swap::ArcSwap;
+use link::Link;
+use podshm_layout::geometry::{ARMED, NOTICE_AGENT_EPOCH};
+use podshm_layout::mem::Load;
+use podshm_layout::ring::Producer;
+use podshm_layout::sync::Ordering;
+use podshm_layout::{ChannelGeometry, PAGE, RegionKind};
+use podshm_proto::{Down, RegionIds, ServiceKind, Services, Up};
+use podshm_region::{Memory, ReadMap, Window, WriteMap, fork};
+use rustix::event::{EventfdFlags, eventfd};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use waiting::Sleepers;
+
+/// A joined client. Cheap to clone; handles made from it are usable from many threads.
+#[derive(Clone, Debug)]
+pub struct Client {
+    shared: Arc<Shared>,
+    _thread: Arc<thread::Joined>,
+}
+
+/// What handles and the library thread share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) epoch: u32,
+    pub(crate) id: u64,
+    pub(crate) domain: String,
+    pub(crate) member: String,
+    pub(crate) services: Services,
+    pub(crate) geometry: ChannelGeometry,
+    /// First page of C: armed word and cursor lines.
+    pub(crate) own: Window,
+    pub(crate) rings: Vec<Mutex<Producer<Window>>>,
+    pub(crate) calls: Vec<Mutex<call::Inbox>>,
+    pub(crate) notice: ReadMap,
+    pub(crate) link: ArcSwap<Link>,
+    /// Bumped after each swap of the link: the one cached word of every handle.
+    pub(crate) version: AtomicU64,
+    pub(crate) broker_away: AtomicBool,
+    pub(crate) sleepers: Sleepers,
+    /// Regions that were dropped and are to be named to the broker.
+    pub(crate) released: Arc<link::Releaser>,
+    pub(crate) event: OwnedFd,
+    /// Descriptor of C, to be presented to a broker that restarted.
+    pub(crate) _region: Memory,
+}
+
+impl Client {
+    /// Joins the domain whose socket is in `directory` (in a pod: where the podshm volume is mounted). Waits until `timeout` for
+    /// a broker and an agent to be there. Returns when records are accepted.
+    pub fn join(directory: impl AsRef<Path>, timeout: Duration) -> Result<Self, Error> {
+        let deadline = Instant::now() + timeout;
+        let mut broker = BrokerSocket::connect(directory.as_ref(), deadline)?;
+        broker.hello(false, Vec::new())?;
+        let mut received = broker.await_message("an agent to join", deadline)?;
+        let Down::Welcome(welcome) = received.message.clone() else {
+            return Err(Error::Protocol("the first message must be a welcome".into()));
+        };
+        let services = Services::check(welcome.services).map_err(|e| Error::Protocol(e.to_string()))?;
+        let notice = Memory::from_fd(received.fd("the notice page")?)?;
+        let notice = ReadMap::map(&notice, PAGE as u64)?;
+        let released = Arc::new(link::Releaser::new()?);
+
+        let mut regions = welcome.regions.into_iter();
+        let c = regions.next().ok_or_else(|| Error::Protocol("the client's region is missing".into()))?;
+        let memory = Memory::from_fd(received.fd("the client's region")?)?;
+        let place = regions.clone().next().map_or(0, |a| a.owner);
+        let geometry = services.channel(welcome.client, place).map_err(|e| Error::Protocol(e.to_string()))?;
+        if c.kind != RegionKind::Client as u32 || memory.bytes() != geometry.client_bytes {
+            let what = format!("client's region of {} bytes, expected {}", memory.bytes(), geometry.client_bytes);
+            return Err(Error::Protocol(what));
+        }
+        let mut map = WriteMap::map(&memory)?;
+        broker.send(Up::Mapped(RegionIds { ids: vec![c.id] }))?;
+        // The broker seals while the rest is mapped.
+        map.touch()?;
+        let link =
+            Link::from_message(&services, regions.collect(), &mut received, welcome.epoch, welcome.layout, &released)?;
+        let own = map.window(0, PAGE);
+        let rings = geometry
+            .to_agent
+            .iter()
+            .map(|ring| Mutex::new(Producer::new(map.window(ring.offset as usize, ring.bytes as usize), ring)))
+            .collect();
+        let calls = (0..geometry.to_client.len()).map(|_| Mutex::new(call::Inbox::new(welcome.epoch))).collect();
+        let sealed = broker.await_message("the client's region to be sealed", deadline)?;
+        let early = match sealed.message {
+            Down::Sealed(_) => None,
+            _ => Some(sealed), // an agent may have taken over meanwhile
+        };
+        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|e| Error::system("eventfd")(e.into()))?;
+        let shared = Arc::new(Shared {
+            epoch: fork::install(),
+            id: welcome.client,
+            domain: welcome.domain,
+            member: welcome.member,
+            services,
+            geometry,
+            own,
+            rings,
+            calls,
+            notice,
+            link: ArcSwap::from_pointee(link),
+            version: AtomicU64::new(1),
+            broker_away: AtomicBool::new(false),
+            sleepers: Sleepers::new(ARMED),
+            released,
+            event,
+            _region: memory,
+        });
+        let thread = thread::start(Arc::clone(&shared), broker, early, welcome.layout)?;
+        Ok(Client { shared, _thread: Arc::new(thread) })
+    }
+
+    /// This client's number in the domain, as the agent sees it.
+    pub fn id(&self) -> u64 {
+        self.shared.id
+    }
+
+    /// The domain's name.
+    pub fn domain(&self) -> &str {
+        &self.shared.domain
+    }
+
+    /// Who this pod is, as the broker knows it: `namespace/pod`.
+    pub fn member(&self) -> &str {
+        &self.shared.member
+    }
+
+    /// How many agents have served this domain so far, by the broker's notice page.
+    pub fn agent_epoch(&self) -> Result<u64, Error> {
+        self.shared.check_fork()?;
+        Ok(self.shared.notice.load(NOTICE_AGENT_EPOCH, Ordering::Acquire))
+    }
+
+    /// Whether the agent that this client is linked to has not hung up.
+    pub fn agent_present(&self) -> bool {
+        self.shared.link.load().is_alive()
+    }
+
+    /// The table `name`.
+    pub fn table(&self, name: &str) -> Result<Table, Error> {
+        let service = self.service(name, ServiceKind::Table)?;
+        Ok(Table::new(self.clone(), service))
+    }
+
+    /// The queue `name`.
+    pub fn queue(&self, name: &str) -> Result<QueueSender, Error> {
+        let service = self.service(name, ServiceKind::Queue)?;
+        Ok(QueueSender::new(self.clone(), service))
+    }
+
+    /// The call `name`.
+    pub fn call(&self, name: &str) -> Result<Caller, Error> {
+        let service = self.service(name, ServiceKind::Call)?;
+        Ok(Caller::new(self.clone(), service))
+    }
+
+    fn service(&self, name: &str, expected: ServiceKind) -> Result<usize, Error> {
+        self.shared.check_fork()?;
+        match self.shared.services.find(name) {
+            Some((index, found)) if found == expected => Ok(index),
+            Some((_, found)) => Err(Error::WrongKind { name: name.to_owned(), found, expected }),
+            None => {
+                let offered: Vec<&str> = self.shared.services.iter().map(|(s, _)| s.name.as_str()).collect();
+                let (name, domain) = (name.to_owned(), self.shared.domain.clone());
+                Err(Error::NoService { name, domain, offered: offered.join(", ") })
+            }
+        }
+    }
+}
+
+impl Shared {
+    /// Refuses to touch the parent's memory. One load.
+    #[inline]
+    pub(crate) fn check_fork(&self) -> Result<(), Error> {
+        if fork::epoch() == self.epoch { Ok(()) } else { Err(Error::Forked) }
+    }
+}

@@ -1,0 +1,83 @@
+//! How a client waits for its agent: it spins for as long as its caller allows, then sleeps.
+
+use podshm_layout::geometry::WAKE;
+use podshm_layout::wake::{Sleeper, Wants};
+use podshm_region::Window;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use super::link::Channel;
+
+/// How long a wait spins before it sleeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spin {
+    /// Sleep at once: no CPU, some 50 µs of latency.
+    Never,
+    /// Spin for so long, then sleep.
+    For(Duration),
+    /// Never sleep: a core for the lowest latency.
+    Always,
+}
+
+impl Default for Spin {
+    /// 20 µs: longer than an agent that is awake needs, shorter than two context switches.
+    fn default() -> Self {
+        Spin::For(Duration::from_micros(20))
+    }
+}
+
+/// Nobody sleeps longer than this without looking: a futex gets no hang-up.
+pub(crate) const SLICE: Duration = Duration::from_millis(20);
+
+/// Everybody of this process who sleeps for the agent shares one armed word.
+#[derive(Debug)]
+pub(crate) struct Sleepers {
+    state: Mutex<(Sleeper, u32)>,
+    /// Futures and event descriptors want the doorbell.
+    pub(crate) wants_doorbell: AtomicU64,
+}
+
+impl Sleepers {
+    pub(crate) fn new(armed: usize) -> Self {
+        Sleepers { state: Mutex::new((Sleeper::at(armed), 0)), wants_doorbell: AtomicU64::new(0) }
+    }
+
+    /// Arms, looks once more by `ready`, and sleeps for at most a slice.
+    pub(crate) fn sleep(&self, own: &Window, channel: &Channel, until: Instant, ready: impl FnOnce() -> bool) {
+        let before = channel.wake_word();
+        self.arm(own, true);
+        if !ready() {
+            let left = until.saturating_duration_since(Instant::now()).min(SLICE);
+            channel.head.futex_wait(WAKE, before, left);
+        }
+        self.disarm(own);
+    }
+
+    /// Arms for the doorbell without sleeping here.
+    pub(crate) fn arm_doorbell(&self, own: &Window) {
+        self.wants_doorbell.fetch_add(1, Ordering::Relaxed);
+        self.arm(own, false);
+    }
+
+    fn arm(&self, own: &Window, futex: bool) {
+        let Ok(mut state) = self.state.lock() else { return };
+        if futex {
+            state.1 += 1;
+        }
+        let wants = match (state.1 > 0, self.wants_doorbell.load(Ordering::Relaxed) > 0) {
+            (true, true) => Wants::BOTH,
+            (false, true) => Wants::DOORBELL,
+            _ => Wants::FUTEX,
+        };
+        state.0.arm(own, wants);
+    }
+
+    fn disarm(&self, own: &Window) {
+        let Ok(mut state) = self.state.lock() else { return };
+        state.1 -= 1;
+        if state.1 == 0 && self.wants_doorbell.load(Ordering::Relaxed) == 0 {
+            state.0.disarm(own);
+        }
+    }
+}

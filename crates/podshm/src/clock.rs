@@ -1,0 +1,9 @@
+//! The clock of deadlines and ages: monotonic, the same for every process of the node, untouched by changes of the wall clock.
+
+use rustix::time::{ClockId, clock_gettime};
+
+/// Nanoseconds since boot.
+pub(crate) fn now() -> u64 {
+    let t = clock_gettime(ClockId::Monotonic);
+    t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
+}

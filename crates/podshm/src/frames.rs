@@ -1,0 +1,77 @@
+//! What rides in front of a call's first fragment, in each direction.
+//!
+//! ```text
+//!  request   [ id u64 ][ deadline u64, monotonic ns, 0: none ][ total u32 ][ reserved u32 ]
+//!  response  [ id u64 ][ total u32 ][ status u32 ]
+//! ```
+
+/// Bytes of a request's header.
+pub(crate) const REQUEST: usize = 24;
+/// Bytes of a response's header.
+pub(crate) const RESPONSE: usize = 16;
+/// Longest fragment's payload: what two copies pipeline best with, and what fits the first-level cache.
+pub(crate) const FRAGMENT: usize = 16 * 1024;
+/// Longest message of a call.
+pub(crate) const MAX_CALL: usize = 1 << 30;
+
+/// Status: answered.
+pub(crate) const STATUS_OK: u32 = 0;
+/// Status: the handler failed or there is none.
+pub(crate) const STATUS_FAILED: u32 = 1;
+/// Status: a predecessor may have handled it.
+pub(crate) const STATUS_UNKNOWN: u32 = 2;
+/// Status: the deadline had passed when the agent saw it.
+pub(crate) const STATUS_DEADLINE: u32 = 3;
+
+/// Front of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RequestHead {
+    pub(crate) id: u64,
+    pub(crate) deadline: u64,
+    pub(crate) total: u32,
+}
+
+impl RequestHead {
+    pub(crate) fn encode(self) -> [u8; REQUEST] {
+        let mut bytes = [0; REQUEST];
+        bytes[..8].copy_from_slice(&self.id.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.deadline.to_le_bytes());
+        bytes[16..20].copy_from_slice(&self.total.to_le_bytes());
+        bytes
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
+        Some(RequestHead { id: word(bytes, 0)?, deadline: word(bytes, 8)?, total: half(bytes, 16)? })
+            .filter(|_| bytes.len() >= REQUEST)
+    }
+}
+
+/// Front of a response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ResponseHead {
+    pub(crate) id: u64,
+    pub(crate) total: u32,
+    pub(crate) status: u32,
+}
+
+impl ResponseHead {
+    pub(crate) fn encode(self) -> [u8; RESPONSE] {
+        let mut bytes = [0; RESPONSE];
+        bytes[..8].copy_from_slice(&self.id.to_le_bytes());
+        bytes[8..12].copy_from_slice(&self.total.to_le_bytes());
+        bytes[12..16].copy_from_slice(&self.status.to_le_bytes());
+        bytes
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
+        Some(ResponseHead { id: word(bytes, 0)?, total: half(bytes, 8)?, status: half(bytes, 12)? })
+    }
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
+}
+
+fn half(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}

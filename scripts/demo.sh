@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Builds what the demo runs and runs it; arguments go to podshm-demo.
+set -euo pipefail
+source "$(dirname "$0")/lib.sh"
+
+# The demo starts the broker and the agent as programs of their own, from the same directory.
+PACKAGES=(podshm-demo podshm-cli route-agent)
+
+step "building the demo"
+cargo build "${CARGO_LOCKED[@]}" --release "${PACKAGES[@]/#/--package=}"
+exec "$TARGET/release/podshm-demo" "$@"

@@ -1,0 +1,103 @@
+#!/usr/bin/env bash
+# Installs what building and testing need, and nothing that is already there.
+#
+#   scripts/setup.sh            what `make demo` and `make test` need
+#   scripts/setup.sh deny       also cargo-deny, for `make check`
+#   scripts/setup.sh fuzz       also cargo-fuzz (and checks for a nightly), for `make fuzz`
+#
+# Run it as often as you like. It changes the machine only through apt-get (as root or
+# through sudo) and by building cargo tools into ~/.cache/podshm/tools.
+set -euo pipefail
+source "$(dirname "$0")/lib.sh"
+
+# <Debian package> <command that proves it is there on any distribution>
+PACKAGES='
+build-essential cc
+pkg-config      pkg-config
+git             git
+iproute2        ip
+util-linux      unshare
+procps          ps
+python3         python3
+ca-certificates update-ca-certificates
+'
+CARGO_DENY_VERSION=0.20.2
+CARGO_FUZZ_VERSION=0.13.1
+
+missing_packages() {
+    local package command
+    while read -r package command; do
+        [ -n "$package" ] || continue
+        PATH="$PATH:/usr/sbin:/sbin" have "$command" || printf '%s ' "$package"
+    done <<<"$PACKAGES"
+}
+
+install_packages() {
+    local missing as_root=()
+    missing=$(missing_packages)
+    if [ -z "$missing" ]; then
+        say "setup: system packages: all there"
+        return
+    fi
+    say "setup: system packages missing: $missing"
+    have apt-get || die "this is no Debian: install the equivalents of: $missing"
+    if [ "$(id -u)" != 0 ]; then
+        have sudo || die "not root and no sudo; run as root: apt-get install -y $missing"
+        as_root=(sudo)
+    fi
+    # shellcheck disable=SC2086 # a list of words
+    "${as_root[@]}" apt-get update -q
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+        apt-get install -y -q --no-install-recommends $missing </dev/null
+    missing=$(missing_packages)
+    [ -z "$missing" ] || die "still missing after apt-get: $missing"
+}
+
+check_rust() {
+    local wanted found
+    wanted=$(sed -n 's/^rust-version *= *"\(.*\)"/\1/p' Cargo.toml)
+    [ -n "$wanted" ] || die "Cargo.toml states no rust-version"
+    if ! have cargo || ! have rustc; then
+        die "no Rust toolchain: expected $wanted or newer; get one from https://rustup.rs: curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh"
+    fi
+    found=$(rustc --version | cut -d' ' -f2)
+    if [ "$(printf '%s\n%s\n' "$wanted" "${found%%-*}" | sort -V | head -n1)" != "$wanted" ]; then
+        die "rustc is $found, expected $wanted or newer; run: rustup update stable (or get rustup from https://rustup.rs)"
+    fi
+    say "setup: rustc $found (at least $wanted is needed)"
+}
+
+# cargo_tool NAME VERSION: builds it once; another version in the cache is replaced.
+cargo_tool() {
+    local name=$1 version=$2 start=$SECONDS
+    if [ -x "$TOOLS/bin/$name" ] && grep -qs "\"$name $version " "$TOOLS/.crates.toml"; then
+        say "setup: $name $version is in $TOOLS/bin"
+        return
+    fi
+    say "setup: building $name $version into $TOOLS (once; about two minutes on two cores)"
+    CARGO_TARGET_DIR="$TOOLS/build" cargo install "$name" --version "=$version" --locked --force --root "$TOOLS" --quiet </dev/null
+    rm -rf "$TOOLS/build"
+    say "setup: $name $version built in $((SECONDS - start)) s"
+}
+
+install_deny() {
+    cargo fmt --version >/dev/null 2>&1 || die "no rustfmt; run: rustup component add rustfmt"
+    cargo clippy --version >/dev/null 2>&1 || die "no clippy; run: rustup component add clippy"
+    cargo_tool cargo-deny "$CARGO_DENY_VERSION"
+}
+
+install_fuzz() {
+    cargo +nightly --version >/dev/null 2>&1 ||
+        die "cargo-fuzz needs a nightly compiler; run: rustup toolchain install nightly --profile minimal"
+    cargo_tool cargo-fuzz "$CARGO_FUZZ_VERSION"
+}
+
+install_packages
+check_rust
+for extra in "$@"; do
+    case $extra in
+        deny) install_deny ;;
+        fuzz) install_fuzz ;;
+        *) die "unknown extra '$extra': expected deny or fuzz" ;;
+    esac
+done
