@@ -88,10 +88,17 @@ impl Latencies {
         Self { ns }
     }
 
-    /// The value that `quantile` (0 to 1) of them don't exceed; ns.
+    /// The value that `quantile` (0 to 1) of them don't exceed; ns. Counters tick in steps (of
+    /// 10 ns here), so it is interpolated within the step, by how far into its equals it lies.
     pub fn quantile(&self, quantile: f64) -> f64 {
-        let last = self.ns.len() - 1;
-        self.ns[(last as f64 * quantile).round() as usize]
+        let rank = (self.ns.len() - 1) as f64 * quantile;
+        let value = self.ns[rank.round() as usize];
+        let below = self.ns.partition_point(|&ns| ns < value);
+        let up_to = self.ns.partition_point(|&ns| ns <= value);
+        let lower = below.checked_sub(1).map_or(value, |at| (self.ns[at] + value) / 2.0);
+        let upper = self.ns.get(up_to).map_or(value, |next| (value + next) / 2.0);
+        let into = (rank - below as f64 + 0.5) / (up_to - below) as f64;
+        lower + (upper - lower) * into.clamp(0.0, 1.0)
     }
 }
 

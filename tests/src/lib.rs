@@ -1,5 +1,8 @@
 //! What the tests that cross crates share: a broker with sockets in a directory of its own.
 
+pub mod raw;
+pub mod serving;
+
 use podshm_broker::{Broker, DomainConfig, Identity, Limits, Rights};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};

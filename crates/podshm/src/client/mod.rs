@@ -111,11 +111,15 @@ impl Client {
             .map(|ring| Mutex::new(Producer::new(map.window(ring.offset as usize, ring.bytes as usize), ring)))
             .collect();
         let calls = (0..geometry.to_client.len()).map(|_| Mutex::new(call::Inbox::new(welcome.epoch))).collect();
-        let sealed = broker.await_message("the client's region to be sealed", deadline)?;
-        let early = match sealed.message {
-            Down::Sealed(_) => None,
-            _ => Some(sealed), // an agent may have taken over meanwhile
-        };
+        // Nothing is accepted before the seal; an agent may take over or a table grow meanwhile.
+        let mut early = Vec::new();
+        loop {
+            let received = broker.await_message("the client's region to be sealed", deadline)?;
+            match received.message {
+                Down::Sealed(_) => break,
+                _ => early.push(received),
+            }
+        }
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|e| Error::system("eventfd")(e.into()))?;
         let shared = Arc::new(Shared {

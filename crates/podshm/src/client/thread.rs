@@ -37,14 +37,14 @@ impl Drop for Joined {
 pub(crate) fn start(
     shared: Arc<Shared>,
     broker: BrokerSocket,
-    early: Option<Received>,
+    early: Vec<Received>,
     layout: u32,
 ) -> Result<Joined, Error> {
     let stop = Arc::new(AtomicBool::new(false));
     let mut worker =
         Worker { shared: Arc::clone(&shared), broker: Some(broker), layout, stop: Arc::clone(&stop), hung_up: 0 };
-    if let Some(early) = early {
-        worker.message(early);
+    for received in early {
+        worker.message(received);
     }
     let thread = std::thread::Builder::new()
         .name("podshm-client".into())

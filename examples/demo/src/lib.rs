@@ -1,1 +1,0 @@
-//! The demo: eight pods, a broker and a route agent that is killed and upgraded.

@@ -1,0 +1,233 @@
+//! Participants written by hand, from messages and descriptors alone: what a hostile pod would write.
+
+use podshm_layout::mem::Store;
+use podshm_layout::sync::Ordering;
+use podshm_proto::{
+    Down, Hello, MAX_MESSAGE, NewAgent, Nothing, Refused, Region, RegionIds, Serve, Service, Up, Welcome, decode_down,
+    encode_up,
+};
+use podshm_region::{Memory, Window, WriteMap, descriptors};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::Duration;
+
+/// A connection to the broker without a library behind it.
+#[derive(Debug)]
+pub struct Raw {
+    socket: OwnedFd,
+}
+
+impl Raw {
+    /// Connects, and says nothing yet.
+    pub fn connect(directory: impl AsRef<Path>) -> Raw {
+        let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        connect(&socket, &SocketAddrUnix::new(directory.as_ref().join("broker.sock")).unwrap()).unwrap();
+        let timeout = Some(Duration::from_secs(20));
+        rustix::net::sockopt::set_socket_timeout(&socket, rustix::net::sockopt::Timeout::Recv, timeout).unwrap();
+        Raw { socket }
+    }
+
+    /// Sends any bytes.
+    pub fn bytes(&self, bytes: &[u8]) {
+        descriptors::send(&self.socket, bytes, &[]).unwrap();
+    }
+
+    /// Sends a message.
+    pub fn send(&self, message: Up) {
+        self.bytes(&encode_up(message));
+    }
+
+    /// The next message; `None` where the broker has hung up.
+    pub fn receive(&self) -> Option<(Down, Vec<OwnedFd>)> {
+        let mut buffer = vec![0; MAX_MESSAGE];
+        match descriptors::receive(&self.socket, &mut buffer) {
+            Ok((0, _)) => None,
+            Ok((bytes, fds)) => Some((decode_down(&buffer[..bytes]).unwrap(), fds)),
+            Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => None,
+            Err(e) => panic!("nothing came from the broker: {e}"),
+        }
+    }
+
+    /// The refusal that must come next, and the end of the connection after it.
+    pub fn refused(&self) -> Refused {
+        let refused = loop {
+            match self.receive() {
+                Some((Down::Refused(refused), _)) => break refused,
+                Some(_) => {}
+                None => panic!("the broker hung up without a word"),
+            }
+        };
+        while let Some((message, _)) = self.receive() {
+            panic!("after a refusal came {message:?}");
+        }
+        refused
+    }
+}
+
+/// A good hello.
+pub fn hello(agent: bool, services: Vec<Service>) -> Hello {
+    Hello {
+        protocol_oldest: podshm_proto::PROTOCOL_OLDEST,
+        protocol_newest: podshm_proto::PROTOCOL,
+        layout_oldest: podshm_layout::LAYOUT_OLDEST,
+        layout_newest: podshm_layout::LAYOUT_VERSION,
+        agent,
+        software: "by hand".into(),
+        services,
+    }
+}
+
+/// A client that has said hello and was let in; it has not mapped C.
+#[derive(Debug)]
+pub struct RawClient {
+    /// Its connection.
+    pub raw: Raw,
+    /// What the broker said.
+    pub welcome: Welcome,
+    /// Notice page.
+    pub notice: OwnedFd,
+    /// C, A and the tables.
+    pub regions: Vec<(Region, OwnedFd)>,
+    /// Its end.
+    pub doorbell: OwnedFd,
+}
+
+impl RawClient {
+    /// Says hello and takes the welcome.
+    pub fn hello(directory: impl AsRef<Path>) -> RawClient {
+        let raw = Raw::connect(directory);
+        raw.send(Up::Hello(hello(false, Vec::new())));
+        match raw.receive() {
+            Some((Down::Welcome(welcome), mut fds)) => {
+                assert_eq!(fds.len(), welcome.regions.len() + 2);
+                let doorbell = fds.pop().unwrap();
+                let notice = fds.remove(0);
+                let regions = welcome.regions.iter().copied().zip(fds).collect();
+                RawClient { raw, welcome, notice, regions, doorbell }
+            }
+            other => panic!("expected a welcome, got {other:?}"),
+        }
+    }
+
+    /// C's number.
+    pub fn c(&self) -> u64 {
+        self.regions[0].0.id
+    }
+
+    /// C's memory.
+    pub fn memory(&self) -> Memory {
+        Memory::from_fd(self.regions[0].1.try_clone().unwrap()).unwrap()
+    }
+
+    /// Says that C is mapped.
+    pub fn mapped(&self) {
+        self.raw.send(Up::Mapped(RegionIds { ids: vec![self.c()] }));
+    }
+
+    /// Maps C for writing and gets it sealed.
+    pub fn join(directory: impl AsRef<Path>) -> (RawClient, Window) {
+        let client = Self::hello(directory);
+        let size = client.regions[0].0.bytes as usize;
+        let window = WriteMap::map(&client.memory()).unwrap().window(0, size);
+        client.mapped();
+        match client.raw.receive() {
+            Some((Down::Sealed(ids), _)) => assert_eq!(ids.ids, [client.c()]),
+            other => panic!("expected a seal, got {other:?}"),
+        }
+        (client, window)
+    }
+}
+
+/// An agent by hand.
+#[derive(Debug)]
+pub struct RawAgent {
+    /// Its connection.
+    pub raw: Raw,
+    /// Everything that it may write.
+    pub writable: Vec<(Region, Window)>,
+    /// Clients that it serves, with C and doorbell.
+    pub clients: Vec<(Serve, Vec<OwnedFd>)>,
+    /// It has taken over.
+    pub serves: bool,
+    sealed: usize,
+}
+
+impl RawAgent {
+    /// Connects, maps everything, takes over.
+    pub fn start(directory: impl AsRef<Path>, services: Vec<Service>) -> RawAgent {
+        let raw = Raw::connect(directory);
+        raw.send(Up::Hello(hello(true, services)));
+        let mut agent = RawAgent { raw, writable: Vec::new(), clients: Vec::new(), serves: false, sealed: 0 };
+        while agent.writable.is_empty() || agent.sealed < agent.writable.len() {
+            agent.step();
+        }
+        agent.raw.send(Up::Ready(Nothing {}));
+        while !agent.serves {
+            agent.step();
+        }
+        agent
+    }
+
+    /// One message of the broker.
+    pub fn step(&mut self) {
+        match self.raw.receive().expect("the broker goes on") {
+            (Down::Write(regions), fds) => {
+                let mut ids = Vec::new();
+                for (region, fd) in regions.regions.into_iter().zip(fds) {
+                    let mut map = WriteMap::map(&Memory::from_fd(fd).unwrap()).unwrap();
+                    self.writable.push((region, map.window(0, region.bytes as usize)));
+                    ids.push(region.id);
+                }
+                self.raw.send(Up::Mapped(RegionIds { ids }));
+            }
+            (Down::Sealed(ids), _) => self.sealed += ids.ids.len(),
+            (Down::TakeOver(_), _) => self.serves = true,
+            (Down::Serve(serve), fds) => self.clients.push((serve, fds)),
+            (Down::Refused(refused), _) => panic!("{refused:?}"),
+            _ => {}
+        }
+    }
+
+    /// Waits for one more client.
+    pub fn next_client(&mut self) -> (Serve, Vec<OwnedFd>) {
+        let before = self.clients.len();
+        while self.clients.len() == before {
+            self.step();
+        }
+        self.clients.pop().unwrap()
+    }
+}
+
+/// What came for a client after the take-over by another agent.
+pub fn new_agent(raw: &Raw) -> NewAgent {
+    loop {
+        if let (Down::NewAgent(new), _) = raw.receive().expect("the broker goes on") {
+            return new;
+        }
+    }
+}
+
+/// Numbers that look random and are the same in every run.
+#[derive(Clone, Debug)]
+pub struct Random(pub u64);
+
+impl Random {
+    /// The next one.
+    pub fn word(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    /// Up to `most`, which it does not reach.
+    pub fn below(&mut self, most: u64) -> u64 {
+        self.word() % most
+    }
+}
+
+/// Writes a word.
+pub fn poke(window: &Window, offset: usize, word: u64) {
+    window.store(offset, word, Ordering::Release);
+}

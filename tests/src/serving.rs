@@ -1,0 +1,76 @@
+//! An honest agent in a thread: it keeps records and reverses requests.
+
+use podshm::{Agent, Answer, Handler, Progress, Record, Request};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// A record that was handled: client, position, whether a predecessor may have seen it, bytes.
+pub type Handled = (u64, u64, bool, Vec<u8>);
+
+#[derive(Clone, Default)]
+struct Keep(Arc<Mutex<Vec<Handled>>>);
+
+impl Handler for Keep {
+    fn record(&mut self, r: Record<'_>) {
+        self.0.lock().unwrap().push((r.client, r.position, r.maybe_seen, r.bytes.to_vec()));
+    }
+
+    fn call(&mut self, request: Request<'_>, answer: &mut Answer<'_>) {
+        let mut bytes = request.bytes.to_vec();
+        bytes.reverse();
+        answer.reply_owned(bytes);
+    }
+}
+
+/// A running agent.
+#[derive(Debug)]
+pub struct Serving {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+    records: Arc<Mutex<Vec<Handled>>>,
+}
+
+impl Serving {
+    /// Starts it on `directory`, with table `routes`, queue `reports` and call `decide`.
+    pub fn start(directory: PathBuf) -> Serving {
+        let (stop, mut keep) = (Arc::new(AtomicBool::new(false)), Keep::default());
+        let (stopped, records) = (Arc::clone(&stop), Arc::clone(&keep.0));
+        let (ready, is_ready) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            let mut agent = Agent::builder()
+                .table("routes", 100, 64 * 1024)
+                .queue("reports", 16 * 1024, 1024)
+                .call("decide", 16 * 1024, 64 * 1024)
+                .connect(directory, crate::PATIENCE)
+                .unwrap();
+            agent.table("routes").unwrap().put(b"key", &[1; 200]).unwrap();
+            agent.ready().unwrap();
+            ready.send(()).unwrap();
+            while !stopped.load(Ordering::Relaxed) {
+                match agent.poll(&mut keep).unwrap() {
+                    Progress::Handled(_) => {}
+                    Progress::Idle => agent.wait(Duration::from_millis(10)).unwrap(),
+                    Progress::CloseAsked => break,
+                }
+            }
+            agent.close(&mut keep, Vec::new()).unwrap();
+        });
+        is_ready.recv().expect("the agent starts");
+        Serving { stop, thread: Some(thread), records }
+    }
+
+    /// What it has handled so far.
+    pub fn records(&self) -> Vec<Handled> {
+        self.records.lock().unwrap().clone()
+    }
+
+    /// Ends it in order; fails where it has panicked.
+    pub fn stop(mut self) -> Vec<Handled> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.take().unwrap().join().expect("the agent ends well");
+        self.records()
+    }
+}
