@@ -25,6 +25,7 @@ pub fn text(machine: &Machine, rows: &[Box<dyn Row>], rounds: usize, outcome: &O
     table(&mut out, "One way", rows, outcome, &rates, &names);
     others(&mut out, rows, outcome);
     verdicts(&mut out, outcome);
+    steadiness(&mut out, outcome);
     let _ = writeln!(out, "took {:.0} s", outcome.seconds);
     out
 }
@@ -119,6 +120,22 @@ fn verdicts(out: &mut String, outcome: &Outcome) {
     }
     if !outcome.verdicts.is_empty() {
         out.push('\n');
+    }
+}
+
+/// A virtual machine's cores may move about (siblings of one core, one cache, two caches), which
+/// changes every absolute figure; ratios within a round stand.
+fn steadiness(out: &mut String, outcome: &Outcome) {
+    let floor = outcome.figure("cache-line", Metric::Rtt { size: 64 });
+    let rounds = floor.map_or(&[][..], |figure| &figure.rounds);
+    let least = rounds.iter().copied().fold(f64::INFINITY, f64::min);
+    let most = rounds.iter().copied().fold(0.0, f64::max);
+    if most > 1.5 * least {
+        let _ = writeln!(
+            out,
+            "note: the bounced cache line took {least:.0} to {most:.0} ns from round to round: the host moved the \
+             cores or something else ran; compare ratios, not absolute values, and least of all the best ones\n"
+        );
     }
 }
 

@@ -223,10 +223,10 @@ fn limits_refuse_before_any_page_is_touched() {
         limits
     };
     let cases = [
-        ("share", limits(&|l| l.member_share = 250_000), vec!["asked", "needs", "left of 250000", "share"], 1),
+        ("share", limits(&|l| l.member_share = 250_000), vec!["needs", "118784 bytes", "of 250000 left", "share"], 0),
         ("clients", limits(&|l| l.clients = 1), vec!["1 clients", "raise its client limit"], 0),
         ("processes", limits(&|l| l.member_clients = 1), vec!["test/a", "1 processes", "raise the per-member"], 0),
-        ("budget", limits(&|l| l.budget = 1_300_000), vec!["needs", "left of 1300000", "raise the domain's budget"], 1),
+        ("budget", limits(&|l| l.budget = 1_300_000), vec!["needs", "of 1300000 left", "raise the domain's budget"], 0),
     ];
     let mut failed = Vec::new();
     for (name, limits, words, skip) in cases {
@@ -272,7 +272,7 @@ fn tables_over_the_budget_are_refused() {
     let node = Node::new(Limits { budget: 1 << 20, ..Limits::default() });
     let before = node.broker.stats("d").unwrap();
     let refused = Agent::builder().table("routes", 10_000, 4 << 20).connect(node.pod("agent"), PATIENCE).unwrap_err();
-    says(&refused.to_string(), &["the domain's tables", "left of 1048576", "raise the domain's budget"]);
+    says(&refused.to_string(), &["the domain's tables", "of 1048576 left", "raise the domain's budget"]);
     let after = node.broker.stats("d").unwrap();
     assert_eq!((after.regions, after.reserved), (before.regions, before.reserved));
 }

@@ -5,17 +5,20 @@
 //!                              ▲                                          │
 //!                              └─ weights ─ Health ◀─ reports ◀─ queue ◀──┘
 //! ```
-//! This part is pure: no shared memory, no clock (time is a parameter, in monotonic nanoseconds), and no I/O but the
-//! files that a [`FileSource`] reads. Whatever the input is, the answer is a route or an error that
+//! [`serve`] ties it to a podshm domain. All else is pure: no shared memory, no clock (time is a parameter, in monotonic
+//! nanoseconds), and no I/O but the files that a [`FileSource`] reads and a [`delivered`] log. Whatever the input is, the answer is a route or an error that
 //! names the slice, and nothing else is affected.
 #![forbid(unsafe_code)]
 
+pub mod delivered;
 pub mod health;
+pub mod serve;
 pub mod slices;
 pub mod source;
 pub mod store;
 
 pub use health::{EndpointHealth, Health, HealthConfig, HealthCounts, SnapshotError};
+pub use serve::{Config, ServeError, Server, Stats, Step};
 pub use slices::{Slice, SliceError, SliceName, WatchEvent};
 pub use source::{FileSource, Pace, Source, SourceEvent};
 pub use store::{Change, Changes, FullWeights, Member, Store, Weights};

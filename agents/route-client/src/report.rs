@@ -130,6 +130,42 @@ impl Report {
     }
 }
 
+/// What may follow a report in a longer record: a number that a test or demo can check deliveries by. The agent's work
+/// doesn't depend on it.
+///
+/// ```text
+/// 48    56       60              the record's end
+/// │ seq │ sender │ zeros, or anything │
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Trailer {
+    /// Who numbers.
+    pub sender: u32,
+    /// The number.
+    pub seq: u64,
+}
+
+/// The shortest record with a [`Trailer`].
+pub const NUMBERED_LEN: usize = REPORT_LEN + 12;
+
+impl Trailer {
+    /// Writes a report and this trailer to a record of [`NUMBERED_LEN`] bytes.
+    pub fn encode(&self, report: &Report) -> [u8; NUMBERED_LEN] {
+        let mut bytes = [0; NUMBERED_LEN];
+        bytes[..REPORT_LEN].copy_from_slice(&report.encode());
+        bytes[REPORT_LEN..REPORT_LEN + 8].copy_from_slice(&self.seq.to_le_bytes());
+        bytes[REPORT_LEN + 8..].copy_from_slice(&self.sender.to_le_bytes());
+        bytes
+    }
+
+    /// The trailer of a whole record, if it has one.
+    pub fn of(record: &[u8]) -> Option<Self> {
+        let (seq, rest) = record.get(REPORT_LEN..)?.split_first_chunk::<8>()?;
+        let (sender, _) = rest.split_first_chunk::<4>()?;
+        Some(Self { sender: u32::from_le_bytes(*sender), seq: u64::from_le_bytes(*seq) })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -21,6 +21,7 @@ pub fn all() -> Vec<Box<dyn Row>> {
         Box::new(cache_line::CacheLine),
         Box::new(TransportRow(ring::RingTransport::RAW)),
         Box::new(TransportRow(ring::RingTransport::RAW_FRAGMENTED)),
+        Box::new(TransportRow(ring::RingTransport::RAW_ALIGNED)),
         Box::new(TransportRow(ring::RingTransport::HARDENED)),
         #[cfg(feature = "iceoryx2")]
         Box::new(TransportRow(iceoryx2_pubsub::PubSub)),

@@ -23,6 +23,8 @@ impl Wants {
     pub const DOORBELL: Wants = Wants(2);
     /// Both, for a process with sleepers of both kinds.
     pub const BOTH: Wants = Wants(3);
+    /// An agent's: its answers wait for room, so reading one is news too.
+    pub const ROOM: Wants = Wants(3);
 
     /// Whether a futex wake is wanted.
     pub fn futex(self) -> bool {
@@ -93,5 +95,17 @@ impl Waker {
         }
         self.woken = armed;
         Some(Wants(armed & 3))
+    }
+
+    /// Call after making room: wakes a peer only if it waits for that.
+    #[inline]
+    pub fn check_for_room(&mut self, peer: &impl Load) -> bool {
+        fence(Ordering::SeqCst); // pairs with the fence in Sleeper::arm
+        let armed = peer.load(self.offset, Ordering::Relaxed);
+        if armed & 3 != Wants::ROOM.0 || armed == self.woken {
+            return false;
+        }
+        self.woken = armed;
+        true
     }
 }

@@ -7,6 +7,8 @@
 //! Times are stored as what is left or past at the snapshot, since the successor's clock may count from elsewhere. Only
 //! endpoints that there is something to say of are stored.
 
+use std::cmp::Reverse;
+
 use xxhash_rust::xxh3::xxh3_64;
 
 use route_client::{FULL_WEIGHT, report::MAX_LATENCY_NS};
@@ -66,6 +68,12 @@ pub enum SnapshotError {
 impl Health {
     /// What a successor should know, at most [`MAX_SNAPSHOT_LEN`] bytes.
     pub fn snapshot(&self, now_ns: u64) -> Vec<u8> {
+        self.snapshot_within(now_ns, MAX_SNAPSHOT_LEN).0
+    }
+
+    /// [`Health::snapshot`] in at most `most` bytes, and how many endpoints were left out for that. Who is ejected or
+    /// ramping is kept first, then who was ejected most often, then who errs most.
+    pub fn snapshot_within(&self, now_ns: u64, most: usize) -> (Vec<u8>, usize) {
         let now_ns = self.now_ns.max(now_ns);
         let known =
             self.routes.iter().flat_map(|(&route, members)| members.iter().map(move |(&id, s)| (route, id, *s)));
@@ -74,8 +82,16 @@ impl Health {
             s.reports > 0 || s.ejections > 0 || !matches!(s.phase, Phase::Healthy { .. })
         };
         let mut entries: Vec<_> = known.chain(pending).filter(worth).collect();
-        entries.sort_by_key(|&(route, id, s)| (matches!(s.phase, Phase::Healthy { .. }), route, id));
-        entries.truncate(MAX_ENTRIES);
+        let healthy = |s: &State| matches!(s.phase, Phase::Healthy { .. });
+        let room = (most.saturating_sub(HEADER_LEN + SUM_LEN) / ENTRY_LEN).min(MAX_ENTRIES);
+        let left_out = entries.len().saturating_sub(room);
+        if left_out > 0 {
+            // Bits of floats that aren't negative order as the floats do.
+            let worth = |s: &State| (healthy(s), Reverse((s.ejections, s.error_rate.to_bits(), s.reports)));
+            entries.sort_by_key(|&(route, id, s)| (worth(&s), route, id));
+            entries.truncate(room);
+        }
+        entries.sort_by_key(|&(route, id, s)| (healthy(&s), route, id));
         let mut bytes = Vec::with_capacity(HEADER_LEN + entries.len() * ENTRY_LEN + SUM_LEN);
         bytes.extend(MAGIC.to_le_bytes());
         bytes.extend([0; 4]);
@@ -93,7 +109,7 @@ impl Health {
             bytes.extend(s.ejections.to_le_bytes());
         }
         bytes.extend(xxh3_64(&bytes).to_le_bytes());
-        bytes
+        (bytes, left_out)
     }
 
     /// Begins with what a predecessor knew. Each entry waits until [`Health::set_members`] names its endpoint; its weight

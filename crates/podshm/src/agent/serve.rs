@@ -212,19 +212,16 @@ impl AgentClient {
 
     /// Arms, looks once more, and says whether the client may be left to its doorbell.
     pub(super) fn cool_down(&mut self) -> bool {
-        if self.has_answers_waiting() && !self.gone {
-            // Room comes by the client's reading; it rings for that.
-            self.sleeper.arm(&self.own, Wants::DOORBELL);
-            let before = self.answers_left();
-            self.flush_answers();
-            return self.answers_left() == before;
-        }
-        self.sleeper.arm(&self.own, Wants::DOORBELL);
+        // Answers that wait for room: reading one is news then.
+        let waits = self.has_answers_waiting();
+        self.sleeper.arm(&self.own, if waits { Wants::ROOM } else { Wants::DOORBELL });
+        let moved = waits && self.flush_answers();
         let empty = self.rings.iter_mut().all(|r| r.corrupt || matches!(r.consumer.peek(), Ok(None)));
-        if !empty || self.gone {
+        let cold = empty && !moved && !self.gone;
+        if !cold {
             self.sleeper.disarm(&self.own);
         }
-        empty && !self.gone
+        cold
     }
 
     /// Everything that it had sent is handled.

@@ -414,13 +414,12 @@ impl Inbox {
 
     fn pump_channel(&mut self, shared: &Shared, ring: usize, mine: &mut Sink<'_>) -> Result<(), Error> {
         let (Some(consumer), Some(channel)) = (self.consumer.as_mut(), self.channel.as_ref()) else { return Ok(()) };
-        let (mut progress, mut large) = (false, false);
+        let mut progress = false;
         let mut budget = 256;
         while budget > 0 {
             budget -= 1;
             let Some(record) = consumer.peek()? else { break };
             progress = true;
-            large |= record.part != Part::Whole;
             let bytes = &mut self.scratch[..record.len];
             consumer.copy_out(&record, 0, bytes);
             consumer.advance(&record);
@@ -472,9 +471,9 @@ impl Inbox {
         }
         if progress {
             channel.response_geometry(ring).cursor_line().acknowledge(&shared.own, consumer.position());
-            if large && let Ok(mut waker) = channel.waker.lock() {
-                // The agent may sleep on room for the rest of a response.
-                channel.ring_doorbell(&mut waker);
+            // The agent may wait for room for the rest of its answers.
+            if let Ok(mut waker) = channel.waker.lock() {
+                channel.ring_for_room(&mut waker);
             }
         }
         Ok(())

@@ -198,6 +198,14 @@ impl Channel {
         }
     }
 
+    /// After reading answers: wakes the agent if its next ones wait for room.
+    #[inline]
+    pub(crate) fn ring_for_room(&self, waker: &mut Waker) {
+        if waker.check_for_room(&self.head) {
+            let _ = rustix::io::write(&self.doorbell, &[1]);
+        }
+    }
+
     pub(crate) fn wake_word(&self) -> u32 {
         podshm_layout::mem::Load::load(&self.head, WAKE, Ordering::Acquire) as u32
     }
