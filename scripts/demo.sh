@@ -4,7 +4,7 @@ set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 
 # The demo starts the broker and the agent as programs of their own, from the same directory.
-PACKAGES=(podshm-demo podshm-cli route-agent)
+PACKAGES=(podshm-demo podshm-cli route-agent podshm-testkit)
 
 step "building the demo"
 cargo build "${CARGO_LOCKED[@]}" --release "${PACKAGES[@]/#/--package=}"

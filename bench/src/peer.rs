@@ -1,6 +1,5 @@
 //! The other process: this program again, on another core, with a row to serve.
 
-use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -27,7 +26,7 @@ impl Peer {
         let child = Command::new("/proc/self/exe")
             .args(["peer", "--row", row, "--core"])
             .arg(cores.second.to_string())
-            .stdin(Stdio::from(OwnedFd::from(theirs.into_fd())))
+            .stdin(Stdio::from(theirs.into_fd()))
             .spawn()
             .context("starting the peer process")?;
         Ok(Self { child, control })

@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
 /// No row takes longer in one round.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -36,21 +36,33 @@ impl Drop for Guard {
 /// Starts the thread that watches; call once.
 pub fn start() {
     std::thread::spawn(|| {
+        let mut gone_since = None;
         loop {
             std::thread::sleep(Duration::from_secs(1));
             let watched = WATCHED.lock().unwrap_or_else(|held| held.into_inner());
-            if let Some(watched) = watched.as_ref().filter(|w| Instant::now() > w.until) {
-                eprintln!(
-                    "podshm-bench: row {} did not end within {} s (is its peer, pid {}, alive?); giving up",
-                    watched.row,
-                    PATIENCE.as_secs(),
-                    watched.peer.as_raw_nonzero(),
-                );
-                let _ = kill_process(watched.peer, Signal::KILL);
-                std::process::exit(3);
+            let Some(watched) = watched.as_ref() else { continue };
+            let (row, peer) = (watched.row, watched.peer);
+            // Gone for two looks in a row: a peer that ends as it should is reaped in between.
+            if has_ended(peer) {
+                if gone_since.replace(peer) == Some(peer) {
+                    give_up(row, &format!("its peer process, pid {}, ended", peer.as_raw_nonzero()));
+                }
+            } else if Instant::now() > watched.until {
+                let _ = kill_process(peer, Signal::KILL);
+                give_up(row, &format!("it did not end within {} s", PATIENCE.as_secs()));
             }
         }
     });
+}
+
+fn has_ended(peer: Pid) -> bool {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    matches!(waitid(WaitId::Pid(peer), options), Ok(Some(_)))
+}
+
+fn give_up(row: &str, why: &str) -> ! {
+    eprintln!("podshm-bench: row {row}: {why}; giving up");
+    std::process::exit(3)
 }
 
 fn set(watched: Option<Watched>) {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 #[derive(Clone, Default)]
 struct Seen {
-    records: Arc<Mutex<Vec<(u64, u64, bool, Vec<u8>)>>>,
+    records: Arc<Mutex<Vec<podshm_tests::serving::Handled>>>,
     requests: Arc<Mutex<u64>>,
 }
 

@@ -152,7 +152,7 @@ struct Routes {
     store: Store,
     health: Health,
     log: Option<Log>,
-    /// Why the log failed: nothing may be acknowledged after that.
+    /// Why the log failed: the agent ends with this round, whose records are acknowledged but not all logged.
     log_error: Option<std::io::Error>,
     now_ns: u64,
     records: u64,

@@ -262,3 +262,21 @@ proptest! {
         prop_assert!(Health::restore(HealthConfig::default(), &bytes, 0).is_err());
     }
 }
+
+#[test]
+fn a_bounded_snapshot_keeps_the_ejected() {
+    let mut h = health(100);
+    for endpoint in 0..100 {
+        h.record(&report(endpoint, Outcome::Success), S);
+    }
+    fail(&mut h, 97, 5, S);
+    fail(&mut h, 50, 2, S);
+    h.tick(S);
+    let (bytes, left_out) = h.snapshot_within(S, 24 + 2 * 80 + 79);
+    assert_eq!((bytes.len(), left_out), (24 + 2 * 80, 98));
+    let mut restored = Health::restore(HealthConfig::default(), &bytes, 0).unwrap();
+    restored.set_members(ROUTE, &members(100), 0);
+    assert_eq!((restored.ejected(ROUTE), restored.weight(ROUTE, 97)), (1, 0));
+    assert_eq!(restored.endpoint(ROUTE, 50).unwrap().errors, 2, "who errs is kept before who doesn't");
+    assert_eq!(h.snapshot_within(S, 1 << 20), (h.snapshot(S), 0));
+}

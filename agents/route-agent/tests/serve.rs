@@ -284,3 +284,33 @@ fn no_list_is_an_error_that_says_so() {
     let error = Server::start(Config::new("/nonexistent"), source).unwrap_err();
     assert!(matches!(&error, ServeError::NoList { found } if found.contains("/nonexistent/list.json")), "{error}");
 }
+
+#[test]
+fn trailers_are_numbered_records_of_the_testkit() {
+    let report = route_client::Report { route: 1, endpoint: 2, outcome: Outcome::Success, latency_ns: 3, seq: 4 };
+    let trailer = Trailer { sender: 5, seq: u64::MAX - 6 };
+    let record = trailer.encode(&report);
+    let numbered = podshm_testkit::numbered::decode(&record[48..]).unwrap();
+    assert_eq!((numbered.sender, numbered.sequence), (5, u64::MAX - 6));
+    let mut long = [0; 128];
+    long[..48].copy_from_slice(&report.encode());
+    podshm_testkit::numbered::encode_into(&mut long[48..], 5, u64::MAX - 6);
+    for record in [&record[..], &long] {
+        assert_eq!(Trailer::of(record), Some(trailer));
+        assert_eq!(Trailer::of(&record[..record.len() - 1]), None);
+    }
+    assert_eq!(Trailer::of(&report.encode()), None);
+}
+
+#[test]
+#[ignore = "prints a measurement"]
+fn how_long_a_log_entry_takes() {
+    let path = Path::new("/dev/shm").join(format!("podshm-delivered-{}", std::process::id()));
+    let mut log = delivered::Log::open(&path).unwrap();
+    let start = Instant::now();
+    for position in 0..1_000_000 {
+        log.append(&delivered::Delivered { client: 1, position, maybe_seen: false, trailer: None }).unwrap();
+    }
+    println!("{:?} per entry", start.elapsed() / 1_000_000);
+    std::fs::remove_file(path).unwrap();
+}

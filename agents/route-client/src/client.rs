@@ -292,9 +292,11 @@ impl Picked {
     }
 }
 
+type ReadPart<'a> = dyn FnMut(usize, &mut [u8]) -> Result<(), podshm::Error> + 'a;
+
 /// A value in the agent's table, read piece by piece.
 struct Value<'a> {
-    at: &'a mut dyn FnMut(usize, &mut [u8]) -> Result<(), podshm::Error>,
+    at: &'a mut ReadPart<'a>,
     len: usize,
 }
 

@@ -131,11 +131,12 @@ impl Report {
 }
 
 /// What may follow a report in a longer record: a number that a test or demo can check deliveries by. The agent's work
-/// doesn't depend on it.
+/// doesn't depend on it. It is a numbered record of podshm-testkit:
 ///
 /// ```text
-/// 48    56       60              the record's end
-/// │ seq │ sender │ zeros, or anything │
+/// 48        56       60       64        72               the record's end
+/// │ xxh3 of │ sender │ length │ seq     │ filler, if any │
+/// │ the rest│        │ from 48│         │                │
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Trailer {
@@ -146,23 +147,30 @@ pub struct Trailer {
 }
 
 /// The shortest record with a [`Trailer`].
-pub const NUMBERED_LEN: usize = REPORT_LEN + 12;
+pub const NUMBERED_LEN: usize = REPORT_LEN + TRAILER_LEN;
+const TRAILER_LEN: usize = 24;
 
 impl Trailer {
     /// Writes a report and this trailer to a record of [`NUMBERED_LEN`] bytes.
     pub fn encode(&self, report: &Report) -> [u8; NUMBERED_LEN] {
         let mut bytes = [0; NUMBERED_LEN];
-        bytes[..REPORT_LEN].copy_from_slice(&report.encode());
-        bytes[REPORT_LEN..REPORT_LEN + 8].copy_from_slice(&self.seq.to_le_bytes());
-        bytes[REPORT_LEN + 8..].copy_from_slice(&self.sender.to_le_bytes());
+        let (head, tail) = bytes.split_at_mut(REPORT_LEN);
+        head.copy_from_slice(&report.encode());
+        tail[8..12].copy_from_slice(&self.sender.to_le_bytes());
+        tail[12..16].copy_from_slice(&(TRAILER_LEN as u32).to_le_bytes());
+        tail[16..].copy_from_slice(&self.seq.to_le_bytes());
+        let sum = xxh3_64(&tail[8..]);
+        tail[..8].copy_from_slice(&sum.to_le_bytes());
         bytes
     }
 
-    /// The trailer of a whole record, if it has one.
+    /// The trailer of a whole record, if it has one that is sound.
     pub fn of(record: &[u8]) -> Option<Self> {
-        let (seq, rest) = record.get(REPORT_LEN..)?.split_first_chunk::<8>()?;
-        let (sender, _) = rest.split_first_chunk::<4>()?;
-        Some(Self { sender: u32::from_le_bytes(*sender), seq: u64::from_le_bytes(*seq) })
+        let tail = record.get(REPORT_LEN..)?;
+        let word = |at: usize| Some(u64::from_le_bytes(*tail.get(at..)?.first_chunk()?));
+        let (sum, head, seq) = (word(0)?, word(8)?, word(16)?);
+        let sound = head >> 32 == tail.len() as u64 && sum == xxh3_64(&tail[8..]);
+        sound.then_some(Self { sender: head as u32, seq })
     }
 }
 

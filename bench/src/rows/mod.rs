@@ -7,6 +7,7 @@ mod iceoryx2_pubsub;
 #[cfg(feature = "iceoryx2")]
 mod iceoryx2_reqres;
 mod memcpy;
+mod podshm;
 mod ring;
 mod seqlock;
 mod unix_seqpacket;
@@ -23,6 +24,8 @@ pub fn all() -> Vec<Box<dyn Row>> {
         Box::new(TransportRow(ring::RingTransport::RAW_FRAGMENTED)),
         Box::new(TransportRow(ring::RingTransport::RAW_ALIGNED)),
         Box::new(TransportRow(ring::RingTransport::HARDENED)),
+        Box::new(TransportRow(podshm::PodshmTransport::DEFAULT)),
+        Box::new(TransportRow(podshm::PodshmTransport::LARGE)),
         #[cfg(feature = "iceoryx2")]
         Box::new(TransportRow(iceoryx2_pubsub::PubSub)),
         #[cfg(feature = "iceoryx2")]
@@ -30,8 +33,10 @@ pub fn all() -> Vec<Box<dyn Row>> {
         Box::new(TransportRow(unix_stream::UnixStreamPair)),
         Box::new(TransportRow(unix_seqpacket::UnixSeqpacket)),
         Box::new(seqlock::Seqlock),
+        Box::new(podshm::PodshmHandle),
         Box::new(hashbrown_map::BOXED),
         Box::new(hashbrown_map::INLINE),
+        Box::new(podshm::PodshmTable),
         Box::new(memcpy::Memcpy),
     ]
 }

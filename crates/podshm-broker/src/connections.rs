@@ -33,6 +33,7 @@ pub(crate) struct Connection {
     pub(crate) layout: u32,
     pub(crate) since: Instant,
     pub(crate) ending: bool,
+    pub(crate) ending_since: Option<Instant>,
     /// The loop has asked the kernel to say when the socket is writable.
     pub(crate) wants_out: bool,
     waiting: VecDeque<(Vec<u8>, Vec<OwnedFd>)>,
@@ -50,6 +51,7 @@ impl Connection {
             layout: 0,
             since: Instant::now(),
             ending: false,
+            ending_since: None,
             wants_out: false,
             waiting: VecDeque::new(),
         }

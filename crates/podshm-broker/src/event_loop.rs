@@ -276,15 +276,23 @@ impl Loop {
         for connection in self.state.connections.values_mut() {
             let silent = matches!(connection.role, crate::connections::Role::New)
                 && now - connection.since > Duration::from_secs(10);
-            if (connection.ending && !connection.has_waiting()) || silent {
+            let last_words = *connection.ending_since.get_or_insert(now);
+            if !connection.ending {
+                connection.ending_since = None;
+            }
+            // Whoever doesn't read its refusal is not waited for.
+            let over = !connection.has_waiting() || now - last_words > Duration::from_millis(500);
+            if (connection.ending && over) || silent {
                 ended.push(connection.id);
                 continue;
             }
-            if connection.has_waiting() != connection.wants_out {
+            if connection.has_waiting() != connection.wants_out || connection.ending {
                 connection.wants_out = connection.has_waiting();
                 let out = if connection.wants_out { epoll::EventFlags::OUT } else { epoll::EventFlags::empty() };
                 let token = epoll::EventData::new_u64(connection.id);
-                let _ = epoll::modify(&self.poll, &connection.socket, token, epoll::EventFlags::IN | out);
+                // Nothing more is read from a connection that ends.
+                let input = if connection.ending { epoll::EventFlags::empty() } else { epoll::EventFlags::IN };
+                let _ = epoll::modify(&self.poll, &connection.socket, token, input | out);
             }
         }
         for conn in ended {

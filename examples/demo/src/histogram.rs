@@ -46,11 +46,6 @@ impl Histogram {
         }
         0
     }
-
-    /// How many were counted.
-    pub fn total(&self) -> u64 {
-        self.total
-    }
 }
 
 #[cfg(test)]
