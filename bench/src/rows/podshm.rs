@@ -33,10 +33,9 @@ impl Node {
         let broker = Broker::start()?;
         let limits = Limits { budget: 4 << 30, member_share: 1 << 30, ..Limits::default() };
         broker.add_domain(DomainConfig { limits, ..DomainConfig::new("bench") })?;
-        for (name, rights) in [
-            ("agent", Rights { join: false, serve: true }),
-            ("client", Rights { join: true, serve: false }),
-        ] {
+        for (name, rights) in
+            [("agent", Rights { join: false, serve: true }), ("client", Rights { join: true, serve: false })]
+        {
             let directory = root.join(name);
             std::fs::create_dir_all(&directory)?;
             let who = Identity {
@@ -122,7 +121,8 @@ impl Transport for PodshmTransport {
     }
 
     fn targets(&self) -> Vec<Target> {
-        let most = |size, ratio| Target { metric: Metric::Rtt { size }, bound: Bound::AtMost(ratio, RAW_RING), fatal: false };
+        let most =
+            |size, ratio| Target { metric: Metric::Rtt { size }, bound: Bound::AtMost(ratio, RAW_RING), fatal: false };
         let least = |batched, ratio| Target {
             metric: Metric::Rate { size: 64, batched },
             bound: Bound::AtLeast(ratio, RAW_RING),
@@ -295,7 +295,8 @@ impl Row for PodshmTable {
     }
 
     fn targets(&self) -> Vec<Target> {
-        let most = |&routes| Target { metric: Metric::Lookup { routes }, bound: Bound::AtMost(1.3, HASHBROWN), fatal: false };
+        let most =
+            |&routes| Target { metric: Metric::Lookup { routes }, bound: Bound::AtMost(1.3, HASHBROWN), fatal: false };
         COUNTS.iter().map(most).collect()
     }
 

@@ -26,6 +26,8 @@ pub(crate) struct AgentState {
     tables: BTreeMap<usize, u64>,
     /// Sealed tables that are not published yet.
     unpublished: BTreeSet<u64>,
+    /// Tables whose next generation is asked for and not published, with the generation that it replaces once that is known.
+    growing: BTreeMap<usize, Option<u64>>,
     ready: bool,
     asked_to_close: Option<Instant>,
     /// It was passed over without having closed: it may still be at work on one batch.
@@ -66,6 +68,7 @@ impl State {
                 unmapped: BTreeMap::new(),
                 tables: BTreeMap::new(),
                 unpublished: BTreeSet::new(),
+                growing: BTreeMap::new(),
                 ready: false,
                 asked_to_close: None,
                 forced: false,
@@ -181,7 +184,11 @@ impl State {
                 return;
             };
             if region.kind == RegionKind::Table as u32 {
-                agent.tables.insert(region.owner as usize, id);
+                let service = region.owner as usize;
+                let replaced = agent.tables.insert(service, id);
+                if let Some(growing) = agent.growing.get_mut(&service) {
+                    *growing = replaced;
+                }
                 agent.unpublished.insert(id);
             } else {
                 agent.pool.push_back(id);
@@ -414,6 +421,23 @@ impl State {
         id
     }
 
+    /// An answer region that no client has seen goes back to the pool.
+    pub(crate) fn give_answer_back(&mut self, agent: ConnId, id: u64) {
+        if let Some(agent) = self.agent_state(agent) {
+            agent.pool.push_front(id);
+        }
+    }
+
+    /// An answer region that a client may have mapped can't be given to another one.
+    pub(crate) fn discard_answer(&mut self, agent: ConnId, id: u64) {
+        self.regions.unwant(id);
+        if self.regions.is_held_by(id, agent)
+            && let Some(connection) = self.connections.get_mut(&agent)
+        {
+            connection.send(Down::Drop(RegionIds { ids: vec![id] }), Vec::new());
+        }
+    }
+
     fn top_up(&mut self, conn: ConnId) {
         let Some(agent) = self.agent_state(conn) else {
             return;
@@ -437,8 +461,15 @@ impl State {
             }
             Err(error) => return self.refuse(conn, RefusalKind::OverLimit, error),
         };
+        if domain.agents.get(&conn).is_none_or(|a| a.growing.contains_key(&index)) {
+            let reason = "this table's next generation is not published yet; publish it before asking for another";
+            return self.refuse(conn, RefusalKind::OverLimit, reason);
+        }
         if let Err(refusal) = domain.books.admit_tables(&[(grow.service, geometry.size())]) {
             return self.refuse(conn, RefusalKind::OverLimit, refusal);
+        }
+        if let Some(agent) = domain.agents.get_mut(&conn) {
+            agent.growing.insert(index, None);
         }
         let region = self.new_table(conn, index, geometry);
         self.send_for_writing(conn, vec![region]);
@@ -464,11 +495,14 @@ impl State {
         let Some(region) = self.regions.at(id).map(|h| h.region) else {
             return;
         };
-        let Some(domain) = self.domain_of(conn) else {
-            return;
-        };
+        let replaced = self.agent_state(conn).and_then(|a| a.growing.remove(&(region.owner as usize)).flatten());
+        let Some(domain) = self.domain_of(conn) else { return };
         if domain.agent != Some(conn) {
-            return; // a successor's tables are published when it takes over
+            // A successor's tables are published when it takes over; one that it has outgrown before is nobody's.
+            if let Some(replaced) = replaced {
+                self.regions.unwant(replaced);
+            }
+            return;
         }
         let service = region.owner as usize;
         let old = domain.tables.insert(service, id);
@@ -520,7 +554,13 @@ impl State {
         };
         if let Some(agent) = domain.agents.remove(&conn) {
             let current: BTreeSet<u64> = domain.tables.values().copied().collect();
-            for id in agent.pool.into_iter().chain(agent.unmapped.into_keys()).chain(agent.tables.into_values()) {
+            for id in agent
+                .pool
+                .into_iter()
+                .chain(agent.unmapped.into_keys())
+                .chain(agent.tables.into_values())
+                .chain(agent.growing.into_values().flatten())
+            {
                 if !current.contains(&id) {
                     self.regions.unwant(id);
                 }

@@ -61,7 +61,11 @@ impl State {
                 return;
             };
             if let Err((kind, reason)) = self.let_in(conn, answer) {
-                self.regions.unwant(answer);
+                if self.regions.is_held_by(answer, conn) {
+                    self.discard_answer(agent, answer);
+                } else {
+                    self.give_answer_back(agent, answer);
+                }
                 self.reject(conn, kind, reason);
             }
         }
@@ -125,7 +129,7 @@ impl State {
         let Some((agent_end, client_end)) = self.doorbell(conn) else {
             self.regions.unwant(c);
             self.release_books(&name, client);
-            return Ok(());
+            return Err((RefusalKind::OverLimit, "the broker has no descriptors left; raise its RLIMIT_NOFILE".into()));
         };
         fds.push(client_end);
         if let Some(domain) = self.domains.get_mut(&name) {
@@ -237,9 +241,13 @@ impl State {
             return;
         };
         domain.books.release_client(id);
+        let agent = domain.agent;
         self.regions.unwant(client.region);
-        if let Some(answer) = client.answer {
-            self.regions.unwant(answer);
+        match (client.answer, agent) {
+            // The agent was never told of this client: it must be told to let its answer region go.
+            (Some(answer), Some(agent)) if !client.sealed => self.discard_answer(agent, answer),
+            (Some(answer), _) => self.regions.unwant(answer),
+            (None, _) => {}
         }
     }
 

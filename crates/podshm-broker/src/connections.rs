@@ -62,6 +62,7 @@ impl Connection {
         if self.waiting.len() >= MOST_WAITING {
             tracing::warn!(member = %self.who.name(), "participant does not read; cutting it off");
             self.ending = true;
+            self.waiting.clear();
             return;
         }
         self.waiting.push_back((encode_down(message), fds));

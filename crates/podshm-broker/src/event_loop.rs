@@ -239,6 +239,13 @@ impl Loop {
                 }
             };
             let (domain, who, rights) = (listener.domain.clone(), listener.who.clone(), listener.rights);
+            // One pod can't use up the broker's descriptors by connecting.
+            let theirs = self.state.connections.values().filter(|c| c.who == who && c.domain == domain).count();
+            let limit = self.state.domains.get(&domain).map_or(0, |d| d.books.limits().member_clients as usize);
+            if theirs > limit + 64 {
+                tracing::warn!(member = %who.name(), theirs, "too many connections; the newest is closed");
+                continue;
+            }
             let id = self.token();
             if epoll::add(&self.poll, &socket, epoll::EventData::new_u64(id), epoll::EventFlags::IN).is_ok() {
                 self.state.connections.insert(id, Connection::new(id, socket, domain, who, rights));

@@ -45,9 +45,8 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
     let agents = arguments.agents.iter().map(|pod| (pod, Rights { join: false, serve: true }));
     let members = arguments.members.iter().map(|pod| (pod, Rights { join: true, serve: false }));
     for (pod, rights) in agents.chain(members) {
-        let (namespace, name) = pod
-            .split_once('/')
-            .with_context(|| format!("pod {pod:?}: expected NAMESPACE/POD, as in shop/cart-1"))?;
+        let (namespace, name) =
+            pod.split_once('/').with_context(|| format!("pod {pod:?}: expected NAMESPACE/POD, as in shop/cart-1"))?;
         anyhow::ensure!(
             ![namespace, name].iter().any(|part| part.is_empty() || part.contains('/') || part.starts_with('.')),
             "pod {pod:?}: expected NAMESPACE/POD with plain names"

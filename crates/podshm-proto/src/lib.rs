@@ -64,7 +64,7 @@ pub enum Up {
 #[derive(Clone, PartialEq, Message)]
 pub struct FromBroker {
     /// The one thing that this message says.
-    #[prost(oneof = "Down", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
+    #[prost(oneof = "Down", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
     pub body: Option<Down>,
 }
 
@@ -102,6 +102,9 @@ pub enum Down {
     /// Agent: it serves from here on. Its predecessor's clients follow, each in a [`Serve`].
     #[prost(message, tag = "10")]
     TakeOver(TakeOver),
+    /// Agent: these answer regions of the pool will not be used; let them go.
+    #[prost(message, tag = "11")]
+    Drop(RegionIds),
 }
 
 /// No content.

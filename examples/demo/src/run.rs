@@ -78,8 +78,9 @@ pub fn run(plan: &Plan) -> anyhow::Result<bool> {
     let place = Place::new()?;
     for file in ["endpointslices.json", "endpointslice-events.jsonl"] {
         let from = plan.data.join(file);
-        fs::copy(&from, place.root.join("input").join(file))
-            .with_context(|| format!("reading {}: start the demo from the repository, or say --data", from.display()))?;
+        fs::copy(&from, place.root.join("input").join(file)).with_context(|| {
+            format!("reading {}: start the demo from the repository, or say --data", from.display())
+        })?;
     }
     let log = place.root.join("log/delivered");
     fs::write(&log, "")?;
@@ -92,7 +93,8 @@ pub fn run(plan: &Plan) -> anyhow::Result<bool> {
 
     say("starting the broker");
     let sockets = place.root.join("sockets");
-    let mut arguments = vec!["broker".to_owned(), "--root".into(), text(&sockets), "--agent".into(), "demo/agent".into()];
+    let mut arguments =
+        vec!["broker".to_owned(), "--root".into(), text(&sockets), "--agent".into(), "demo/agent".into()];
     for name in &names {
         arguments.extend(["--member".into(), format!("demo/{name}")]);
     }

@@ -46,16 +46,27 @@ pub fn print(evidence: &Evidence) -> bool {
     let total = evidence.delivered.total(accepted);
     let lookups = sum(|a| a.lookups);
     let row = |name: &str, value: String| println!("  {name:<34} {value}");
-    println!("\npodshm demo: {} business pods ({}), one agent, {:.1} s", accounts.len(), evidence.isolation, evidence.seconds);
+    println!(
+        "\npodshm demo: {} business pods ({}), one agent, {:.1} s",
+        accounts.len(),
+        evidence.isolation,
+        evidence.seconds
+    );
     row("lookups", format!("{lookups} ({:.2} M/s over all pods)", lookups as f64 / evidence.seconds / 1e6));
     row("one lookup", format!("{} ns, random routes, value copied out", sum(|a| a.lookup_ns) / lookups.max(1)));
-    row("values checked / torn / missing", format!("{} / {} / {}", sum(|a| a.checked), sum(|a| a.torn), sum(|a| a.missing)));
+    row(
+        "values checked / torn / missing",
+        format!("{} / {} / {}", sum(|a| a.checked), sum(|a| a.torn), sum(|a| a.missing)),
+    );
     row("reports accepted / delivered", format!("{} / {}", sum(|a| a.accepted), total.delivered));
     row("  lost / corrupt", format!("{} / {}", total.lost, evidence.delivered.corrupt()));
     row("  delivered twice, and marked so", format!("{}", total.duplicates_marked));
     row("  delivered twice, not marked", format!("{}", total.duplicates_unmarked));
     row("calls answered / wrong", format!("{} / {}", sum(|a| a.answered), sum(|a| a.wrong)));
-    row("  agent away / outcome unknown / late", format!("{} / {} / {}", sum(|a| a.away), sum(|a| a.unknown), sum(|a| a.late)));
+    row(
+        "  agent away / outcome unknown / late",
+        format!("{} / {} / {}", sum(|a| a.away), sum(|a| a.unknown), sum(|a| a.late)),
+    );
     row("call round trip, paced (64 B)", format!("p50 {} µs, p99 {} µs", micros(call.at(0.5)), micros(call.at(0.99))));
     row("  Unix socket pair, same work", format!("p50 {} µs, p99 {} µs", micros(unix.at(0.5)), micros(unix.at(0.99))));
     println!("  longest time any pod went without      lookups     reports       calls");
@@ -68,7 +79,10 @@ pub fn print(evidence: &Evidence) -> bool {
         println!("    {:<32} {:>11} {:>11} {:>11}", event.what, longest(0), longest(1), longest(2));
     }
     let pods: Vec<String> = evidence.pod_memory.iter().map(|b| format!("{:.1}", *b as f64 / 1048576.0)).collect();
-    row("memory charged to each pod, MiB", if pods.is_empty() { "not measured: no cgroups".into() } else { pods.join(" ") });
+    row(
+        "memory charged to each pod, MiB",
+        if pods.is_empty() { "not measured: no cgroups".into() } else { pods.join(" ") },
+    );
     row("memory charged to the broker, MiB", format!("{:.1}", evidence.broker_memory as f64 / 1048576.0));
     row("upstream connections", format!("1 (an agent in every pod would have {})", accounts.len()));
     let mut faults = Vec::new();
@@ -85,7 +99,10 @@ pub fn print(evidence: &Evidence) -> bool {
     check(sum(|a| a.torn), "values torn");
     check(sum(|a| a.missing), "lookups that failed");
     check(sum(|a| a.wrong), "calls answered wrongly");
-    check(u64::from(total.delivered == 0 || lookups == 0 || sum(|a| a.answered) == 0), "kinds of work that did not happen");
+    check(
+        u64::from(total.delivered == 0 || lookups == 0 || sum(|a| a.answered) == 0),
+        "kinds of work that did not happen",
+    );
     if faults.is_empty() {
         println!("\nnothing lost, nothing torn, nothing corrupt (by sequence numbers and checksums of both sides)");
     } else {

@@ -394,8 +394,16 @@ impl Agent {
                         client.heat_up();
                         self.hot.push(left.client);
                     }
+                    return Ok(());
                 }
-                Ok(())
+                // One that was given up before: there is nothing to drain.
+                self.tell(Up::Drained(ClientId { client: left.client }))
+            }
+            Down::Drop(unused) => {
+                for id in &unused.ids {
+                    self.pool.remove(id);
+                }
+                self.tell(Up::Release(unused))
             }
             Down::Close(_) => {
                 self.close_asked = true;
@@ -417,7 +425,16 @@ impl Agent {
             .pool
             .remove(&serve.answer)
             .ok_or_else(|| Error::Protocol(format!("answer region {} is not in the pool", serve.answer)))?;
-        let client = AgentClient::new(serve, received, answer, map, &self.services, self.layout)?;
+        let ids: Vec<u64> = serve.regions.iter().map(|r| r.id).chain([answer.id]).collect();
+        let client = match AgentClient::new(serve, received, answer, map, &self.services, self.layout) {
+            Ok(client) => client,
+            Err(error) => {
+                // Its own fault or a broken predecessor's: nobody else must notice.
+                tracing::error!(member = serve.member, client = serve.client, %error, "client is not served");
+                self.tell(Up::Release(RegionIds { ids }))?;
+                return if serve.gone { self.tell(Up::Drained(ClientId { client: serve.client })) } else { Ok(()) };
+            }
+        };
         self.scratch.resize(self.scratch.len().max(client.longest_record()), 0);
         if let Some(doorbell) = client.doorbell() {
             let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP;
