@@ -156,11 +156,13 @@ impl Transport for PodshmTransport {
         while agent.clients() == 0 {
             agent.poll(&mut handler)?;
         }
+        // Cumulative: the client may be ahead of its orders.
+        let (mut calls, mut records, mut summed) = (0, 0, 0_u64);
         loop {
             match control.recv()? {
                 Order::Echo { count, .. } => {
-                    handler.calls.set(0);
-                    while handler.calls.get() < count {
+                    calls += count;
+                    while handler.calls.get() < calls {
                         agent.poll(&mut handler)?;
                     }
                     // The last answer's parts may still wait for room.
@@ -169,12 +171,13 @@ impl Transport for PodshmTransport {
                     }
                 }
                 Order::Drain { count, .. } => {
-                    handler.records.set(0);
-                    handler.sum.set(0);
-                    while handler.records.get() < count {
+                    records += count;
+                    while handler.records.get() < records {
                         agent.poll(&mut handler)?;
                     }
-                    control.send(&handler.sum.get())?;
+                    let sum = handler.sum.get();
+                    control.send(&sum.wrapping_sub(summed))?;
+                    summed = sum;
                 }
                 Order::End => return Ok(()),
             }
