@@ -309,10 +309,10 @@ impl Row for PodshmTable {
             let node = Node::start()?;
             peer.send(&Some(node.root.clone()))?;
             let client = Client::join(node.root.join("client"), PATIENCE)?;
-            let table = client.table("routes")?;
+            let mut table = client.table("routes")?.reader()?;
             let queries = Queries::shuffled(count);
-            let lookup = |key: &[u8], out: &mut [u8]| table.get(key, out).ok().flatten();
-            queries.verify(lookup)?;
+            let mut lookup = |key: &[u8], out: &mut [u8]| table.get(key, out).ok().flatten();
+            queries.verify(&mut lookup)?;
             let value = queries.time(plan.budget, lookup);
             samples.push(Sample { metric: Metric::Lookup { routes: count }, value });
             peer.send(&())?;

@@ -280,6 +280,18 @@ impl<R: Load> TableReader<R> {
         Ok(found)
     }
 
+    /// [`TableReader::copy`] of a lane whose value is the one that was found last: `None` where it is another by now, or where
+    /// `dst` is too small; then go by [`TableReader::copy_in_lane`], which says which.
+    #[inline(always)]
+    pub fn copy_unchanged(&self, lane: &Lane, dst: &mut [u8]) -> Option<usize> {
+        let found = &lane.last;
+        if self.mem.load(found.entry_at as usize, Ordering::Acquire) != found.entry {
+            return None;
+        }
+        self.mem.copy_out(found.value_at as usize, dst.get_mut(..found.value_len)?);
+        self.is_current(found).then_some(found.value_len)
+    }
+
     /// [`TableReader::copy`] for a resolved key.
     #[inline]
     pub fn copy_in_lane(&self, lane: &mut Lane, key: &[u8], dst: &mut [u8]) -> Result<Option<usize>, ReadError> {

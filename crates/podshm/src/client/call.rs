@@ -11,6 +11,7 @@ use podshm_layout::ring::{Consumer, Part, Producer, PushError};
 use podshm_region::{ReadMap, Window};
 use std::collections::HashMap;
 use std::future::Future;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::sync::{Arc, MutexGuard, PoisonError};
@@ -301,13 +302,33 @@ enum Taken {
 
 type Sink<'a> = Option<(u64, &'a mut dyn FnMut(usize, usize, &[u8]))>;
 
+/// Hashes call numbers, which this process counts itself: nobody else chooses them.
+#[derive(Debug, Default)]
+struct Numbers(u64);
+
+impl Hasher for Numbers {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        self.0 = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
 /// Responses of one call service, and who waits for them.
 #[derive(Debug)]
 pub(crate) struct Inbox {
     epoch: u64,
     channel: Option<Arc<Channel>>,
     consumer: Option<Consumer<ReadMap>>,
-    slots: HashMap<u64, Slot>,
+    slots: HashMap<u64, Slot, BuildHasherDefault<Numbers>>,
     last_id: u64,
     /// A response of which a part has come: its head, how much, and the bytes if nobody takes them as they come.
     partial: Option<(ResponseHead, usize, Vec<u8>)>,
@@ -322,7 +343,7 @@ impl Inbox {
             epoch,
             channel: None,
             consumer: None,
-            slots: HashMap::new(),
+            slots: HashMap::default(),
             last_id: 0,
             partial: None,
             scratch: Vec::new(),

@@ -18,7 +18,7 @@ mod waiting;
 
 pub use call::{CallFuture, Caller, Pending};
 pub use queue::{QueueBatch, QueueSender};
-pub use table::{Guard, Key, Table, TableSnapshot};
+pub use table::{Guard, Key, Reader, Table, TableSnapshot};
 pub use waiting::Spin;
 
 use crate::broker_socket::BrokerSocket;

@@ -52,6 +52,12 @@ impl Table {
         Key { table: self.clone(), key: key.into(), cached: None, version: 0 }
     }
 
+    /// A handle for many lookups from one thread.
+    pub fn reader(&self) -> Result<Reader, Error> {
+        let version = self.client.shared.version.load(Ordering::Acquire);
+        Ok(Reader { generation: self.generation()?, table: self.clone(), version })
+    }
+
     /// A read of several keys at one version.
     pub fn snapshot(&self) -> Result<TableSnapshot, Error> {
         let table = self.generation()?;
@@ -98,6 +104,30 @@ impl Table {
     }
 }
 
+/// A table as one thread reads it: it keeps the current generation at hand and looks for a newer one by one cached word.
+#[derive(Clone, Debug)]
+pub struct Reader {
+    table: Table,
+    generation: Arc<TableGeneration>,
+    version: u64,
+}
+
+impl Reader {
+    /// [`Table::get`], cheaper.
+    #[inline]
+    pub fn get(&mut self, key: &[u8], buffer: &mut [u8]) -> Result<Option<usize>, Error> {
+        let shared = &*self.table.client.shared;
+        shared.check_fork()?;
+        // Acquire: pairs with the release in the library thread's swap.
+        let version = shared.version.load(Ordering::Acquire);
+        if version != self.version {
+            self.generation = self.table.generation()?;
+            self.version = version;
+        }
+        Ok(self.generation.reader.copy(key, buffer)?)
+    }
+}
+
 /// A resolved key.
 #[derive(Clone, Debug)]
 pub struct Key {
@@ -111,6 +141,20 @@ impl Key {
     /// Copies the value into `buffer` and returns its length; `None` where there is no such key now.
     #[inline]
     pub fn get(&mut self, buffer: &mut [u8]) -> Result<Option<usize>, Error> {
+        let shared = &*self.table.client.shared;
+        // The common case: same process, same generation, same value. Everything else is the slow path's affair.
+        if let Some((table, Some(lane))) = &self.cached
+            && shared.check_fork().is_ok()
+            && shared.version.load(Ordering::Acquire) == self.version
+            && let Some(len) = table.reader.copy_unchanged(lane, buffer)
+        {
+            return Ok(Some(len));
+        }
+        self.get_anew(buffer)
+    }
+
+    #[cold]
+    fn get_anew(&mut self, buffer: &mut [u8]) -> Result<Option<usize>, Error> {
         let key = std::mem::take(&mut self.key);
         let result = self.resolved().and_then(|(table, lane)| match lane {
             Some(lane) => Ok(table.reader.copy_in_lane(lane, &key, buffer)?),
