@@ -10,6 +10,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 /// Ends the thread when the last client handle is gone.
 #[derive(Debug)]
@@ -75,8 +76,12 @@ impl Worker {
             if let Some(broker) = &self.broker {
                 fds.push((broker.as_fd(), PollFlags::IN));
             }
-            let events = wait(&fds, None);
+            let deadline = self.shared.futures.next_deadline();
+            let events = wait(&fds, deadline.map(|d| d.saturating_duration_since(Instant::now())));
             drop(fds);
+            if deadline.is_some_and(|d| d <= Instant::now()) {
+                self.shared.futures.serve(&self.shared);
+            }
             if events[0].contains(PollFlags::IN) {
                 let mut count = [0; 8];
                 let _ = rustix::io::read(&self.shared.released.event, &mut count);
@@ -105,15 +110,11 @@ impl Worker {
         self.signal();
     }
 
-    /// Makes the event descriptor readable and wakes every future.
+    /// Makes the event descriptor readable and wakes the futures whose responses have come.
     fn signal(&self) {
         self.shared.sleepers.wants_doorbell.store(0, Ordering::Relaxed);
         let _ = rustix::io::write(&self.shared.event, &1u64.to_ne_bytes());
-        for call in &self.shared.calls {
-            if let Ok(mut inbox) = call.lock() {
-                inbox.wake_all();
-            }
-        }
+        self.shared.futures.serve(&self.shared);
     }
 
     fn release(&mut self) {
@@ -172,9 +173,18 @@ impl Worker {
     fn swap(&self, link: Link) {
         self.shared.link.store(Arc::new(link));
         self.shared.version.fetch_add(1, Ordering::Release);
-        for (ring, call) in self.shared.calls.iter().enumerate() {
-            if let Ok(mut inbox) = call.lock() {
-                inbox.follow(&self.shared, ring);
+        // Nobody may call for a long time: the old agent's regions are let go here, after its last answers were taken.
+        for service in self.shared.calls.values() {
+            if let Ok(mut line) = service.visit() {
+                line.outlet.follow(&self.shared);
+                if let Err(error) = service.pump(&mut line, &self.shared, None) {
+                    tracing::error!(%error, "responses can't be read");
+                }
+            }
+        }
+        for outlet in self.shared.queues.values() {
+            if let Ok(mut outlet) = outlet.visit() {
+                outlet.follow(&self.shared);
             }
         }
         self.signal();
