@@ -74,6 +74,15 @@ impl WriteMap {
         Window { view: View::new(&self.mapping, offset, bytes) }
     }
 
+    /// Lets `write` write anywhere before any window is taken.
+    ///
+    /// # Panics
+    /// If a window was taken before.
+    pub fn prepare<R>(&mut self, write: impl FnOnce(&mut Window) -> R) -> R {
+        assert!(self.taken.is_empty(), "windows are taken already");
+        write(&mut Window { view: View::new(&self.mapping, 0, self.mapping.bytes) })
+    }
+
     /// Touches every page, so that it is zeroed and mapped before anybody waits for it.
     pub fn touch(&self) -> Result<(), RegionError> {
         // SAFETY: exactly this mapping; populating changes no byte.
@@ -193,6 +202,11 @@ macro_rules! load {
                 // SAFETY: `src` is inside the mapping for the length; `dst` is private memory, so they don't overlap.
                 unsafe { copy_racy(src, dst.as_mut_ptr(), dst.len()) }
             }
+
+            #[inline(always)]
+            fn prefetch(&self, offset: usize) {
+                crate::copy::prefetch_read(self.view.start.as_ptr().wrapping_add(offset));
+            }
         }
     };
 }
@@ -203,6 +217,11 @@ impl Store for Window {
     #[inline(always)]
     fn store(&self, offset: usize, value: u64, order: Ordering) {
         self.view.word(offset).store(value, order);
+    }
+
+    #[inline(always)]
+    fn prefetch_write(&self, offset: usize) {
+        crate::copy::prefetch_write(self.view.start.as_ptr().wrapping_add(offset));
     }
 
     #[inline(always)]

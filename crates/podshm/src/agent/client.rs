@@ -7,7 +7,7 @@ use super::Own;
 use crate::broker_socket::Received;
 use crate::error::Error;
 use crate::frames::ResponseHead;
-use podshm_layout::geometry::{ARMED, SLEEPER_FENCES, WAKE};
+use podshm_layout::geometry::{ARMED, WAKE};
 use podshm_layout::mem::Store;
 use podshm_layout::ring::{Consumer, Producer};
 use podshm_layout::sync::Ordering;
@@ -15,7 +15,7 @@ use podshm_layout::wake::{Sleeper, Waker, Wants};
 use podshm_layout::PAGE;
 use podshm_proto::{Region, Serve, ServiceKind, Services};
 use podshm_region::fork::CloseAtFork;
-use podshm_region::{Memory, ReadMap, WriteMap, barrier};
+use podshm_region::{Memory, ReadMap, WriteMap};
 use rustix::event::epoll;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -66,8 +66,6 @@ impl AgentClient {
         let doorbell = if serve.gone { None } else { Some(received.fd("the doorbell")?) };
         let doorbell = doorbell.map(|fd| (CloseAtFork::register(fd.as_fd()), fd));
         let own = map.window(0, PAGE);
-        // Before the client can push: it reads this once.
-        own.store(SLEEPER_FENCES, u64::from(barrier::global_works()), Ordering::Release);
         let answers = geometry
             .to_client
             .iter()

@@ -5,10 +5,12 @@ use super::clients::Clients;
 use super::{Agent, BROKER, DEFERRED};
 use crate::broker_socket::{BrokerSocket, Received};
 use crate::error::Error;
-use podshm_layout::geometry::RingGeometry;
+use podshm_layout::geometry::{RingGeometry, SLEEPER_FENCES};
+use podshm_layout::mem::Store;
+use podshm_layout::sync::Ordering;
 use podshm_layout::{PAGE, RegionKind};
 use podshm_proto::{Down, Region, RegionIds, Service, Services, Up};
-use podshm_region::{Memory, ReadMap, WriteMap};
+use podshm_region::{Memory, ReadMap, WriteMap, barrier};
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::AsFd;
@@ -127,11 +129,14 @@ impl Agent {
                     format!("region {} has {} bytes, the broker said {}", region.id, memory.bytes(), region.bytes);
                 return Err(Error::Protocol(message));
             }
-            let map = WriteMap::map(&memory)?;
+            let mut map = WriteMap::map(&memory)?;
             map.touch()?;
             if region.kind == RegionKind::Table as u32 {
                 self.new_table_region(region, map, memory)?;
             } else {
+                // Before any client has the region: it reads this once, when it maps it.
+                let fences = u64::from(barrier::global_works());
+                map.prepare(|region| region.store(SLEEPER_FENCES, fences, Ordering::Release));
                 self.pool.insert(region.id, (region, map));
             }
             ids.push(region.id);

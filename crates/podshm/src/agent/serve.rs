@@ -87,15 +87,17 @@ impl Ring {
         }
         match self.consumer.peek() {
             Ok(record) => record,
-            Err(error) => self.give_up(member, &error),
+            Err(error) => {
+                self.give_up(member, &error);
+                None
+            }
         }
     }
 
     #[cold]
-    fn give_up(&mut self, member: &str, error: &RingError) -> Option<Entry> {
+    fn give_up(&mut self, member: &str, error: &RingError) {
         tracing::error!(member, %error, "ring given up");
         self.corrupt = true;
-        None
     }
 
     /// Says that a batch from `first` on is in hand; returns where it ends at the latest.

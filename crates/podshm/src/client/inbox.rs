@@ -47,6 +47,9 @@ impl Arrived<'_> {
 /// Where a waiting caller wants its response: called once for each part, in order.
 pub(super) trait Sink {
     fn part(&mut self, offset: usize, total: usize, arrived: Arrived<'_>);
+
+    /// All of it at once, kept by another thread that found it.
+    fn whole(&mut self, bytes: &[u8]);
 }
 
 #[derive(Debug)]

@@ -225,7 +225,7 @@ impl Client {
 
 impl Shared {
     /// Refuses to touch the parent's memory. One load.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn check_fork(&self) -> Result<(), Error> {
         if fork::epoch() == self.epoch { Ok(()) } else { Err(Error::Forked) }
     }
