@@ -8,7 +8,7 @@ use crate::connections::Role;
 use crate::regions::ConnId;
 use crate::state::State;
 use podshm_layout::{RegionKind, TableGeometry};
-use podshm_proto::{ClientId, Down, RefusalKind, Region, RegionIds, Regions, Service, Services, Welcome};
+use podshm_proto::{ClientId, Down, Grow, RefusalKind, Region, RegionIds, Regions, Service, Services, Welcome};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Instant;
 use tables::{table_bytes, table_geometry};
@@ -26,12 +26,23 @@ pub(crate) struct AgentState {
     tables: BTreeMap<usize, u64>,
     /// Sealed tables that are not published yet.
     unpublished: BTreeSet<u64>,
-    /// Tables whose next generation is asked for and not published, with the generation that it replaces once that is known.
-    growing: BTreeMap<usize, Option<u64>>,
+    /// Tables whose next generation is asked for and not published.
+    growing: BTreeMap<usize, Growing>,
     ready: bool,
     asked_to_close: Option<Instant>,
     /// It was passed over without having closed: it may still be at work on one batch.
     forced: bool,
+}
+
+/// A table's next generation on its way.
+#[derive(Debug)]
+struct Growing {
+    /// The generation that it replaces, once that is known.
+    replaces: Option<u64>,
+    /// The broker asked for it, and when: somebody came who does not read the one that stands.
+    rewrite: Option<Instant>,
+    /// The agent wants a larger one meanwhile; its turn is when this one is published.
+    then: Option<Grow>,
 }
 
 impl State {
@@ -40,6 +51,10 @@ impl State {
             Ok(services) => services,
             Err(error) => return self.reject(conn, RefusalKind::Services, error),
         };
+        let refused = self.home(conn).and_then(|domain| self.check_agent(domain, conn, &services).err());
+        if let Some((kind, reason)) = refused {
+            return self.reject(conn, kind, reason);
+        }
         let Some(domain) = self.domain_of(conn) else {
             return;
         };
@@ -76,7 +91,6 @@ impl State {
         );
         let welcome = Welcome {
             protocol: podshm_proto::PROTOCOL,
-            layout: domain.layout,
             domain: domain.config.name.clone(),
             epoch: domain.epoch,
             ..Welcome::default()
@@ -85,12 +99,14 @@ impl State {
         let spare = domain.clients.len() + SPARE;
         let grown: BTreeMap<usize, Region> =
             domain.tables.clone().into_iter().filter_map(|(i, id)| Some((i, self.regions.at(id)?.region))).collect();
+        let layout = self.next_layout(conn);
         let Some(connection) = self.connections.get_mut(&conn) else {
             return;
         };
         connection.role = Role::Agent;
+        let welcome = Welcome { layout: layout.number(), member: connection.who.name(), ..welcome };
         match notice {
-            Ok(fd) => connection.send(Down::Welcome(Welcome { member: connection.who.name(), ..welcome }), vec![fd]),
+            Ok(fd) => connection.send(Down::Welcome(welcome), vec![fd]),
             Err(error) => return self.reject(conn, RefusalKind::Region, error),
         }
         let mut wanted = Vec::new();
@@ -100,7 +116,7 @@ impl State {
                 Some(region) => TableGeometry { buckets: region.buckets, units: region.units },
                 None => table_geometry(&services, index),
             };
-            wanted.push(self.new_table(conn, index, geometry));
+            wanted.push(self.new_table(conn, index, geometry, layout));
         }
         for _ in 0..spare {
             wanted.push(self.new_answer(conn));
@@ -113,9 +129,7 @@ impl State {
         for chunk in wanted.chunks(128) {
             let (mut regions, mut fds) = (Vec::new(), Vec::new());
             for region in chunk {
-                let layout = self.domain_of(conn).map_or(1, |d| d.layout);
-                let made = self.regions.make(*region, layout).and_then(|id| self.regions.lend(id, conn));
-                match made {
+                match self.regions.make(*region).and_then(|id| self.regions.lend(id, conn)) {
                     Ok((region, fd)) => {
                         regions.push(region);
                         fds.push(fd);
@@ -161,7 +175,7 @@ impl State {
                 let service = region.owner as usize;
                 let replaced = agent.tables.insert(service, id);
                 if let Some(growing) = agent.growing.get_mut(&service) {
-                    *growing = replaced;
+                    growing.replaces = replaced;
                 }
                 agent.unpublished.insert(id);
             } else {
@@ -180,6 +194,7 @@ impl State {
         let Some(agent) = self.agent_state(conn) else {
             return;
         };
+        // Nothing is asked of an agent between its first regions and this: its author is busy filling tables.
         if !agent.unmapped.is_empty() {
             return self.reject(conn, RefusalKind::Protocol, "ready before every region was acknowledged as mapped");
         }
@@ -216,7 +231,7 @@ impl State {
                 .into_iter()
                 .chain(agent.unmapped.into_keys())
                 .chain(agent.tables.into_values())
-                .chain(agent.growing.into_values().flatten())
+                .chain(agent.growing.into_values().filter_map(|g| g.replaces))
             {
                 if !current.contains(&id) {
                     self.regions.unwant(id);
@@ -244,12 +259,15 @@ impl State {
 
     /// What is overdue: agents that don't map or don't close.
     pub(crate) fn check_agents(&mut self, now: Instant) {
-        let mut late = Vec::new();
-        let mut forced = Vec::new();
+        let (mut late, mut unwritten, mut forced) = (Vec::new(), Vec::new(), Vec::new());
         for domain in self.domains.values() {
             for (conn, agent) in &domain.agents {
                 if agent.unmapped.values().any(|sent| now - *sent > domain.config.map_deadline) {
                     late.push(*conn);
+                }
+                let overdue = |g: &Growing| g.rewrite.is_some_and(|asked| now - asked > 2 * domain.config.map_deadline);
+                if agent.growing.values().any(overdue) {
+                    unwritten.push(*conn);
                 }
                 if domain.agent == Some(*conn)
                     && agent.asked_to_close.is_some_and(|at| now - at > domain.config.close_grace)
@@ -260,6 +278,10 @@ impl State {
         }
         for conn in late {
             self.reject(conn, RefusalKind::Region, "a region was not acknowledged as mapped in time; it is freed");
+        }
+        for conn in unwritten {
+            let reason = "a table was not written at the layout that was asked for in time; poll the agent more often";
+            self.reject(conn, RefusalKind::Region, reason);
         }
         for conn in forced {
             tracing::warn!("agent does not close; its successor goes on without it");

@@ -4,24 +4,46 @@ use super::SPARE;
 use crate::regions::ConnId;
 use crate::state::State;
 use podshm_layout::RegionKind;
-use podshm_proto::{Down, Region, RegionIds};
+use podshm_proto::{Down, Region, RegionIds, Written};
+use std::collections::VecDeque;
 
 impl State {
     pub(super) fn new_answer(&mut self, conn: ConnId) -> Region {
+        let layout = self.next_layout(conn);
         let Some(domain) = self.domain_of(conn) else {
             return Region::default();
         };
         domain.last_place += 1;
         let place = domain.last_place;
-        let bytes = domain.services.as_ref().and_then(|s| s.channel(0, place).ok()).map_or(0, |g| g.agent_bytes);
-        Region { kind: RegionKind::Agent as u32, generation: 1, bytes, owner: place, ..Region::default() }
+        let channel = domain.services.as_ref().and_then(|s| s.channel(0, place, Written::both(layout)).ok());
+        let (kind, bytes) = (RegionKind::Agent as u32, channel.map_or(0, |g| g.agent_bytes));
+        Region { kind, generation: 1, bytes, owner: place, layout: layout.number(), ..Region::default() }
     }
 
-    /// Takes an answer region from the serving agent's pool.
+    /// Takes an answer region that everybody reads from the serving agent's pool.
     pub(crate) fn take_answer(&mut self, agent: ConnId) -> Option<u64> {
+        self.sort_out(agent);
         let id = self.agent_state(agent)?.pool.pop_front();
         self.top_up(agent);
         id
+    }
+
+    /// Discards what lies in the pool at a layout that somebody does not speak.
+    pub(crate) fn sort_out(&mut self, agent: ConnId) {
+        let Some(domain) = self.home(agent) else { return };
+        let Some(state) = domain.agents.get(&agent) else { return };
+        let meeting = self.meeting(domain, Some(agent));
+        let suits = |id: &u64| self.regions.at(*id).is_some_and(|held| meeting.suits(held.region.layout));
+        let (good, bad): (VecDeque<u64>, VecDeque<u64>) = state.pool.iter().copied().partition(suits);
+        if bad.is_empty() {
+            return;
+        }
+        if let Some(state) = self.agent_state(agent) {
+            state.pool = good;
+        }
+        for id in bad {
+            self.discard_answer(agent, id);
+        }
     }
 
     /// An answer region that no client has seen goes back to the pool.
@@ -41,7 +63,7 @@ impl State {
         }
     }
 
-    pub(super) fn top_up(&mut self, conn: ConnId) {
+    pub(crate) fn top_up(&mut self, conn: ConnId) {
         let Some(agent) = self.agent_state(conn) else {
             return;
         };

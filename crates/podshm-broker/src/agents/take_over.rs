@@ -21,10 +21,19 @@ impl State {
             return;
         };
         let clients = domain.clients.len();
+        if domain.successor != Some(conn) || !domain.agents.get(&conn).is_some_and(|a| a.ready) {
+            return;
+        }
+        // Who came or went since its hello may have changed what everybody reads.
+        self.rewrite_tables(conn);
+        self.sort_out(conn);
+        let Some(domain) = self.domain_of(conn) else {
+            return;
+        };
         let Some(agent) = domain.agents.get(&conn) else {
             return;
         };
-        if domain.successor != Some(conn) || !agent.ready {
+        if !agent.growing.is_empty() {
             return;
         }
         if agent.pool.len() < clients {
@@ -131,6 +140,7 @@ impl State {
 
     /// Gives the serving agent a client that was let in by its predecessor and sealed only now.
     pub(crate) fn adopt(&mut self, agent: ConnId, client: u64) {
+        self.sort_out(agent);
         if self.agent_state(agent).is_some_and(|a| a.pool.is_empty()) {
             // It waits for the agent's next answer regions, which are asked for now.
             self.top_up(agent);

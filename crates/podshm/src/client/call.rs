@@ -177,6 +177,8 @@ impl Caller {
         let deadline = clock::now() + left.as_nanos().min(u128::from(u64::MAX / 2)) as u64;
         let head = RequestHead { id, deadline, total: len as u32 };
         let mut producer = lock(shared, self.ring);
+        // Under the lock: the link that goes with the producer's cursors.
+        let link = shared.link.load_full();
         match send_parts(shared, &link.channel, link.epoch, &mut producer, head, &mut fill, (until, self.spin, wait)) {
             Ok(position) => {
                 drop(producer);
@@ -511,7 +513,7 @@ impl Inbox {
             .filter(|(_, (_, kind))| *kind == podshm_proto::ServiceKind::Call)
             .nth(ring)
             .map(|(index, _)| shared.services.ring_to_agent(index));
-        let Some(line) = request_ring.map(|r| shared.geometry.to_agent[r].cursor_line()) else { return };
+        let Some(line) = request_ring.map(|r| channel.cursor(r)) else { return };
         let Some(started) = line.started(&channel.head) else { return };
         self.unresolved = false;
         for slot in self.slots.values_mut() {

@@ -29,8 +29,8 @@ use podshm_layout::geometry::{ARMED, NOTICE_AGENT_EPOCH};
 use podshm_layout::mem::Load;
 use podshm_layout::ring::Producer;
 use podshm_layout::sync::Ordering;
-use podshm_layout::{ChannelGeometry, PAGE, RegionKind};
-use podshm_proto::{Down, RegionIds, ServiceKind, Services, Up};
+use podshm_layout::{Layout, Layouts, PAGE, RegionKind};
+use podshm_proto::{Down, RegionIds, ServiceKind, Services, Up, Written};
 use podshm_region::{Memory, ReadMap, Window, WriteMap, fork};
 use rustix::event::{EventfdFlags, eventfd};
 use std::os::fd::OwnedFd;
@@ -47,6 +47,13 @@ pub struct Client {
     _thread: Arc<thread::Joined>,
 }
 
+/// What this client reads, and what its own region is written at.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Speaks {
+    pub(crate) layouts: Layouts,
+    pub(crate) own: Layout,
+}
+
 /// What handles and the library thread share.
 #[derive(Debug)]
 pub(crate) struct Shared {
@@ -55,7 +62,6 @@ pub(crate) struct Shared {
     pub(crate) domain: String,
     pub(crate) member: String,
     pub(crate) services: Services,
-    pub(crate) geometry: ChannelGeometry,
     /// First page of C: armed word and cursor lines.
     pub(crate) own: Window,
     pub(crate) rings: Vec<Mutex<Producer<Window>>>,
@@ -77,9 +83,15 @@ impl Client {
     /// Joins the domain whose socket is in `directory` (in a pod: where the podshm volume is mounted). Waits until `timeout` for
     /// a broker and an agent to be there. Returns when records are accepted.
     pub fn join(directory: impl AsRef<Path>, timeout: Duration) -> Result<Self, Error> {
+        Self::join_speaking(Layouts::ALL, directory, timeout)
+    }
+
+    /// [`Client::join`] as a release that speaks these memory layouts only would do it; for tests.
+    #[doc(hidden)]
+    pub fn join_speaking(layouts: Layouts, directory: impl AsRef<Path>, timeout: Duration) -> Result<Self, Error> {
         let deadline = Instant::now() + timeout;
         let mut broker = BrokerSocket::connect(directory.as_ref(), deadline)?;
-        broker.hello(false, Vec::new())?;
+        broker.hello(false, Vec::new(), layouts)?;
         let mut received = broker.await_message("an agent to join", deadline)?;
         let Down::Welcome(welcome) = received.message.clone() else {
             return Err(Error::Protocol("the first message must be a welcome".into()));
@@ -92,8 +104,10 @@ impl Client {
         let mut regions = welcome.regions.into_iter();
         let c = regions.next().ok_or_else(|| Error::Protocol("the client's region is missing".into()))?;
         let memory = Memory::from_fd(received.fd("the client's region")?)?;
-        let place = regions.clone().next().map_or(0, |a| a.owner);
-        let geometry = services.channel(welcome.client, place).map_err(|e| Error::Protocol(e.to_string()))?;
+        let speaks = Speaks { layouts, own: layouts.parse(c.layout)? };
+        let (place, agent) = regions.clone().next().map_or((0, c.layout), |a| (a.owner, a.layout));
+        let written = Written { client: speaks.own, agent: layouts.parse(agent)? };
+        let geometry = services.channel(welcome.client, place, written).map_err(|e| Error::Protocol(e.to_string()))?;
         if c.kind != RegionKind::Client as u32 || memory.bytes() != geometry.client_bytes {
             let what = format!("client's region of {} bytes, expected {}", memory.bytes(), geometry.client_bytes);
             return Err(Error::Protocol(what));
@@ -102,8 +116,7 @@ impl Client {
         broker.send(Up::Mapped(RegionIds { ids: vec![c.id] }))?;
         // The broker seals while the rest is mapped.
         map.touch()?;
-        let link =
-            Link::from_message(&services, regions.collect(), &mut received, welcome.epoch, welcome.layout, &released)?;
+        let link = Link::from_message(&services, regions.collect(), &mut received, welcome.epoch, speaks, &released)?;
         let own = map.window(0, PAGE);
         let rings = geometry
             .to_agent
@@ -128,7 +141,6 @@ impl Client {
             domain: welcome.domain,
             member: welcome.member,
             services,
-            geometry,
             own,
             rings,
             calls,
@@ -141,7 +153,7 @@ impl Client {
             event,
             _region: memory,
         });
-        let thread = thread::start(Arc::clone(&shared), broker, early, welcome.layout)?;
+        let thread = thread::start(Arc::clone(&shared), broker, early, speaks)?;
         Ok(Client { shared, _thread: Arc::new(thread) })
     }
 

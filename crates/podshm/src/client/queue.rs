@@ -159,8 +159,8 @@ pub(super) fn lock(shared: &Shared, ring: usize) -> MutexGuard<'_, Producer<Wind
 pub(super) fn wait_for_room(shared: &Shared, ring: usize, until: Instant, spin: Spin) -> Result<(), Error> {
     let start = Instant::now();
     let enough = |shared: &Shared| -> Result<bool, Error> {
-        let link = shared.link.load();
         let mut producer = lock(shared, ring);
+        let link = shared.link.load();
         let free = producer.refresh(&link.channel.head)?;
         Ok(free >= producer.bytes() / 8)
     };
