@@ -1,7 +1,7 @@
 //! One connection: a socket that keeps message borders, with what could not be sent yet.
 
 use crate::regions::ConnId;
-use podshm_domain::{Identity, Rights};
+use podshm_domain::{Identity, Rights, Spoken};
 use podshm_proto::{Down, MAX_MESSAGE, RefusalKind, Refused, encode_down};
 use podshm_region::descriptors;
 use std::collections::VecDeque;
@@ -30,7 +30,10 @@ pub(crate) struct Connection {
     pub(crate) who: Identity,
     pub(crate) rights: Rights,
     pub(crate) role: Role,
-    pub(crate) layout: u32,
+    /// Its own name and version, as it said.
+    pub(crate) software: String,
+    /// What it reads and writes, as it said.
+    pub(crate) layouts: Spoken,
     pub(crate) since: Instant,
     pub(crate) ending: bool,
     pub(crate) ending_since: Option<Instant>,
@@ -48,7 +51,8 @@ impl Connection {
             who,
             rights,
             role: Role::New,
-            layout: 0,
+            software: String::new(),
+            layouts: Spoken::OURS,
             since: Instant::now(),
             ending: false,
             ending_since: None,

@@ -12,6 +12,7 @@ mod agents;
 mod clients;
 mod connections;
 mod event_loop;
+mod layouts;
 mod regions;
 mod state;
 

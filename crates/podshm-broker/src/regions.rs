@@ -27,7 +27,7 @@ pub(crate) struct RegionBook {
 
 impl RegionBook {
     /// Makes a region, all pages allocated and touched here, its header written.
-    pub(crate) fn make(&mut self, mut region: Region, layout: u32) -> Result<u64, RegionError> {
+    pub(crate) fn make(&mut self, mut region: Region) -> Result<u64, RegionError> {
         self.last += 1;
         region.id = self.last;
         let kind = match region.kind {
@@ -38,7 +38,7 @@ impl RegionBook {
         let memory = Memory::create(kind, region.bytes)?;
         let mut map = WriteMap::map(&memory)?;
         map.touch()?;
-        if let Some(header) = region.header(layout) {
+        if let Some(header) = region.header() {
             header.write(&map.window(0, podshm_layout::PAGE));
         }
         self.all.insert(region.id, Held { region, memory, holders: BTreeSet::new(), wanted: true });

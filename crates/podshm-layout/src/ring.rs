@@ -139,6 +139,11 @@ impl<W: Store> Producer<W> {
         self
     }
 
+    /// Another consumer has its cursors elsewhere: looks for them there from now on.
+    pub fn read_cursors_at(&mut self, cursor: CursorLine) {
+        self.cursor = cursor;
+    }
+
     /// Position of the next record.
     pub fn head(&self) -> u64 {
         self.head

@@ -1,7 +1,7 @@
 //! The connection to the broker, as both kinds of participant use it.
 
 use crate::error::Error;
-use podshm_layout::{LAYOUT_OLDEST, LAYOUT_VERSION};
+use podshm_layout::Layouts;
 use podshm_proto::{
     Down, Hello, MAX_MESSAGE, PROTOCOL, PROTOCOL_OLDEST, RefusalKind, Service, Up, decode_down, encode_up,
 };
@@ -61,12 +61,12 @@ impl BrokerSocket {
         Ok(socket)
     }
 
-    pub(crate) fn hello(&self, agent: bool, services: Vec<Service>) -> Result<(), Error> {
+    pub(crate) fn hello(&self, agent: bool, services: Vec<Service>, speaks: Layouts) -> Result<(), Error> {
         self.send(Up::Hello(Hello {
             protocol_oldest: PROTOCOL_OLDEST,
             protocol_newest: PROTOCOL,
-            layout_oldest: LAYOUT_OLDEST,
-            layout_newest: LAYOUT_VERSION,
+            layout_oldest: speaks.oldest().number(),
+            layout_newest: speaks.newest().number(),
             agent,
             software: concat!("podshm ", env!("CARGO_PKG_VERSION")).to_owned(),
             services,

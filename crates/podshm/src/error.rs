@@ -71,6 +71,9 @@ pub enum Error {
     /// A region was not what it must be.
     #[error(transparent)]
     Region(#[from] podshm_region::RegionError),
+    /// A region is written at a layout that this participant does not speak.
+    #[error(transparent)]
+    Layout(#[from] podshm_layout::UnknownLayout),
     /// The deadline passed.
     #[error(
         "{what} did not happen within {waited:?}; try again with a longer deadline, or see whether the agent is at work"
@@ -192,7 +195,7 @@ impl Error {
             Error::Forked => ErrorKind::Forked,
             Error::NoService { .. } => ErrorKind::NoService,
             Error::WrongKind { .. } => ErrorKind::WrongKind,
-            Error::Refused { kind: RefusalKind::Version, .. } => ErrorKind::Version,
+            Error::Layout(_) | Error::Refused { kind: RefusalKind::Version, .. } => ErrorKind::Version,
             Error::Refused { .. } => ErrorKind::Refused,
             Error::System { .. } => ErrorKind::System,
             Error::Failed { .. } => ErrorKind::Failed,

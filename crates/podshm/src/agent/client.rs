@@ -12,8 +12,8 @@ use podshm_layout::mem::Store;
 use podshm_layout::ring::{Consumer, Producer};
 use podshm_layout::sync::Ordering;
 use podshm_layout::wake::{Sleeper, Waker, Wants};
-use podshm_layout::PAGE;
-use podshm_proto::{Region, Serve, ServiceKind, Services};
+use podshm_layout::{Layouts, PAGE};
+use podshm_proto::{Region, Serve, ServiceKind, Services, Written};
 use podshm_region::fork::CloseAtFork;
 use podshm_region::{Memory, ReadMap, WriteMap};
 use rustix::event::epoll;
@@ -47,19 +47,23 @@ impl AgentClient {
         answer: Region,
         mut map: WriteMap,
         services: &Services,
-        layout: u32,
+        layouts: Layouts,
     ) -> Result<Self, Error> {
         let wrong = |what: &str| Error::Protocol(format!("client {}: {what}", serve.client));
-        let geometry = services.channel(serve.client, answer.owner).map_err(|e| wrong(&e.to_string()))?;
         let c = serve.regions.first().ok_or_else(|| wrong("its region is missing"))?;
+        let channel = |answer: &Region| {
+            let written = Written { client: layouts.parse(c.layout)?, agent: layouts.parse(answer.layout)? };
+            services.channel(serve.client, answer.owner, written).map_err(|e| wrong(&e.to_string()))
+        };
+        let geometry = channel(&answer)?;
         let memory = Memory::from_fd(received.fd("the client's region")?)?;
         let region = ReadMap::map(&memory, geometry.client_bytes)?;
-        let header = c.header(layout).ok_or_else(|| wrong("its region's kind"))?;
+        let header = c.header().ok_or_else(|| wrong("its region's kind"))?;
         header.check(&region).map_err(podshm_region::RegionError::from)?;
         let old = match serve.regions.get(1) {
             Some(old) => {
                 let memory = Memory::from_fd(received.fd("the predecessor's region")?)?;
-                Some((old.id, ReadMap::map(&memory, old.bytes)?))
+                Some((old.id, ReadMap::map(&memory, old.bytes)?, channel(old)?.to_agent))
             }
             None => None,
         };
@@ -79,9 +83,9 @@ impl AgentClient {
             let ring = geometry.to_agent[services.ring_to_agent(service)];
             let (start, maybe_seen) = match &old {
                 None => (ring.start, 0),
-                Some((_, old)) => {
-                    let cursors = ring.cursor_line().read(old);
-                    let started = ring.cursor_line().started(old).is_some();
+                Some((_, old, rings)) => {
+                    let line = rings[services.ring_to_agent(service)].cursor_line();
+                    let (cursors, started) = (line.read(old), line.started(old).is_some());
                     match cursors.closed {
                         _ if !started => (ring.start, 0),
                         Some(closed) => (closed, 0),
@@ -108,7 +112,7 @@ impl AgentClient {
             waker: Waker::at(ARMED),
             wake_word: 0,
             regions: vec![c.id, answer.id],
-            old_answer: old.map(|(id, _)| id),
+            old_answer: old.map(|(id, ..)| id),
             doorbell,
         })
     }

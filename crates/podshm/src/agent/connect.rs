@@ -2,13 +2,14 @@
 
 use super::answer::Deferral;
 use super::clients::Clients;
+use super::table::Why;
 use super::{Agent, BROKER, DEFERRED};
 use crate::broker_socket::{BrokerSocket, Received};
 use crate::error::Error;
 use podshm_layout::geometry::{RingGeometry, SLEEPER_FENCES};
 use podshm_layout::mem::Store;
 use podshm_layout::sync::Ordering;
-use podshm_layout::{PAGE, RegionKind};
+use podshm_layout::{Layouts, PAGE, RegionKind};
 use podshm_proto::{Down, Region, RegionIds, Service, Services, Up};
 use podshm_region::{Memory, ReadMap, WriteMap, barrier};
 use rustix::event::{EventfdFlags, epoll, eventfd};
@@ -22,6 +23,7 @@ use std::time::{Duration, Instant};
 #[derive(Clone, Debug, Default)]
 pub struct AgentBuilder {
     services: Vec<Service>,
+    layouts: Layouts,
 }
 
 impl AgentBuilder {
@@ -63,15 +65,22 @@ impl AgentBuilder {
         self
     }
 
+    /// Speaks these memory layouts only, as another release would; for tests.
+    #[doc(hidden)]
+    pub fn layouts(mut self, layouts: Layouts) -> Self {
+        self.layouts = layouts;
+        self
+    }
+
     /// Connects to the broker whose socket is in `directory`, waiting for it until `timeout`, and maps this agent's regions.
     pub fn connect(self, directory: impl AsRef<Path>, timeout: Duration) -> Result<Agent, Error> {
         let services = Services::check(self.services.clone())
             .map_err(|e| Error::Refused { kind: podshm_proto::RefusalKind::Services, message: e.to_string() })?;
         let deadline = Instant::now() + timeout;
         let mut broker = BrokerSocket::connect(directory.as_ref(), deadline)?;
-        broker.hello(true, self.services)?;
+        broker.hello(true, self.services, self.layouts)?;
         let mut received = broker.await_message("the broker's welcome", deadline)?;
-        let Down::Welcome(welcome) = received.message.clone() else {
+        let Down::Welcome(_) = received.message else {
             return Err(Error::Protocol("the first message must be a welcome".into()));
         };
         let notice = Memory::from_fd(received.fd("the notice page")?)?;
@@ -88,7 +97,7 @@ impl AgentBuilder {
         let (sender, deferred) = mpsc::channel();
         let mut agent = Agent {
             broker: Some(broker),
-            layout: welcome.layout,
+            layouts: self.layouts,
             notice,
             poll,
             clients: Clients::default(),
@@ -123,6 +132,7 @@ impl Agent {
     pub(super) fn map_for_writing(&mut self, regions: Vec<Region>, received: &mut Received) -> Result<(), Error> {
         let mut ids = Vec::new();
         for region in regions {
+            self.layouts.parse(region.layout)?;
             let memory = Memory::from_fd(received.fd("a region to write")?)?;
             if memory.bytes() != region.bytes {
                 let message =
@@ -132,7 +142,7 @@ impl Agent {
             let mut map = WriteMap::map(&memory)?;
             map.touch()?;
             if region.kind == RegionKind::Table as u32 {
-                self.new_table_region(region, map, memory)?;
+                self.new_table_region(region, map, Why::Wanted)?;
             } else {
                 // Before any client has the region: it reads this once, when it maps it.
                 let fences = u64::from(barrier::global_works());
@@ -142,5 +152,18 @@ impl Agent {
             ids.push(region.id);
         }
         self.tell(Up::Mapped(RegionIds { ids }))
+    }
+
+    /// A table that the broker wants to be written once more, at another layout.
+    pub(super) fn map_for_rewriting(&mut self, region: Region, received: &mut Received) -> Result<(), Error> {
+        self.layouts.parse(region.layout)?;
+        let memory = Memory::from_fd(received.fd("a table to write again")?)?;
+        if memory.bytes() != region.bytes || region.kind != RegionKind::Table as u32 {
+            return Err(Error::Protocol(format!("region {} of kind {} to be rewritten", region.id, region.kind)));
+        }
+        let map = WriteMap::map(&memory)?;
+        map.touch()?;
+        self.new_table_region(region, map, Why::Rewritten)?;
+        self.tell(Up::Mapped(RegionIds { ids: vec![region.id] }))
     }
 }

@@ -26,6 +26,7 @@ use crate::error::Error;
 use answer::{Deferral, Inbound};
 use client::AgentClient;
 use clients::Clients;
+use podshm_layout::Layouts;
 use podshm_layout::geometry::NOTICE_AGENT_EPOCH;
 use podshm_layout::mem::Load;
 use podshm_layout::sync::Ordering;
@@ -135,7 +136,7 @@ pub enum Progress {
 pub struct Agent {
     broker: Option<BrokerSocket>,
     services: Services,
-    layout: u32,
+    layouts: Layouts,
     notice: ReadMap,
     poll: OwnedFd,
     clients: Clients,
@@ -401,12 +402,8 @@ impl Agent {
                 self.close_asked = true;
                 Ok(())
             }
-            Down::Sealed(sealed) => {
-                for slot in self.tables.values_mut() {
-                    slot.sealed(&sealed.ids);
-                }
-                Ok(())
-            }
+            Down::Sealed(sealed) => self.tables_sealed(&sealed.ids),
+            Down::Rewrite(table) => self.map_for_rewriting(table, &mut received),
             other => Err(Error::Protocol(format!("{other:?} is not for an agent"))),
         }
     }
@@ -418,7 +415,7 @@ impl Agent {
             .remove(&serve.answer)
             .ok_or_else(|| Error::Protocol(format!("answer region {} is not in the pool", serve.answer)))?;
         let ids: Vec<u64> = serve.regions.iter().map(|r| r.id).chain([answer.id]).collect();
-        let client = match AgentClient::new(serve, received, answer, map, &self.services, self.layout) {
+        let client = match AgentClient::new(serve, received, answer, map, &self.services, self.layouts) {
             Ok(client) => client,
             Err(error) => {
                 // Its own fault or a broken predecessor's: nobody else must notice.

@@ -120,8 +120,8 @@ type Partial = (ResponseHead, usize, Vec<u8>);
 pub(crate) struct Inbox {
     /// Index among the rings to the client.
     ring: usize,
-    /// Where the agent says how far it is with the requests.
-    requests: CursorLine,
+    /// Index of the requests' ring among those to the agent.
+    requests: usize,
     /// The link's version that `channel` is of.
     version: u64,
     channel: Arc<Channel>,
@@ -137,7 +137,7 @@ pub(crate) struct Inbox {
 }
 
 impl Inbox {
-    pub(crate) fn new(ring: usize, requests: CursorLine, channel: &Arc<Channel>, own: &Window) -> Self {
+    pub(crate) fn new(ring: usize, requests: usize, channel: &Arc<Channel>, own: &Window) -> Self {
         let mut inbox = Inbox {
             ring,
             requests,
@@ -352,7 +352,7 @@ impl Inbox {
     /// Calls whose request lies before the place where the new agent started, and that the old one has not answered, may or
     /// may not have been handled.
     fn resolve(&mut self) {
-        let Some(started) = self.requests.started(&self.channel.head) else { return };
+        let Some(started) = self.channel.cursor(self.requests).started(&self.channel.head) else { return };
         self.unresolved = false;
         for slot in self.slots.values_mut() {
             if slot.done.is_none() && slot.position.is_some_and(|p| p < started) {

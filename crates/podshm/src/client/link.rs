@@ -1,13 +1,15 @@
 //! The serving agent, as a client sees it: replaced as a whole when another one takes over, or when a table grows.
 
+use super::Speaks;
 use crate::broker_socket::Received;
 use crate::error::Error;
+use podshm_layout::cursor::CursorLine;
 use podshm_layout::geometry::{SLEEPER_FENCES, WAKE};
 use podshm_layout::ring::Consumer;
 use podshm_layout::table::TableReader;
 use podshm_layout::wake::Waker;
 use podshm_layout::{PAGE, RegionKind};
-use podshm_proto::{Region, Services};
+use podshm_proto::{Region, Services, Written};
 use podshm_region::fork::CloseAtFork;
 use podshm_region::{Memory, ReadMap, barrier};
 use rustix::event::{EventfdFlags, eventfd};
@@ -45,10 +47,11 @@ pub(crate) struct Mapped {
 }
 
 impl Mapped {
-    pub(crate) fn new(fd: OwnedFd, region: &Region, layout: u32, releaser: &Arc<Releaser>) -> Result<Self, Error> {
+    pub(crate) fn new(fd: OwnedFd, region: &Region, speaks: Speaks, releaser: &Arc<Releaser>) -> Result<Self, Error> {
+        speaks.layouts.parse(region.layout)?;
         let memory = Memory::from_fd(fd)?;
         let map = ReadMap::map(&memory, region.bytes)?;
-        let header = region.header(layout).ok_or_else(|| Error::Protocol(format!("region of kind {}", region.kind)))?;
+        let header = region.header().ok_or_else(|| Error::Protocol(format!("region of kind {}", region.kind)))?;
         header.check(&map).map_err(podshm_region::RegionError::from)?;
         Ok(Mapped { map: Some(map), memory: Some(memory), id: region.id, releaser: Arc::clone(releaser) })
     }
@@ -79,9 +82,9 @@ pub(crate) struct TableGeneration {
 }
 
 impl TableGeneration {
-    pub(crate) fn new(fd: OwnedFd, region: &Region, layout: u32, releaser: &Arc<Releaser>) -> Result<Self, Error> {
+    pub(crate) fn new(fd: OwnedFd, region: &Region, speaks: Speaks, releaser: &Arc<Releaser>) -> Result<Self, Error> {
         let geometry = region.table().map_err(podshm_region::RegionError::from)?;
-        let mapped = Mapped::new(fd, region, layout, releaser)?;
+        let mapped = Mapped::new(fd, region, speaks, releaser)?;
         let reader = TableReader::new(mapped.map().clone(), geometry);
         Ok(TableGeneration { reader, generation: region.generation, _mapped: mapped })
     }
@@ -102,6 +105,8 @@ pub(crate) struct Channel {
     /// First page of A: armed word, wake word, cursor lines.
     pub(crate) head: ReadMap,
     rings: Vec<(ReadMap, podshm_layout::RingGeometry)>,
+    /// Where in it the cursors of each ring to the agent are.
+    cursors: Vec<CursorLine>,
     /// The agent makes this process go through a fence before it sleeps.
     light: bool,
     alive: AtomicBool,
@@ -118,7 +123,7 @@ impl Link {
         regions: Vec<Region>,
         received: &mut Received,
         epoch: u64,
-        layout: u32,
+        speaks: Speaks,
         releaser: &Arc<Releaser>,
     ) -> Result<Self, Error> {
         let mut answer = None;
@@ -126,16 +131,19 @@ impl Link {
         for region in &regions {
             let fd = received.fd("a region")?;
             if region.kind == RegionKind::Agent as u32 && answer.is_none() {
-                answer = Some((Mapped::new(fd, region, layout, releaser)?, region.owner));
+                let agent = speaks.layouts.parse(region.layout)?;
+                answer = Some((Mapped::new(fd, region, speaks, releaser)?, region.owner, agent));
             } else if region.kind == RegionKind::Table as u32 && services.tables().any(|i| i as u64 == region.owner) {
-                let table = TableGeneration::new(fd, region, layout, releaser)?;
+                let table = TableGeneration::new(fd, region, speaks, releaser)?;
                 tables.insert(region.owner as usize, Arc::new(table));
             } else {
                 return Err(Error::Protocol(format!("region of kind {} was not expected here", region.kind)));
             }
         }
-        let (mapped, place) = answer.ok_or_else(|| Error::Protocol("the agent's region is missing".into()))?;
-        let geometry = services.channel(0, place).map_err(|e| Error::Protocol(e.to_string()))?;
+        let (mapped, place, agent) = answer.ok_or_else(|| Error::Protocol("the agent's region is missing".into()))?;
+        let geometry = services
+            .channel(0, place, Written { client: speaks.own, agent })
+            .map_err(|e| Error::Protocol(e.to_string()))?;
         if podshm_layout::mem::Load::size(mapped.map()) as u64 != geometry.agent_bytes {
             return Err(Error::Protocol(format!("agent's region is not of {} bytes", geometry.agent_bytes)));
         }
@@ -149,6 +157,7 @@ impl Link {
         let fences = podshm_layout::mem::Load::load(&head, SLEEPER_FENCES, Ordering::Acquire) == 1;
         let channel = Channel {
             head,
+            cursors: geometry.to_agent.iter().map(podshm_layout::RingGeometry::cursor_line).collect(),
             rings,
             light: fences && barrier::register_global(),
             alive: AtomicBool::new(true),
@@ -177,6 +186,11 @@ impl Link {
 }
 
 impl Channel {
+    /// Where the agent's cursors of ring number `ring` are.
+    pub(crate) fn cursor(&self, ring: usize) -> CursorLine {
+        self.cursors[ring]
+    }
+
     /// A fresh consumer of the responses of call number `ring`.
     pub(crate) fn responses(&self, ring: usize) -> Consumer<ReadMap> {
         let (map, geometry) = &self.rings[ring];

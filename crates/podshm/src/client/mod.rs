@@ -38,8 +38,8 @@ use podshm_layout::geometry::{ARMED, NOTICE_AGENT_EPOCH};
 use podshm_layout::mem::Load;
 use podshm_layout::ring::Producer;
 use podshm_layout::sync::Ordering;
-use podshm_layout::{PAGE, RegionKind};
-use podshm_proto::{Down, RegionIds, ServiceKind, Services, Up};
+use podshm_layout::{Layout, Layouts, PAGE, RegionKind};
+use podshm_proto::{Down, RegionIds, ServiceKind, Services, Up, Written};
 use podshm_region::biased::Biased;
 use podshm_region::{Memory, ReadMap, Window, WriteMap, fork};
 use rustix::event::{EventfdFlags, eventfd};
@@ -56,6 +56,13 @@ use waiting::Sleepers;
 pub struct Client {
     shared: Arc<Shared>,
     _thread: Arc<thread::Joined>,
+}
+
+/// What this client reads, and what its own region is written at.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Speaks {
+    pub(crate) layouts: Layouts,
+    pub(crate) own: Layout,
 }
 
 /// What handles and the library thread share.
@@ -89,9 +96,15 @@ impl Client {
     /// Joins the domain whose socket is in `directory` (in a pod: where the podshm volume is mounted). Waits until `timeout` for
     /// a broker and an agent to be there. Returns when records are accepted.
     pub fn join(directory: impl AsRef<Path>, timeout: Duration) -> Result<Self, Error> {
+        Self::join_speaking(Layouts::ALL, directory, timeout)
+    }
+
+    /// [`Client::join`] as a release that speaks these memory layouts only would do it; for tests.
+    #[doc(hidden)]
+    pub fn join_speaking(layouts: Layouts, directory: impl AsRef<Path>, timeout: Duration) -> Result<Self, Error> {
         let deadline = Instant::now() + timeout;
         let mut broker = BrokerSocket::connect(directory.as_ref(), deadline)?;
-        broker.hello(false, Vec::new())?;
+        broker.hello(false, Vec::new(), layouts)?;
         let mut received = broker.await_message("an agent to join", deadline)?;
         let Down::Welcome(welcome) = received.message.clone() else {
             return Err(Error::Protocol("the first message must be a welcome".into()));
@@ -104,8 +117,10 @@ impl Client {
         let mut regions = welcome.regions.into_iter();
         let c = regions.next().ok_or_else(|| Error::Protocol("the client's region is missing".into()))?;
         let memory = Memory::from_fd(received.fd("the client's region")?)?;
-        let place = regions.clone().next().map_or(0, |a| a.owner);
-        let geometry = services.channel(welcome.client, place).map_err(|e| Error::Protocol(e.to_string()))?;
+        let speaks = Speaks { layouts, own: layouts.parse(c.layout)? };
+        let (place, agent) = regions.clone().next().map_or((0, c.layout), |a| (a.owner, a.layout));
+        let written = Written { client: speaks.own, agent: layouts.parse(agent)? };
+        let geometry = services.channel(welcome.client, place, written).map_err(|e| Error::Protocol(e.to_string()))?;
         if c.kind != RegionKind::Client as u32 || memory.bytes() != geometry.client_bytes {
             let what = format!("client's region of {} bytes, expected {}", memory.bytes(), geometry.client_bytes);
             return Err(Error::Protocol(what));
@@ -114,17 +129,17 @@ impl Client {
         broker.send(Up::Mapped(RegionIds { ids: vec![c.id] }))?;
         // The broker seals while the rest is mapped.
         map.touch()?;
-        let link =
-            Link::from_message(&services, regions.collect(), &mut received, welcome.epoch, welcome.layout, &released)?;
+        let link = Link::from_message(&services, regions.collect(), &mut received, welcome.epoch, speaks, &released)?;
         let own = map.window(0, PAGE);
         let (mut queues, mut calls) = (BTreeMap::new(), BTreeMap::new());
         for (index, (_, kind)) in services.iter().enumerate().filter(|(_, (_, kind))| *kind != ServiceKind::Table) {
-            let ring = geometry.to_agent[services.ring_to_agent(index)];
+            let to_agent = services.ring_to_agent(index);
+            let ring = geometry.to_agent[to_agent];
             let producer = Producer::new(map.window(ring.offset as usize, ring.bytes as usize), &ring);
-            let outlet = Outlet::new(producer, Arc::clone(&link.channel));
+            let outlet = Outlet::new(producer, to_agent, Arc::clone(&link.channel));
             if kind == ServiceKind::Call {
                 let answers = services.ring_to_client(index);
-                let inbox = Inbox::new(answers, ring.cursor_line(), &link.channel, &own);
+                let inbox = Inbox::new(answers, to_agent, &link.channel, &own);
                 calls.insert(index, Arc::new(CallService::new(outlet, inbox, answers)));
             } else {
                 queues.insert(index, Arc::new(Biased::new(outlet)));
@@ -160,7 +175,7 @@ impl Client {
             event,
             _region: memory,
         });
-        let thread = thread::start(Arc::clone(&shared), broker, early, welcome.layout)?;
+        let thread = thread::start(Arc::clone(&shared), broker, early, speaks)?;
         Ok(Client { shared, _thread: Arc::new(thread) })
     }
 

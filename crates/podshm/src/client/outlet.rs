@@ -12,6 +12,8 @@ use std::sync::atomic::Ordering;
 #[derive(Debug)]
 pub(crate) struct Outlet {
     pub(crate) producer: Producer<Window>,
+    /// Index among the rings to the agent.
+    ring: usize,
     pub(crate) channel: Arc<Channel>,
     /// The link's version that `channel` is of.
     version: u64,
@@ -19,8 +21,8 @@ pub(crate) struct Outlet {
 }
 
 impl Outlet {
-    pub(crate) fn new(producer: Producer<Window>, channel: Arc<Channel>) -> Self {
-        Outlet { producer, channel, version: 0, waker: Waker::at(ARMED) }
+    pub(crate) fn new(producer: Producer<Window>, ring: usize, channel: Arc<Channel>) -> Self {
+        Outlet { producer, ring, channel, version: 0, waker: Waker::at(ARMED) }
     }
 
     /// Goes over to the agent that serves now. One load where nothing has changed.
@@ -39,6 +41,8 @@ impl Outlet {
         let link = shared.link.load();
         if !Arc::ptr_eq(&link.channel, &self.channel) {
             self.channel = Arc::clone(&link.channel);
+            // Another agent may write another layout.
+            self.producer.read_cursors_at(self.channel.cursor(self.ring));
             self.waker = Waker::at(ARMED);
         }
     }

@@ -1,7 +1,7 @@
 //! The library thread: owns the broker's socket, swaps the link, turns the doorbell into events.
 
-use super::Shared;
 use super::link::{Link, TableGeneration};
+use super::{Shared, Speaks};
 use crate::broker_socket::{BrokerSocket, Received, wait};
 use crate::error::Error;
 use podshm_proto::{Down, RegionIds, Up};
@@ -39,11 +39,11 @@ pub(crate) fn start(
     shared: Arc<Shared>,
     broker: BrokerSocket,
     early: Vec<Received>,
-    layout: u32,
+    speaks: Speaks,
 ) -> Result<Joined, Error> {
     let stop = Arc::new(AtomicBool::new(false));
     let mut worker =
-        Worker { shared: Arc::clone(&shared), broker: Some(broker), layout, stop: Arc::clone(&stop), hung_up: 0 };
+        Worker { shared: Arc::clone(&shared), broker: Some(broker), speaks, stop: Arc::clone(&stop), hung_up: 0 };
     for received in early {
         worker.message(received);
     }
@@ -58,7 +58,7 @@ pub(crate) fn start(
 struct Worker {
     shared: Arc<Shared>,
     broker: Option<BrokerSocket>,
-    layout: u32,
+    speaks: Speaks,
     stop: Arc<AtomicBool>,
     /// Epoch of the agent whose hang-up was noticed already.
     hung_up: u64,
@@ -151,14 +151,14 @@ impl Worker {
                     new.regions,
                     &mut received,
                     new.epoch,
-                    self.layout,
+                    self.speaks,
                     &shared.released,
                 )
                 .map(|link| self.swap(link))
             }
             Down::NewTable(region) => (|| {
                 let fd = received.fd("a table")?;
-                let table = TableGeneration::new(fd, &region, self.layout, &self.shared.released)?;
+                let table = TableGeneration::new(fd, &region, self.speaks, &self.shared.released)?;
                 let link = self.shared.link.load().with_table(region.owner as usize, table);
                 self.swap(link);
                 Ok(())
