@@ -14,7 +14,7 @@ mod serve;
 mod table;
 
 pub use answer::{Answer, Deferred};
-pub use connect::AgentBuilder;
+pub use connect::{AgentBuilder, DEFAULT_RING};
 pub use table::TableWriter;
 
 use crate::broker_socket::BrokerSocket;
