@@ -18,7 +18,7 @@ mod serve;
 mod table;
 
 pub use answer::{Answer, Deferred};
-pub use connect::AgentBuilder;
+pub use connect::{AgentBuilder, DEFAULT_RING};
 pub use table::TableWriter;
 
 use crate::broker_socket::BrokerSocket;
@@ -170,7 +170,8 @@ impl Agent {
 
     /// Says that the tables are filled. The broker lets this agent take over at once, or when its predecessor has closed.
     pub fn ready(&mut self) -> Result<(), Error> {
-        self.tell(Up::Ready(podshm_proto::Nothing {}))
+        let broker = self.broker.as_ref().ok_or(Error::BrokerAway { what: "taking over" })?;
+        broker.send(Up::Ready(podshm_proto::Nothing {}))
     }
 
     /// How many agents have served the domain up to this one; 0 before it serves.
@@ -354,8 +355,12 @@ impl Agent {
         Ok(())
     }
 
+    /// Tells the broker, if it is there. If it is not, that is noticed where it is listened to; open channels go on.
     fn tell(&self, message: Up) -> Result<(), Error> {
-        self.broker.as_ref().map_or(Ok(()), |broker| broker.send(message))
+        match self.broker.as_ref().map(|broker| broker.send(message)) {
+            Some(Err(Error::System { source, .. })) if is_hang_up(&source) => Ok(()),
+            other => other.unwrap_or(Ok(())),
+        }
     }
 
     fn read_broker(&mut self) -> Result<(), Error> {
@@ -462,6 +467,10 @@ impl Agent {
             }
         }
     }
+}
+
+fn is_hang_up(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::BrokenPipe | std::io::ErrorKind::ConnectionReset)
 }
 
 /// The first page of a region that this agent writes.
