@@ -8,17 +8,18 @@ use podshm_layout::table::TableReader;
 use podshm_layout::wake::Waker;
 use podshm_layout::{PAGE, RegionKind};
 use podshm_proto::{Region, Services};
-use podshm_region::fork::CloseAtFork;
+use podshm_region::fork::{self, ProcessFd};
 use podshm_region::{Memory, ReadMap};
 use rustix::event::{EventfdFlags, eventfd};
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// Collects the numbers of regions that were dropped.
 #[derive(Debug)]
 pub(crate) struct Releaser {
+    epoch: u32,
     pub(crate) ids: Mutex<Vec<u64>>,
     pub(crate) event: OwnedFd,
 }
@@ -27,7 +28,7 @@ impl Releaser {
     pub(crate) fn new() -> Result<Self, Error> {
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|e| Error::system("eventfd")(e.into()))?;
-        Ok(Releaser { ids: Mutex::default(), event })
+        Ok(Releaser { epoch: fork::install(), ids: Mutex::default(), event })
     }
 
     pub(crate) fn wake(&self) {
@@ -63,6 +64,10 @@ impl Drop for Mapped {
         // The table readers and ring consumers that clone the mapping are dropped with the link that owns both.
         self.map = None;
         self.memory = None;
+        // What a forked child lets go of is the parent's: it is not named to the broker, and a thread that is not here may hold the lock.
+        if fork::epoch() != self.releaser.epoch {
+            return;
+        }
         if let Ok(mut ids) = self.releaser.ids.lock() {
             ids.push(self.id);
         }
@@ -104,8 +109,7 @@ pub(crate) struct Channel {
     rings: Vec<(ReadMap, podshm_layout::RingGeometry)>,
     pub(crate) waker: Mutex<Waker>,
     alive: AtomicBool,
-    _close_at_fork: CloseAtFork,
-    pub(crate) doorbell: OwnedFd,
+    pub(crate) doorbell: ProcessFd,
     place: u64,
     _mapped: Mapped,
 }
@@ -149,8 +153,7 @@ impl Link {
             rings,
             waker: Mutex::new(Waker::at(ARMED)),
             alive: AtomicBool::new(true),
-            _close_at_fork: CloseAtFork::register(doorbell.as_fd()),
-            doorbell,
+            doorbell: ProcessFd::new(doorbell),
             place,
             _mapped: mapped,
         };
