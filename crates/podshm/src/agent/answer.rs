@@ -1,6 +1,7 @@
 //! Answers: small ones at once, large ones part by part, late ones from any thread.
 
 use crate::frames::{STATUS_FAILED, STATUS_OK};
+use podshm_region::fork;
 use rustix::io::write;
 use std::fmt;
 use std::os::fd::OwnedFd;
@@ -71,13 +72,20 @@ impl Answer<'_> {
     pub fn defer(&mut self) -> Deferred {
         self.deferred = true;
         let (client, ring, id) = self.to;
-        Deferred { to: Some((client, ring, id)), sender: self.deferral.0.clone(), event: Arc::clone(self.deferral.1) }
+        let process = fork::epoch();
+        Deferred {
+            process,
+            to: Some((client, ring, id)),
+            sender: self.deferral.0.clone(),
+            event: Arc::clone(self.deferral.1),
+        }
     }
 }
 
 /// The right and the duty to answer a request. Dropping it tells the caller that it failed.
 #[derive(Debug)]
 pub struct Deferred {
+    process: u32,
     to: Option<(u64, usize, u64)>,
     sender: mpsc::Sender<Inbound>,
     event: Arc<OwnedFd>,
@@ -90,7 +98,8 @@ impl Deferred {
     }
 
     fn send(&mut self, status: u32, bytes: Vec<u8>) {
-        if let Some((client, ring, id)) = self.to.take() {
+        // In a forked child the duty stays with the parent.
+        if let (Some((client, ring, id)), true) = (self.to.take(), fork::epoch() == self.process) {
             let _ = self.sender.send(Inbound { client, ring, id, status, bytes });
             let _ = write(&self.event, &1u64.to_ne_bytes());
         }

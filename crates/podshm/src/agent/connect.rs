@@ -6,7 +6,7 @@ use crate::error::Error;
 use podshm_layout::geometry::RingGeometry;
 use podshm_layout::{PAGE, RegionKind};
 use podshm_proto::{Down, Region, RegionIds, Service, Services, Up};
-use podshm_region::{Memory, ReadMap, WriteMap};
+use podshm_region::{Memory, ReadMap, WriteMap, fork};
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::AsFd;
@@ -82,6 +82,7 @@ impl AgentBuilder {
         let longest =
             services.iter().map(|(s, _)| RingGeometry::most_record(s.ring.max(4096)) as usize).max().unwrap_or(4096);
         let mut agent = Agent {
+            process: fork::install(),
             broker: Some(broker),
             layout: welcome.layout,
             notice,

@@ -24,7 +24,7 @@ use podshm_layout::geometry::NOTICE_AGENT_EPOCH;
 use podshm_layout::mem::Load;
 use podshm_layout::sync::Ordering;
 use podshm_proto::{ClientId, Down, MAX_STATE, RegionIds, Serve, Services, State, Up};
-use podshm_region::{ReadMap, Window};
+use podshm_region::{ReadMap, Window, fork};
 use rustix::event::{Timespec, epoll};
 use serve::AgentClient;
 use std::collections::{BTreeMap, HashMap};
@@ -125,6 +125,7 @@ pub enum Progress {
 /// ```
 #[derive(Debug)]
 pub struct Agent {
+    process: u32,
     broker: Option<BrokerSocket>,
     services: Services,
     layout: u32,
@@ -156,6 +157,7 @@ impl Agent {
 
     /// The writer of table `name`.
     pub fn table(&mut self, name: &str) -> Result<TableWriter<'_>, Error> {
+        self.check_fork()?;
         let index = self.service(name, podshm_proto::ServiceKind::Table)?;
         Ok(TableWriter::new(self, index))
     }
@@ -206,6 +208,7 @@ impl Agent {
 
     /// One round: a bounded batch from each client that has something.
     pub fn poll(&mut self, handler: &mut impl Handler) -> Result<Progress, Error> {
+        self.check_fork()?;
         self.rounds += 1;
         if self.rounds >= ROUNDS || self.hot.is_empty() {
             self.rounds = 0;
@@ -224,6 +227,7 @@ impl Agent {
 
     /// Sleeps until something comes, for at most `timeout`. While clients were hot a moment ago it spins instead.
     pub fn wait(&mut self, timeout: Duration) -> Result<(), Error> {
+        self.check_fork()?;
         let now = Instant::now();
         let since = *self.idle_since.get_or_insert(now);
         if !self.hot.is_empty() && now - since < self.spin {
@@ -332,6 +336,7 @@ impl Agent {
     /// Finishes what is in hand, closes every ring where it stands, leaves `state` to the successor and hangs up. Nothing is handled
     /// after this.
     pub fn close(&mut self, handler: &mut impl Handler, mut state: Vec<u8>) -> Result<(), Error> {
+        self.check_fork()?;
         if state.len() > MAX_STATE {
             return Err(Error::TooLong { what: "state for the successor", found: state.len(), most: MAX_STATE });
         }
@@ -359,7 +364,14 @@ impl Agent {
         Ok(())
     }
 
+    /// Refuses to touch the parent's memory and sockets. One load.
+    #[inline]
+    fn check_fork(&self) -> Result<(), Error> {
+        if fork::epoch() == self.process { Ok(()) } else { Err(crate::client::forked()) }
+    }
+
     fn tell(&self, message: Up) -> Result<(), Error> {
+        self.check_fork()?;
         self.broker.as_ref().map_or(Ok(()), |broker| broker.send(message))
     }
 

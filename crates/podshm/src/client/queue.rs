@@ -129,7 +129,8 @@ impl QueueBatch<'_> {
 
     /// Accepts everything so far and wakes the agent if it sleeps.
     pub fn publish(&mut self) {
-        if self.producer.publish() {
+        // A batch that came over a fork is the parent's: nothing is there to publish.
+        if self.shared.check_fork().is_ok() && self.producer.publish() {
             let link = self.shared.link.load();
             if let Ok(mut waker) = link.channel.waker.lock() {
                 link.channel.ring_doorbell(&mut waker);
@@ -139,6 +140,7 @@ impl QueueBatch<'_> {
 
     #[inline]
     fn room(&mut self, len: usize) -> Result<podshm_layout::ring::Reservation, Error> {
+        self.shared.check_fork()?;
         let link = self.shared.link.load();
         Ok(self.producer.reserve(len, &link.channel.head)?)
     }
