@@ -14,10 +14,9 @@ use podshm_layout::sync::Ordering;
 use podshm_layout::wake::{Sleeper, Waker, Wants};
 use podshm_layout::{Layouts, PAGE};
 use podshm_proto::{Region, Serve, ServiceKind, Services, Written};
-use podshm_region::fork::CloseAtFork;
+use podshm_region::fork::ProcessFd;
 use podshm_region::{Memory, ReadMap, WriteMap};
 use rustix::event::epoll;
-use std::os::fd::{AsFd, OwnedFd};
 
 /// Most bytes of a ring that are handled between claim and acknowledgement.
 pub(super) const BATCH: u64 = 16 * 1024;
@@ -37,7 +36,7 @@ pub(super) struct AgentClient {
     wake_word: u64,
     regions: Vec<u64>,
     old_answer: Option<u64>,
-    doorbell: Option<(CloseAtFork, OwnedFd)>,
+    doorbell: Option<ProcessFd>,
 }
 
 impl AgentClient {
@@ -68,7 +67,7 @@ impl AgentClient {
             None => None,
         };
         let doorbell = if serve.gone { None } else { Some(received.fd("the doorbell")?) };
-        let doorbell = doorbell.map(|fd| (CloseAtFork::register(fd.as_fd()), fd));
+        let doorbell = doorbell.map(ProcessFd::new);
         let own = map.window(0, PAGE);
         let answers = geometry
             .to_client
@@ -121,8 +120,8 @@ impl AgentClient {
         self.rings.iter().map(Ring::longest_record).max().unwrap_or(0)
     }
 
-    pub(super) fn doorbell(&self) -> Option<&OwnedFd> {
-        self.doorbell.as_ref().map(|d| &d.1)
+    pub(super) fn doorbell(&self) -> Option<&ProcessFd> {
+        self.doorbell.as_ref()
     }
 
     pub(super) fn regions(&self) -> Vec<u64> {
@@ -136,7 +135,7 @@ impl AgentClient {
 
     /// Takes what the doorbell holds; a hang-up is the client's death, which the broker tells of as well.
     pub(super) fn answer_doorbell(&mut self, flags: epoll::EventFlags) {
-        let Some((_, fd)) = &self.doorbell else { return };
+        let Some(fd) = &self.doorbell else { return };
         let mut bytes = [0; 64];
         while rustix::io::read(fd, &mut bytes[..]).is_ok_and(|n| n > 0) {}
         if flags.intersects(epoll::EventFlags::HUP | epoll::EventFlags::RDHUP | epoll::EventFlags::ERR) {
@@ -210,7 +209,7 @@ impl AgentClient {
             self.own.store(WAKE, self.wake_word, Ordering::Release);
             self.own.futex_wake(WAKE);
         }
-        if let (true, Some((_, doorbell))) = (wants.doorbell(), &self.doorbell) {
+        if let (true, Some(doorbell)) = (wants.doorbell(), &self.doorbell) {
             // Full, or hung up: then the client is awake, or gone.
             let _ = rustix::io::write(doorbell, &[1]);
         }

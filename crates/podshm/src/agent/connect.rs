@@ -11,7 +11,7 @@ use podshm_layout::mem::Store;
 use podshm_layout::sync::Ordering;
 use podshm_layout::{Layouts, PAGE, RegionKind};
 use podshm_proto::{Down, Region, RegionIds, Service, Services, Up};
-use podshm_region::{Memory, ReadMap, WriteMap, barrier};
+use podshm_region::{Memory, ReadMap, WriteMap, barrier, fork};
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::AsFd;
@@ -100,6 +100,7 @@ impl AgentBuilder {
             services.iter().map(|(s, _)| RingGeometry::most_record(s.ring.max(4096)) as usize).max().unwrap_or(4096);
         let (sender, deferred) = mpsc::channel();
         let mut agent = Agent {
+            process: fork::install(),
             broker: Some(broker),
             layouts: self.layouts,
             notice,

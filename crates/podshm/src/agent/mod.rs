@@ -31,7 +31,7 @@ use podshm_layout::geometry::NOTICE_AGENT_EPOCH;
 use podshm_layout::mem::Load;
 use podshm_layout::sync::Ordering;
 use podshm_proto::{ClientId, Down, MAX_STATE, RegionIds, Serve, Services, State, Up};
-use podshm_region::{ReadMap, Window};
+use podshm_region::{ReadMap, Window, fork};
 use rustix::event::{Timespec, epoll};
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
@@ -134,6 +134,7 @@ pub enum Progress {
 /// ```
 #[derive(Debug)]
 pub struct Agent {
+    process: u32,
     broker: Option<BrokerSocket>,
     services: Services,
     layouts: Layouts,
@@ -216,6 +217,7 @@ impl Agent {
     /// One round: a bounded batch from each client that has something.
     #[inline]
     pub fn poll(&mut self, handler: &mut impl Handler) -> Result<Progress, Error> {
+        self.check_fork()?;
         self.rounds += 1;
         if self.rounds >= ROUNDS || self.clients.hot().is_empty() {
             self.rounds = 0;
@@ -236,6 +238,7 @@ impl Agent {
     /// Sleeps until something comes, for at most `timeout`. While clients were hot a moment ago it spins instead.
     #[inline]
     pub fn wait(&mut self, timeout: Duration) -> Result<(), Error> {
+        self.check_fork()?;
         if !self.clients.hot().is_empty() && !self.spin.is_zero() {
             // A look at the clock costs more than a round without work.
             if self.idle == IDLE_ROUNDS {
@@ -328,6 +331,7 @@ impl Agent {
     /// Finishes what is in hand, closes every ring where it stands, leaves `state` to the successor and hangs up. Nothing is handled
     /// after this.
     pub fn close(&mut self, _handler: &mut impl Handler, mut state: Vec<u8>) -> Result<(), Error> {
+        self.check_fork()?;
         if state.len() > MAX_STATE {
             return Err(Error::TooLong { what: "state for the successor", found: state.len(), most: MAX_STATE });
         }
@@ -355,8 +359,15 @@ impl Agent {
         Ok(())
     }
 
+    /// Refuses to touch the parent's memory and sockets. One load.
+    #[inline(always)]
+    fn check_fork(&self) -> Result<(), Error> {
+        if fork::epoch() == self.process { Ok(()) } else { Err(crate::client::forked()) }
+    }
+
     /// Tells the broker, if it is there. If it is not, that is noticed where it is listened to; open channels go on.
     fn tell(&self, message: Up) -> Result<(), Error> {
+        self.check_fork()?;
         match self.broker.as_ref().map(|broker| broker.send(message)) {
             Some(Err(Error::System { source, .. })) if is_hang_up(&source) => Ok(()),
             other => other.unwrap_or(Ok(())),

@@ -200,9 +200,9 @@ impl Client {
         Ok(self.shared.notice.load(NOTICE_AGENT_EPOCH, Ordering::Acquire))
     }
 
-    /// Whether the agent that this client is linked to has not hung up.
+    /// Whether the agent that this client is linked to has not hung up. Never so in a forked child.
     pub fn agent_present(&self) -> bool {
-        self.shared.link.load().is_alive()
+        self.shared.check_fork().is_ok() && self.shared.link.load().is_alive()
     }
 
     /// The table `name`.
@@ -242,6 +242,13 @@ impl Shared {
     /// Refuses to touch the parent's memory. One load.
     #[inline(always)]
     pub(crate) fn check_fork(&self) -> Result<(), Error> {
-        if fork::epoch() == self.epoch { Ok(()) } else { Err(Error::Forked) }
+        if fork::epoch() == self.epoch { Ok(()) } else { Err(forked()) }
     }
+}
+
+/// A child that passed the fork handlers by is found out here: it lets go of the parent's sockets now.
+#[cold]
+pub(crate) fn forked() -> Error {
+    fork::leave_parent();
+    Error::Forked
 }

@@ -138,11 +138,15 @@ impl QueueBatch<'_> {
     /// Accepts everything so far and wakes the agent if it sleeps.
     #[inline]
     pub fn publish(&mut self) {
-        self.outlet.publish();
+        // A batch that came over a fork is the parent's: nothing is there to publish.
+        if self.shared.check_fork().is_ok() {
+            self.outlet.publish();
+        }
     }
 
     #[inline(always)]
     fn room(&mut self, len: usize) -> Result<Reservation, Error> {
+        self.shared.check_fork()?;
         let mut again = false;
         loop {
             match self.outlet.reserve(len) {
