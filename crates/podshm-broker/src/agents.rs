@@ -3,6 +3,7 @@
 use crate::connections::Role;
 use crate::regions::ConnId;
 use crate::state::State;
+use podshm_layout::step::{self, Step};
 use podshm_layout::{RegionKind, TableGeometry};
 use podshm_proto::{
     ClientId, Down, Grow, NewAgent, Nothing, RefusalKind, Region, RegionIds, Regions, Serve, Service, Services,
@@ -177,6 +178,7 @@ impl State {
                 self.regions.unwant(id);
                 return self.reject(conn, RefusalKind::Region, error);
             }
+            step::at(Step::BrokerPool);
             let Some(region) = self.regions.at(id).map(|h| h.region) else {
                 continue;
             };
@@ -258,6 +260,7 @@ impl State {
                     && let Some(connection) = self.connections.get_mut(&old)
                 {
                     connection.send(Down::Close(Nothing {}), Vec::new());
+                    step::at(Step::BrokerAskedClose);
                 }
             }
         }
@@ -279,6 +282,7 @@ impl State {
         let tables = domain.tables.clone();
         let ids: Vec<u64> = domain.clients.iter().filter(|(_, c)| c.sealed).map(|(id, _)| *id).collect();
         domain.publish_epoch();
+        step::at(Step::BrokerEpoch);
         tracing::info!(domain = domain.config.name, epoch = domain.epoch, clients = ids.len(), "agent takes over");
         for (service, id) in &tables {
             let generation = self.regions.at(*id).map_or(0, |h| h.region.generation);
@@ -294,6 +298,7 @@ impl State {
         }
         for client in ids {
             self.hand_over_client(conn, client);
+            step::at(Step::BrokerHanded);
         }
         self.serve_waiting(conn);
         self.top_up(conn);
@@ -507,6 +512,7 @@ impl State {
         let service = region.owner as usize;
         let old = domain.tables.insert(service, id);
         domain.publish_table(service, region.generation);
+        step::at(Step::BrokerPublished);
         let conns: Vec<ConnId> = domain.clients.values().filter(|c| !c.stale).filter_map(|c| c.conn).collect();
         if let Some(old) = old {
             self.regions.unwant(old);

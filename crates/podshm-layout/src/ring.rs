@@ -16,6 +16,7 @@
 use crate::cursor::CursorLine;
 use crate::geometry::RingGeometry;
 use crate::mem::{Load, Store};
+use crate::step::{self, Step};
 use crate::sync::Ordering;
 
 const HEADER: u64 = 8;
@@ -191,13 +192,16 @@ impl<W: Store> Producer<W> {
                 return Err(PushError::Full { needed, free });
             }
         }
+        step::at(Step::PushReserved);
         Ok(Reservation { position: self.head + pad, at, len, pad })
     }
 
     /// Writes into the reserved room, in place.
     #[inline]
     pub fn fill<R>(&mut self, room: &Reservation, fill: impl FnOnce(&mut [u8]) -> R) -> R {
-        self.mem.fill((room.at + HEADER) as usize, room.len as usize, fill)
+        let result = self.mem.fill((room.at + HEADER) as usize, room.len as usize, fill);
+        step::at(Step::PushWritten);
+        result
     }
 
     /// Copies `bytes` into the reserved room at `offset`.
@@ -205,6 +209,7 @@ impl<W: Store> Producer<W> {
     pub fn write(&mut self, room: &Reservation, offset: usize, bytes: &[u8]) {
         assert!(offset + bytes.len() <= room.len as usize, "write past the reserved record");
         self.mem.copy_in((room.at + HEADER) as usize + offset, bytes);
+        step::at(Step::PushWritten);
     }
 
     /// Ends the record; it is published by the next [`Producer::publish`], together with all before it.
@@ -221,6 +226,7 @@ impl<W: Store> Producer<W> {
             self.put_header(room.at, word, false);
         }
         self.head = next;
+        step::at(Step::PushCommitted);
         room.position
     }
 
@@ -230,6 +236,7 @@ impl<W: Store> Producer<W> {
         match self.held.take() {
             Some((at, word)) => {
                 self.mem.store(at as usize, word, Ordering::Release);
+                step::at(Step::PushPublished);
                 true
             }
             None => false,

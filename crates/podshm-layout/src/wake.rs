@@ -10,6 +10,7 @@
 //! of the two loads must see the other side's store. Without them both may miss (the planted fault of the model).
 
 use crate::mem::{Load, Store};
+use crate::step::{self, Step};
 use crate::sync::{Ordering, fence};
 
 /// How a sleeper wants to be woken; a bit set in the armed word.
@@ -55,6 +56,7 @@ impl Sleeper {
         self.epoch = (self.epoch + 1) & (u64::MAX >> 2);
         own.store(self.offset, self.epoch << 2 | wants.0, Ordering::Relaxed);
         fence(Ordering::SeqCst); // pairs with the fence in Waker::check
+        step::at(Step::SleepArmed);
     }
 
     /// Arms without the fence: the planted fault that the model must catch.

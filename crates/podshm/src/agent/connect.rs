@@ -4,6 +4,7 @@ use super::{Agent, BROKER, DEFERRED};
 use crate::broker_socket::{BrokerSocket, Received};
 use crate::error::Error;
 use podshm_layout::geometry::RingGeometry;
+use podshm_layout::step::{self, Step};
 use podshm_layout::{PAGE, RegionKind};
 use podshm_proto::{Down, Region, RegionIds, Service, Services, Up};
 use podshm_region::{Memory, ReadMap, WriteMap};
@@ -66,10 +67,12 @@ impl AgentBuilder {
         let deadline = Instant::now() + timeout;
         let mut broker = BrokerSocket::connect(directory.as_ref(), deadline)?;
         broker.hello(true, self.services)?;
+        step::at(Step::JoinConnected);
         let mut received = broker.await_message("the broker's welcome", deadline)?;
         let Down::Welcome(welcome) = received.message.clone() else {
             return Err(Error::Protocol("the first message must be a welcome".into()));
         };
+        step::at(Step::JoinWelcomed);
         let notice = Memory::from_fd(received.fd("the notice page")?)?;
         let notice = ReadMap::map(&notice, PAGE as u64)?;
         let system = |what: &'static str| move |e: rustix::io::Errno| Error::system(what)(e.into());
@@ -135,6 +138,9 @@ impl Agent {
             }
             ids.push(region.id);
         }
-        self.tell(Up::Mapped(RegionIds { ids }))
+        step::at(Step::JoinMapped);
+        self.tell(Up::Mapped(RegionIds { ids }))?;
+        step::at(Step::JoinAcknowledged);
+        Ok(())
     }
 }

@@ -22,6 +22,7 @@ use crate::error::Error;
 use answer::Inbound;
 use podshm_layout::geometry::NOTICE_AGENT_EPOCH;
 use podshm_layout::mem::Load;
+use podshm_layout::step::{self, Step};
 use podshm_layout::sync::Ordering;
 use podshm_proto::{ClientId, Down, MAX_STATE, RegionIds, Serve, Services, State, Up};
 use podshm_region::{ReadMap, Window};
@@ -162,7 +163,9 @@ impl Agent {
 
     /// Says that the tables are filled. The broker lets this agent take over at once, or when its predecessor has closed.
     pub fn ready(&mut self) -> Result<(), Error> {
-        self.tell(Up::Ready(podshm_proto::Nothing {}))
+        self.tell(Up::Ready(podshm_proto::Nothing {}))?;
+        step::at(Step::HandoverReady);
+        Ok(())
     }
 
     /// How many agents have served the domain up to this one; 0 before it serves.
@@ -352,6 +355,7 @@ impl Agent {
         for client in self.clients.values_mut() {
             client.close();
         }
+        step::at(Step::HandoverClosed);
         self.tell(Up::Closed(State { state: std::mem::take(&mut state) }))?;
         self.tell(Up::Bye(podshm_proto::Nothing {}))?;
         self.clients.clear();
@@ -385,6 +389,7 @@ impl Agent {
             Down::TakeOver(take) => {
                 self.epoch = take.epoch;
                 self.state = Some(take.state);
+                step::at(Step::HandoverTaken);
                 Ok(())
             }
             Down::Serve(serve) => self.take_client(&serve, &mut received),
@@ -408,9 +413,11 @@ impl Agent {
             }
             Down::Close(_) => {
                 self.close_asked = true;
+                step::at(Step::HandoverAsked);
                 Ok(())
             }
             Down::Sealed(sealed) => {
+                step::at(Step::JoinSealed);
                 for slot in self.tables.values_mut() {
                     slot.sealed(&sealed.ids);
                 }
@@ -446,6 +453,7 @@ impl Agent {
             self.tell(Up::Release(RegionIds { ids: vec![id] }))?;
         }
         self.clients.insert(serve.client, client);
+        step::at(Step::HandoverClient);
         self.hot.push(serve.client);
         Ok(())
     }

@@ -11,6 +11,7 @@ use crate::frames::{
 use podshm_layout::geometry::{ARMED, WAKE};
 use podshm_layout::mem::{Load, Store};
 use podshm_layout::ring::{Consumer, Part, Producer};
+use podshm_layout::step::{self, Step};
 use podshm_layout::sync::Ordering;
 use podshm_layout::wake::{Sleeper, Waker, Wants};
 use podshm_layout::{PAGE, RingGeometry};
@@ -148,6 +149,7 @@ impl AgentClient {
                     }
                 }
             };
+            step::at(Step::HandoverStarting);
             ring.cursor_line().reset(&own, start);
             rings.push(Ring {
                 service,
@@ -260,9 +262,11 @@ impl AgentClient {
         let name = tools.services.at(ring.service).map_or("", |(s, _)| s.name.as_str());
         let line = ring.geometry.cursor_line();
         let Some(first) = peek(ring, &self.member) else { return 0 };
+        step::at(Step::DrainPeeked);
         let budget = BATCH.min(u64::from(ring.geometry.bytes) / 4);
         let claim = (first.position + budget).max(first.next);
         line.claim(&self.own, claim);
+        step::at(Step::DrainClaimed);
         let mut handled = 0;
         let mut next = Some(first);
         while let Some(record) = next {
@@ -271,6 +275,7 @@ impl AgentClient {
             }
             let bytes = &mut tools.scratch[..record.len];
             ring.consumer.copy_out(&record, 0, bytes);
+            step::at(Step::DrainCopied);
             handler.record(Record {
                 service: name,
                 client: self.id,
@@ -279,6 +284,7 @@ impl AgentClient {
                 maybe_seen: record.position < ring.maybe_seen,
                 bytes,
             });
+            step::at(Step::DrainHandled);
             ring.consumer.advance(&record);
             handled += 1;
             next = peek(ring, &self.member);
@@ -298,6 +304,7 @@ impl AgentClient {
         let budget = BATCH.min(u64::from(ring.geometry.bytes) / 4);
         let claim = (first.position + budget).max(first.next);
         line.claim(&self.own, claim);
+        step::at(Step::CallClaimed);
         let mut handled = 0;
         let mut next = Some(first);
         while let Some(record) = next {
@@ -307,6 +314,7 @@ impl AgentClient {
             handled += 1;
             let bytes = &mut tools.scratch[..record.len];
             ring.consumer.copy_out(&record, 0, bytes);
+            step::at(Step::CallCopied);
             ring.consumer.advance(&record);
             if matches!(record.part, Part::Whole | Part::First) {
                 ring.partial = None; // a message that was given up by its sender
@@ -396,6 +404,7 @@ impl AgentClient {
                 deferred: false,
             };
             handler.call(request, &mut answer);
+            step::at(Step::CallHandled);
             let (body, deferred) = (answer.body.take(), answer.deferred);
             if deferred {
                 *tools.deferred_out += 1;
@@ -471,6 +480,7 @@ impl AgentClient {
             let position = ring.partial.as_ref().map_or(ring.consumer.position(), |p| p.position);
             let acked = ring.geometry.cursor_line().acked(&self.own);
             ring.geometry.cursor_line().close(&self.own, position.max(acked));
+            step::at(Step::HandoverClosing);
         }
     }
 }
@@ -503,6 +513,7 @@ impl Answers {
             };
             // A full ring, or a client whose cursor lies: its answers wait, and are bounded.
             let Ok(room) = self.producer.reserve(front + len, peer) else { return };
+            step::at(Step::AnswerReserved);
             let offset = out.offset;
             self.producer.fill(&room, |bytes| {
                 if front > 0 {
@@ -517,6 +528,7 @@ impl Answers {
             });
             self.producer.commit(room, part);
             self.producer.publish();
+            step::at(Step::AnswerPublished);
             out.offset += len;
             if last {
                 self.waiting_bytes -= total + 1;
@@ -542,7 +554,9 @@ fn peek(ring: &mut Ring, member: &str) -> Option<podshm_layout::ring::Record> {
 }
 
 fn acknowledge(line: podshm_layout::cursor::CursorLine, own: &Own, position: u64) {
+    step::at(Step::DrainAcknowledging);
     line.acknowledge(own, position);
+    step::at(Step::DrainAcknowledged);
     // Nothing is in hand any more.
     line.claim(own, position);
 }

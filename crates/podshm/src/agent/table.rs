@@ -3,6 +3,7 @@
 use super::Agent;
 use crate::clock;
 use crate::error::Error;
+use podshm_layout::step::{self, Step};
 use podshm_layout::table::{MAX_KEY, MAX_VALUE, TableError, TableWriter as Writer};
 use podshm_proto::{Grow, Publish, Region, Up};
 use podshm_region::{Memory, Window, WriteMap};
@@ -141,18 +142,22 @@ impl<'a> TableWriter<'a> {
             return Err(full.into());
         }
         self.agent.tell(Up::Grow(Grow { service, keys, bytes }))?;
+        step::at(Step::GrowthAsked);
         let deadline = Instant::now() + GROW;
         while !matches!(self.slot().next, Some((_, _, true))) {
             let Some(broker) = &mut self.agent.broker else { return Err(full.into()) };
             let received = broker.await_message("a larger table", deadline)?;
             self.agent.follow(received)?;
         }
+        step::at(Step::GrowthSealed);
         let slot = self.slot();
         let Some((region, mut next, _)) = slot.next.take() else { return Err(full.into()) };
         slot.writer.copy_into(&mut next, clock::now())?;
+        step::at(Step::GrowthCopied);
         slot.writer = next;
         let old = std::mem::replace(&mut slot.region, region.id);
         self.agent.tell(Up::Publish(Publish { region: region.id }))?;
+        step::at(Step::GrowthPublished);
         self.agent.tell(Up::Release(podshm_proto::RegionIds { ids: vec![old] }))
     }
 }

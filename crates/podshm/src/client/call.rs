@@ -8,6 +8,7 @@ use crate::clock;
 use crate::error::Error;
 use crate::frames::{self, REQUEST, RESPONSE, RequestHead, ResponseHead};
 use podshm_layout::ring::{Consumer, Part, Producer, PushError};
+use podshm_layout::step::{self, Step};
 use podshm_region::{ReadMap, Window};
 use std::collections::HashMap;
 use std::future::Future;
@@ -179,6 +180,7 @@ impl Caller {
         let mut producer = lock(shared, self.ring);
         match send_parts(shared, &link.channel, link.epoch, &mut producer, head, &mut fill, (until, self.spin, wait)) {
             Ok(position) => {
+                step::at(Step::CallSent);
                 drop(producer);
                 self.lock().sent(id, position);
                 Ok(id)
@@ -443,6 +445,7 @@ impl Inbox {
             progress = true;
             let bytes = &mut self.scratch[..record.len];
             consumer.copy_out(&record, 0, bytes);
+            step::at(Step::AnswerCopied);
             consumer.advance(&record);
             let (head, offset, body) = match record.part {
                 Part::Whole | Part::First => match ResponseHead::decode(bytes) {
@@ -492,6 +495,7 @@ impl Inbox {
         }
         if progress {
             channel.response_geometry(ring).cursor_line().acknowledge(&shared.own, consumer.position());
+            step::at(Step::AnswerAcknowledged);
             // The agent may wait for room for the rest of its answers.
             if let Ok(mut waker) = channel.waker.lock() {
                 channel.ring_for_room(&mut waker);

@@ -4,6 +4,7 @@ use crate::broker_socket::Received;
 use crate::error::Error;
 use podshm_layout::geometry::{ARMED, WAKE};
 use podshm_layout::ring::Consumer;
+use podshm_layout::step::{self, Step};
 use podshm_layout::table::TableReader;
 use podshm_layout::wake::Waker;
 use podshm_layout::{PAGE, RegionKind};
@@ -196,6 +197,7 @@ impl Channel {
             // Full, or hung up: then the agent is awake, or gone.
             let _ = rustix::io::write(&self.doorbell, &[1]);
         }
+        step::at(Step::PushDoorbell);
     }
 
     /// After reading answers: wakes the agent if its next ones wait for room.

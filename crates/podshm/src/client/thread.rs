@@ -4,6 +4,7 @@ use super::Shared;
 use super::link::{Link, TableGeneration};
 use crate::broker_socket::{BrokerSocket, Received, wait};
 use crate::error::Error;
+use podshm_layout::step::{self, Step};
 use podshm_proto::{Down, RegionIds, Up};
 use rustix::event::PollFlags;
 use std::os::fd::AsFd;
@@ -170,8 +171,10 @@ impl Worker {
     }
 
     fn swap(&self, link: Link) {
+        step::at(Step::LinkMapped);
         self.shared.link.store(Arc::new(link));
         self.shared.version.fetch_add(1, Ordering::Release);
+        step::at(Step::LinkSwapped);
         for (ring, call) in self.shared.calls.iter().enumerate() {
             if let Ok(mut inbox) = call.lock() {
                 inbox.follow(&self.shared, ring);
