@@ -18,6 +18,9 @@ mod state;
 
 pub use event_loop::Broker;
 pub use podshm_domain::{Identity, Limits, Rights};
+/// Named steps at which a test can stop or kill this process.
+#[cfg(feature = "steps")]
+pub use podshm_region::steps;
 pub use state::{ClientStats, DomainConfig, DomainStats};
 
 /// Why the broker could not do what its owner asked.

@@ -17,6 +17,7 @@ use crate::CACHE_LINE;
 use crate::cursor::CursorLine;
 use crate::geometry::RingGeometry;
 use crate::mem::{Load, Store};
+use crate::step::{self, Step};
 use crate::sync::Ordering;
 
 const HEADER: u64 = 8;
@@ -203,13 +204,16 @@ impl<W: Store> Producer<W> {
         if self.head + needed > self.acked + self.bytes {
             self.look_for(needed, peer)?;
         }
+        step::at(Step::PushReserved);
         Ok(Reservation { position: self.head + pad, at, len, pad })
     }
 
     /// Writes into the reserved room, in place.
     #[inline(always)]
     pub fn fill<R>(&mut self, room: &Reservation, fill: impl FnOnce(&mut [u8]) -> R) -> R {
-        self.mem.fill((room.at + HEADER) as usize, room.len as usize, fill)
+        let result = self.mem.fill((room.at + HEADER) as usize, room.len as usize, fill);
+        step::at(Step::PushWritten);
+        result
     }
 
     /// Copies `bytes` into the reserved room at `offset`.
@@ -217,6 +221,7 @@ impl<W: Store> Producer<W> {
     pub fn write(&mut self, room: &Reservation, offset: usize, bytes: &[u8]) {
         assert!(offset + bytes.len() <= room.len as usize, "write past the reserved record");
         self.mem.copy_in((room.at + HEADER) as usize + offset, bytes);
+        step::at(Step::PushWritten);
     }
 
     /// Ends the record; it is published by the next [`Producer::publish`], together with all before it.
@@ -236,6 +241,7 @@ impl<W: Store> Producer<W> {
         // Lines that the consumer has read a lap ago: asked for while there is time.
         self.mem.prefetch_write(((next + CACHE_LINE as u64) & (self.bytes - 1)) as usize);
         self.mem.prefetch_write(((next + AHEAD) & (self.bytes - 1)) as usize);
+        step::at(Step::PushCommitted);
         room.position
     }
 
@@ -245,6 +251,7 @@ impl<W: Store> Producer<W> {
         match self.held.take() {
             Some((at, word)) => {
                 self.mem.store(at as usize, word, Ordering::Release);
+                step::at(Step::PushPublished);
                 true
             }
             None => false,

@@ -53,7 +53,7 @@ pub struct Biased<T> {
     inside: AtomicU32,
     /// Threads that hold the mutex or wait for it.
     wanting: AtomicU32,
-    /// Times that others took it from its owner.
+    /// Times that others took it from its owner; [`VISITS`] from the start where there are no barriers.
     visits: AtomicU32,
     /// The thread that is in by the mutex.
     holder: AtomicU64,
@@ -70,11 +70,12 @@ unsafe impl<T: Send> Sync for Biased<T> {}
 impl<T> Biased<T> {
     /// A lock that nobody owns yet.
     pub fn new(value: T) -> Self {
+        let works = barrier::register_private();
         Biased {
-            open: AtomicU64::new(if barrier::register_private() { UNCLAIMED } else { SHARED }),
+            open: AtomicU64::new(if works { UNCLAIMED } else { SHARED }),
             inside: AtomicU32::new(0),
             wanting: AtomicU32::new(0),
-            visits: AtomicU32::new(0),
+            visits: AtomicU32::new(if works { 0 } else { VISITS }),
             holder: AtomicU64::new(0),
             owner: AtomicU64::new(0),
             mutex: RawMutex::default(),
@@ -158,7 +159,7 @@ impl<T> Biased<T> {
     #[cold]
     fn leave_mutex(&self) {
         self.holder.store(0, Ordering::Relaxed);
-        if self.visits.load(Ordering::Relaxed) < VISITS && barrier::register_private() {
+        if self.visits.load(Ordering::Relaxed) < VISITS {
             let owner = self.owner.load(Ordering::Relaxed);
             self.open.store(if owner == 0 { UNCLAIMED } else { owner }, Ordering::Release);
         }

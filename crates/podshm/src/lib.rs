@@ -22,3 +22,6 @@ pub use agent::{Agent, AgentBuilder, Answer, DEFAULT_RING, Deferred, Handler, Pr
 pub use client::{Caller, Client, Key, QueueSender, Spin, Table};
 pub use error::{Error, ErrorKind};
 pub use podshm_proto::ServiceKind;
+/// Named steps at which a test can stop or kill this process.
+#[cfg(feature = "steps")]
+pub use podshm_region::steps;

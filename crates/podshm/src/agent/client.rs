@@ -10,6 +10,7 @@ use crate::frames::ResponseHead;
 use podshm_layout::geometry::{ARMED, WAKE};
 use podshm_layout::mem::Store;
 use podshm_layout::ring::{Consumer, Producer};
+use podshm_layout::step::{self, Step};
 use podshm_layout::sync::Ordering;
 use podshm_layout::wake::{Sleeper, Waker, Wants};
 use podshm_layout::{Layouts, PAGE};
@@ -94,6 +95,7 @@ impl AgentClient {
                     }
                 }
             };
+            step::at(Step::HandoverStarting);
             ring.cursor_line().reset(&own, start);
             let consumer = Consumer::new(region.part(ring.offset as usize, ring.bytes as usize), &ring, start);
             rings.push(Ring::new(services, service, ring, consumer, maybe_seen));
@@ -219,6 +221,7 @@ impl AgentClient {
     pub(super) fn close(&mut self) {
         for ring in &self.rings {
             ring.close(&self.own);
+            step::at(Step::HandoverClosing);
         }
     }
 }

@@ -8,6 +8,7 @@ use crate::broker_socket::{BrokerSocket, Received};
 use crate::error::Error;
 use podshm_layout::geometry::{RingGeometry, SLEEPER_FENCES};
 use podshm_layout::mem::Store;
+use podshm_layout::step::{self, Step};
 use podshm_layout::sync::Ordering;
 use podshm_layout::{Layouts, PAGE, RegionKind};
 use podshm_proto::{Down, Region, RegionIds, Service, Services, Up};
@@ -83,10 +84,12 @@ impl AgentBuilder {
         let deadline = Instant::now() + timeout;
         let mut broker = BrokerSocket::connect(directory.as_ref(), deadline)?;
         broker.hello(true, self.services, self.layouts)?;
+        step::at(Step::JoinConnected);
         let mut received = broker.await_message("the broker's welcome", deadline)?;
         let Down::Welcome(_) = received.message else {
             return Err(Error::Protocol("the first message must be a welcome".into()));
         };
+        step::at(Step::JoinWelcomed);
         let notice = Memory::from_fd(received.fd("the notice page")?)?;
         let notice = ReadMap::map(&notice, PAGE as u64)?;
         let system = |what: &'static str| move |e: rustix::io::Errno| Error::system(what)(e.into());
@@ -156,7 +159,10 @@ impl Agent {
             }
             ids.push(region.id);
         }
-        self.tell(Up::Mapped(RegionIds { ids }))
+        step::at(Step::JoinMapped);
+        self.tell(Up::Mapped(RegionIds { ids }))?;
+        step::at(Step::JoinAcknowledged);
+        Ok(())
     }
 
     /// A table that the broker wants to be written once more, at another layout.

@@ -29,6 +29,7 @@ use clients::Clients;
 use podshm_layout::Layouts;
 use podshm_layout::geometry::NOTICE_AGENT_EPOCH;
 use podshm_layout::mem::Load;
+use podshm_layout::step::{self, Step};
 use podshm_layout::sync::Ordering;
 use podshm_proto::{ClientId, Down, MAX_STATE, RegionIds, Serve, Services, State, Up};
 use podshm_region::{ReadMap, Window, fork};
@@ -172,7 +173,9 @@ impl Agent {
     /// Says that the tables are filled. The broker lets this agent take over at once, or when its predecessor has closed.
     pub fn ready(&mut self) -> Result<(), Error> {
         let broker = self.broker.as_ref().ok_or(Error::BrokerAway { what: "taking over" })?;
-        broker.send(Up::Ready(podshm_proto::Nothing {}))
+        broker.send(Up::Ready(podshm_proto::Nothing {}))?;
+        step::at(Step::HandoverReady);
+        Ok(())
     }
 
     /// How many agents have served the domain up to this one; 0 before it serves.
@@ -352,6 +355,7 @@ impl Agent {
         for client in self.clients.iter_mut() {
             client.close();
         }
+        step::at(Step::HandoverClosed);
         self.tell(Up::Closed(State { state: std::mem::take(&mut state) }))?;
         self.tell(Up::Bye(podshm_proto::Nothing {}))?;
         self.clients.clear();
@@ -396,6 +400,7 @@ impl Agent {
             Down::TakeOver(take) => {
                 self.epoch = take.epoch;
                 self.state = Some(take.state);
+                step::at(Step::HandoverTaken);
                 Ok(())
             }
             Down::Serve(serve) => self.take_client(&serve, &mut received),
@@ -416,9 +421,13 @@ impl Agent {
             }
             Down::Close(_) => {
                 self.close_asked = true;
+                step::at(Step::HandoverAsked);
                 Ok(())
             }
-            Down::Sealed(sealed) => self.tables_sealed(&sealed.ids),
+            Down::Sealed(sealed) => {
+                step::at(Step::JoinSealed);
+                self.tables_sealed(&sealed.ids)
+            }
             Down::Rewrite(table) => self.map_for_rewriting(table, &mut received),
             other => Err(Error::Protocol(format!("{other:?} is not for an agent"))),
         }
@@ -450,6 +459,7 @@ impl Agent {
             self.tell(Up::Release(RegionIds { ids: vec![id] }))?;
         }
         self.clients.insert(client);
+        step::at(Step::HandoverClient);
         Ok(())
     }
 

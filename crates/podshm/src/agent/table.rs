@@ -3,6 +3,7 @@
 use super::Agent;
 use crate::clock;
 use crate::error::Error;
+use podshm_layout::step::{self, Step};
 use podshm_layout::table::{MAX_KEY, MAX_VALUE, TableError, TableWriter as Writer};
 use podshm_proto::{Grow, Publish, Region, Up};
 use podshm_region::{Window, WriteMap};
@@ -105,6 +106,7 @@ impl Agent {
 
     fn published(&self, old: u64, new: u64) -> Result<(), Error> {
         self.tell(Up::Publish(Publish { region: new }))?;
+        step::at(Step::GrowthPublished);
         self.tell(Up::Release(podshm_proto::RegionIds { ids: vec![old] }))
     }
 }
@@ -209,6 +211,7 @@ impl<'a> TableWriter<'a> {
             return Err(full.into());
         }
         self.agent.tell(Up::Grow(Grow { service, keys, bytes }))?;
+        step::at(Step::GrowthAsked);
         let deadline = Instant::now() + GROW;
         let next = loop {
             if let Some(next) = self.slot().take_next(Why::Wanted) {
@@ -218,8 +221,10 @@ impl<'a> TableWriter<'a> {
             let received = broker.await_message("a larger table", deadline)?;
             self.agent.follow(received)?;
         };
+        step::at(Step::GrowthSealed);
         let new = next.region.id;
         let old = self.slot().go_over(next)?;
+        step::at(Step::GrowthCopied);
         self.agent.published(old, new)
     }
 }

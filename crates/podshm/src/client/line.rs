@@ -7,6 +7,7 @@ use super::outlet::Outlet;
 use crate::error::Error;
 use crate::frames::{self, REQUEST, RequestHead};
 use podshm_layout::ring::{Part, PushError};
+use podshm_layout::step::{self, Step};
 use podshm_region::biased::{Biased, Guard};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -126,6 +127,7 @@ impl CallLine {
         });
         let position = outlet.producer.commit(room, Part::Whole);
         outlet.publish();
+        step::at(Step::CallSent);
         Ok(Some((*last_id, position)))
     }
 }
@@ -206,6 +208,7 @@ impl Sending {
             self.offset += len;
             line.sending = if last { None } else { Some(id) };
             if last {
+                step::at(Step::CallSent);
                 return Ok(true);
             }
         }

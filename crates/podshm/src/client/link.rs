@@ -6,6 +6,7 @@ use crate::error::Error;
 use podshm_layout::cursor::CursorLine;
 use podshm_layout::geometry::{SLEEPER_FENCES, WAKE};
 use podshm_layout::ring::Consumer;
+use podshm_layout::step::{self, Step};
 use podshm_layout::table::TableReader;
 use podshm_layout::wake::Waker;
 use podshm_layout::{PAGE, RegionKind};
@@ -224,6 +225,7 @@ impl Channel {
         if sleeps.is_some() {
             self.ring();
         }
+        step::at(Step::PushDoorbell);
     }
 
     /// After reading answers: wakes the agent if its next ones wait for room.

@@ -37,6 +37,7 @@ use outlet::Outlet;
 use podshm_layout::geometry::{ARMED, NOTICE_AGENT_EPOCH};
 use podshm_layout::mem::Load;
 use podshm_layout::ring::Producer;
+use podshm_layout::step::{self, Step};
 use podshm_layout::sync::Ordering;
 use podshm_layout::{Layout, Layouts, PAGE, RegionKind};
 use podshm_proto::{Down, RegionIds, ServiceKind, Services, Up, Written};
@@ -105,10 +106,12 @@ impl Client {
         let deadline = Instant::now() + timeout;
         let mut broker = BrokerSocket::connect(directory.as_ref(), deadline)?;
         broker.hello(false, Vec::new(), layouts)?;
+        step::at(Step::JoinConnected);
         let mut received = broker.await_message("an agent to join", deadline)?;
         let Down::Welcome(welcome) = received.message.clone() else {
             return Err(Error::Protocol("the first message must be a welcome".into()));
         };
+        step::at(Step::JoinWelcomed);
         let services = Services::check(welcome.services).map_err(|e| Error::Protocol(e.to_string()))?;
         let notice = Memory::from_fd(received.fd("the notice page")?)?;
         let notice = ReadMap::map(&notice, PAGE as u64)?;
@@ -126,7 +129,9 @@ impl Client {
             return Err(Error::Protocol(what));
         }
         let mut map = WriteMap::map(&memory)?;
+        step::at(Step::JoinMapped);
         broker.send(Up::Mapped(RegionIds { ids: vec![c.id] }))?;
+        step::at(Step::JoinAcknowledged);
         // The broker seals while the rest is mapped.
         map.touch()?;
         let link = Link::from_message(&services, regions.collect(), &mut received, welcome.epoch, speaks, &released)?;
@@ -154,6 +159,7 @@ impl Client {
                 _ => early.push(received),
             }
         }
+        step::at(Step::JoinSealed);
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|e| Error::system("eventfd")(e.into()))?;
         let shared = Arc::new(Shared {
