@@ -50,7 +50,10 @@ impl Talk {
     pub fn line(&mut self) -> String {
         match self.lines.recv_timeout(crate::PATIENCE * 3) {
             Ok(line) => line,
-            Err(error) => panic!("the program says nothing: {error}; it is {:?}", self.child.try_wait()),
+            Err(error) => {
+                std::thread::sleep(std::time::Duration::from_millis(300)); // for it to be reaped
+                panic!("the program says nothing: {error}; it is {:?}", self.child.try_wait())
+            }
         }
     }
 

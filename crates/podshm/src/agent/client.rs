@@ -212,8 +212,7 @@ impl AgentClient {
             self.own.futex_wake(WAKE);
         }
         if let (true, Some(doorbell)) = (wants.doorbell(), &self.doorbell) {
-            // Full, or hung up: then the client is awake, or gone.
-            let _ = rustix::io::write(doorbell, &[1]);
+            crate::doorbell::ring(doorbell);
         }
     }
 
