@@ -7,6 +7,8 @@ use alloc::vec::Vec;
 pub const ARMED: usize = 64;
 /// Offset of the futex word in A that an agent increments to wake its client.
 pub const WAKE: usize = 128;
+/// Word in A that is 1 where the agent makes its clients' processes go through a fence before it sleeps.
+pub const SLEEPER_FENCES: usize = 192;
 /// First cursor line in C and in A.
 pub const CURSORS: usize = 256;
 /// Most rings in one direction of a channel at any layout; [`Layout::max_rings`] says what one layout holds.

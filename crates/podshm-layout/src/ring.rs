@@ -374,6 +374,13 @@ impl<R: Load> Consumer<R> {
         self.mem.copy_out(record.at as usize + offset, dst);
     }
 
+    /// Word number `index` of a record's bytes, loaded once.
+    #[inline(always)]
+    pub fn word(&self, record: &Record, index: usize) -> u64 {
+        assert!(index * 8 + 8 <= record.len, "word past the record");
+        self.mem.load(record.at as usize + index * 8, Ordering::Relaxed)
+    }
+
     /// Goes on to the record behind `record`. Says nothing to the producer: see [`CursorLine::acknowledge`].
     #[inline]
     pub fn advance(&mut self, record: &Record) {

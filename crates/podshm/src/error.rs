@@ -48,6 +48,8 @@ pub enum ErrorKind {
     Cancelled = 18,
     /// The broker is away.
     BrokerAway = 19,
+    /// The handle is in use further up in the same thread.
+    Reentered = 20,
 }
 
 /// An error of the library.
@@ -162,6 +164,9 @@ pub enum Error {
     /// Another agent serves by now.
     #[error("another agent serves this domain by now; end this one")]
     Superseded,
+    /// The handle is in use further up in the same thread.
+    #[error(transparent)]
+    Reentered(#[from] podshm_region::biased::Reentered),
     /// The broker is away.
     #[error("the broker is away; {what} needs it, try again when it is back")]
     BrokerAway {
@@ -197,6 +202,7 @@ impl Error {
             Error::Cancelled => ErrorKind::Cancelled,
             Error::Superseded => ErrorKind::Superseded,
             Error::BrokerAway { .. } => ErrorKind::BrokerAway,
+            Error::Reentered(_) => ErrorKind::Reentered,
         }
     }
 

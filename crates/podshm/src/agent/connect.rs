@@ -1,5 +1,7 @@
 //! Describing an agent and connecting it.
 
+use super::answer::Deferral;
+use super::clients::Clients;
 use super::table::Why;
 use super::{Agent, BROKER, DEFERRED};
 use crate::broker_socket::{BrokerSocket, Received};
@@ -90,13 +92,13 @@ impl AgentBuilder {
         }
         let longest =
             services.iter().map(|(s, _)| RingGeometry::most_record(s.ring.max(4096)) as usize).max().unwrap_or(4096);
+        let (sender, deferred) = mpsc::channel();
         let mut agent = Agent {
             broker: Some(broker),
             layouts: self.layouts,
             notice,
             poll,
-            clients: BTreeMap::new(),
-            hot: Vec::new(),
+            clients: Clients::default(),
             pool: HashMap::new(),
             tables: BTreeMap::new(),
             epoch: u64::MAX,
@@ -104,12 +106,11 @@ impl AgentBuilder {
             close_asked: false,
             rounds: 0,
             spin: Duration::from_micros(50),
+            idle: 0,
             idle_since: None,
             scratch: vec![0; longest],
-            answer: Vec::new(),
-            deferred: mpsc::channel(),
-            deferred_event: event,
-            deferred_out: 0,
+            deferral: Deferral { sender, event, out: 0 },
+            deferred,
             services,
         };
         // Every table and the first answer regions must be here and sealed before the author fills the tables.

@@ -4,14 +4,14 @@ use super::Speaks;
 use crate::broker_socket::Received;
 use crate::error::Error;
 use podshm_layout::cursor::CursorLine;
-use podshm_layout::geometry::{ARMED, WAKE};
+use podshm_layout::geometry::{SLEEPER_FENCES, WAKE};
 use podshm_layout::ring::Consumer;
 use podshm_layout::table::TableReader;
 use podshm_layout::wake::Waker;
 use podshm_layout::{PAGE, RegionKind};
 use podshm_proto::{Region, Services, Written};
 use podshm_region::fork::CloseAtFork;
-use podshm_region::{Memory, ReadMap};
+use podshm_region::{Memory, ReadMap, barrier};
 use rustix::event::{EventfdFlags, eventfd};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -107,7 +107,8 @@ pub(crate) struct Channel {
     rings: Vec<(ReadMap, podshm_layout::RingGeometry)>,
     /// Where in it the cursors of each ring to the agent are.
     cursors: Vec<CursorLine>,
-    pub(crate) waker: Mutex<Waker>,
+    /// The agent makes this process go through a fence before it sleeps.
+    light: bool,
     alive: AtomicBool,
     _close_at_fork: CloseAtFork,
     pub(crate) doorbell: OwnedFd,
@@ -152,11 +153,13 @@ impl Link {
             .iter()
             .map(|ring| (mapped.map().part(ring.offset as usize, ring.bytes as usize), *ring))
             .collect();
+        let head = mapped.map().part(0, PAGE);
+        let fences = podshm_layout::mem::Load::load(&head, SLEEPER_FENCES, Ordering::Acquire) == 1;
         let channel = Channel {
-            head: mapped.map().part(0, PAGE),
+            head,
             cursors: geometry.to_agent.iter().map(podshm_layout::RingGeometry::cursor_line).collect(),
             rings,
-            waker: Mutex::new(Waker::at(ARMED)),
+            light: fences && barrier::register_global(),
             alive: AtomicBool::new(true),
             _close_at_fork: CloseAtFork::register(doorbell.as_fd()),
             doorbell,
@@ -174,7 +177,7 @@ impl Link {
     }
 
     pub(crate) fn is_alive(&self) -> bool {
-        self.channel.alive.load(Ordering::Acquire)
+        self.channel.is_alive()
     }
 
     pub(crate) fn set_dead(&self) {
@@ -188,10 +191,6 @@ impl Channel {
         self.cursors[ring]
     }
 
-    pub(crate) fn has_cursors_of(&self, other: &Channel) -> bool {
-        self.cursors == other.cursors
-    }
-
     /// A fresh consumer of the responses of call number `ring`.
     pub(crate) fn responses(&self, ring: usize) -> Consumer<ReadMap> {
         let (map, geometry) = &self.rings[ring];
@@ -202,26 +201,45 @@ impl Channel {
         self.rings[ring].1
     }
 
+    /// Whether something lies at `position` of a response ring. One load; a hint, whatever the agent has written there.
+    #[inline(always)]
+    pub(crate) fn has_response(&self, ring: usize, position: u64) -> bool {
+        let (map, geometry) = &self.rings[ring];
+        let at = position & (u64::from(geometry.bytes) - 1) & !7;
+        podshm_layout::mem::Load::load(map, at as usize, Ordering::Relaxed) != 0
+    }
+
     /// The number that tells this agent's rings from its predecessor's.
     pub(crate) fn place(&self) -> u64 {
         self.place
     }
 
     /// After publishing: wakes the agent if it sleeps.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn ring_doorbell(&self, waker: &mut Waker) {
-        if waker.check(&self.head).is_some() {
-            // Full, or hung up: then the agent is awake, or gone.
-            let _ = rustix::io::write(&self.doorbell, &[1]);
+        let sleeps = if self.light { waker.check_light(&self.head) } else { waker.check(&self.head) };
+        if sleeps.is_some() {
+            self.ring();
         }
     }
 
     /// After reading answers: wakes the agent if its next ones wait for room.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn ring_for_room(&self, waker: &mut Waker) {
-        if waker.check_for_room(&self.head) {
-            let _ = rustix::io::write(&self.doorbell, &[1]);
+        if waker.check_for_room(&self.head, self.light) {
+            self.ring();
         }
+    }
+
+    #[cold]
+    fn ring(&self) {
+        // Full, or hung up: then the agent is awake, or gone.
+        let _ = rustix::io::write(&self.doorbell, &[1]);
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_alive(&self) -> bool {
+        self.alive.load(Ordering::Acquire)
     }
 
     pub(crate) fn wake_word(&self) -> u32 {

@@ -1,7 +1,8 @@
 //! The client's side: one join by one process.
 //!
 //! ```text
-//!  Client ─ Arc ─► Shared ── own: C (armed word, cursors), a producer per ring, locked by a thread while it writes
+//!  Client ─ Arc ─► Shared ── own: C (armed word, cursors); an Outlet per queue, a CallService per call: each behind a
+//!                     │        lock that costs the one thread which uses it next to nothing
 //!                     │
 //!                     └─ link: ArcSwap<Link> ── the serving agent: A, tables, doorbell   ◄── swapped by the
 //!                                                                                      library thread
@@ -10,13 +11,18 @@
 //! one cached word. The thread also turns the doorbell into the event descriptor and wakes futures.
 
 mod call;
+mod future;
+mod inbox;
+mod line;
 mod link;
+mod outlet;
 mod queue;
 mod table;
 mod thread;
 mod waiting;
 
-pub use call::{CallFuture, Caller, Pending};
+pub use call::{Caller, Pending};
+pub use future::CallFuture;
 pub use queue::{QueueBatch, QueueSender};
 pub use table::{Guard, Key, Reader, Table, TableSnapshot};
 pub use waiting::Spin;
@@ -24,19 +30,24 @@ pub use waiting::Spin;
 use crate::broker_socket::BrokerSocket;
 use crate::error::Error;
 use arc_swap::ArcSwap;
+use inbox::Inbox;
+use line::CallService;
 use link::Link;
+use outlet::Outlet;
 use podshm_layout::geometry::{ARMED, NOTICE_AGENT_EPOCH};
 use podshm_layout::mem::Load;
 use podshm_layout::ring::Producer;
 use podshm_layout::sync::Ordering;
 use podshm_layout::{Layout, Layouts, PAGE, RegionKind};
 use podshm_proto::{Down, RegionIds, ServiceKind, Services, Up, Written};
+use podshm_region::biased::Biased;
 use podshm_region::{Memory, ReadMap, Window, WriteMap, fork};
 use rustix::event::{EventfdFlags, eventfd};
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use waiting::Sleepers;
 
@@ -64,14 +75,16 @@ pub(crate) struct Shared {
     pub(crate) services: Services,
     /// First page of C: armed word and cursor lines.
     pub(crate) own: Window,
-    pub(crate) rings: Vec<Mutex<Producer<Window>>>,
-    pub(crate) calls: Vec<Mutex<call::Inbox>>,
+    /// By service index.
+    queues: BTreeMap<usize, Arc<Biased<Outlet>>>,
+    calls: BTreeMap<usize, Arc<CallService>>,
     pub(crate) notice: ReadMap,
     pub(crate) link: ArcSwap<Link>,
     /// Bumped after each swap of the link: the one cached word of every handle.
     pub(crate) version: AtomicU64,
     pub(crate) broker_away: AtomicBool,
     pub(crate) sleepers: Sleepers,
+    pub(crate) futures: future::Futures,
     /// Regions that were dropped and are to be named to the broker.
     pub(crate) released: Arc<link::Releaser>,
     pub(crate) event: OwnedFd,
@@ -118,12 +131,20 @@ impl Client {
         map.touch()?;
         let link = Link::from_message(&services, regions.collect(), &mut received, welcome.epoch, speaks, &released)?;
         let own = map.window(0, PAGE);
-        let rings = geometry
-            .to_agent
-            .iter()
-            .map(|ring| Mutex::new(Producer::new(map.window(ring.offset as usize, ring.bytes as usize), ring)))
-            .collect();
-        let calls = (0..geometry.to_client.len()).map(|_| Mutex::new(call::Inbox::new(welcome.epoch))).collect();
+        let (mut queues, mut calls) = (BTreeMap::new(), BTreeMap::new());
+        for (index, (_, kind)) in services.iter().enumerate().filter(|(_, (_, kind))| *kind != ServiceKind::Table) {
+            let number = services.ring_to_agent(index);
+            let ring = geometry.to_agent[number];
+            let producer = Producer::new(map.window(ring.offset as usize, ring.bytes as usize), &ring);
+            let outlet = Outlet::new(producer, number, Arc::clone(&link.channel));
+            if kind == ServiceKind::Call {
+                let answers = services.ring_to_client(index);
+                let inbox = Inbox::new(answers, number, &link.channel, &own);
+                calls.insert(index, Arc::new(CallService::new(outlet, inbox, answers)));
+            } else {
+                queues.insert(index, Arc::new(Biased::new(outlet)));
+            }
+        }
         // Nothing is accepted before the seal; an agent may take over or a table grow meanwhile.
         let mut early = Vec::new();
         loop {
@@ -142,13 +163,14 @@ impl Client {
             member: welcome.member,
             services,
             own,
-            rings,
+            queues,
             calls,
             notice,
             link: ArcSwap::from_pointee(link),
             version: AtomicU64::new(1),
             broker_away: AtomicBool::new(false),
             sleepers: Sleepers::new(ARMED),
+            futures: future::Futures::default(),
             released,
             event,
             _region: memory,
@@ -192,13 +214,14 @@ impl Client {
     /// The queue `name`.
     pub fn queue(&self, name: &str) -> Result<QueueSender, Error> {
         let service = self.service(name, ServiceKind::Queue)?;
-        Ok(QueueSender::new(self.clone(), service))
+        Ok(QueueSender::new(self.clone(), Arc::clone(&self.shared.queues[&service])))
     }
 
     /// The call `name`.
     pub fn call(&self, name: &str) -> Result<Caller, Error> {
         let service = self.service(name, ServiceKind::Call)?;
-        Ok(Caller::new(self.clone(), service))
+        let longest = self.shared.services.at(service).map_or(0, |(s, _)| s.longest as usize);
+        Ok(Caller::new(self.clone(), Arc::clone(&self.shared.calls[&service]), longest))
     }
 
     fn service(&self, name: &str, expected: ServiceKind) -> Result<usize, Error> {

@@ -1,7 +1,6 @@
 //! The library thread: owns the broker's socket, swaps the link, turns the doorbell into events.
 
 use super::link::{Link, TableGeneration};
-use super::queue::lock;
 use super::{Shared, Speaks};
 use crate::broker_socket::{BrokerSocket, Received, wait};
 use crate::error::Error;
@@ -11,6 +10,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 /// Ends the thread when the last client handle is gone.
 #[derive(Debug)]
@@ -76,8 +76,12 @@ impl Worker {
             if let Some(broker) = &self.broker {
                 fds.push((broker.as_fd(), PollFlags::IN));
             }
-            let events = wait(&fds, None);
+            let deadline = self.shared.futures.next_deadline();
+            let events = wait(&fds, deadline.map(|d| d.saturating_duration_since(Instant::now())));
             drop(fds);
+            if deadline.is_some_and(|d| d <= Instant::now()) {
+                self.shared.futures.serve(&self.shared);
+            }
             if events[0].contains(PollFlags::IN) {
                 let mut count = [0; 8];
                 let _ = rustix::io::read(&self.shared.released.event, &mut count);
@@ -106,15 +110,11 @@ impl Worker {
         self.signal();
     }
 
-    /// Makes the event descriptor readable and wakes every future.
+    /// Makes the event descriptor readable and wakes the futures whose responses have come.
     fn signal(&self) {
         self.shared.sleepers.wants_doorbell.store(0, Ordering::Relaxed);
         let _ = rustix::io::write(&self.shared.event, &1u64.to_ne_bytes());
-        for call in &self.shared.calls {
-            if let Ok(mut inbox) = call.lock() {
-                inbox.wake_all();
-            }
-        }
+        self.shared.futures.serve(&self.shared);
     }
 
     fn release(&mut self) {
@@ -171,19 +171,20 @@ impl Worker {
     }
 
     fn swap(&self, link: Link) {
-        let shared = &self.shared;
-        // Where the new agent has its cursors elsewhere, nobody may look for them there with the old one's page in hand.
-        let moved = !link.channel.has_cursors_of(&shared.link.load().channel);
-        let mut rings: Vec<_> = (0..shared.rings.len()).filter(|_| moved).map(|ring| lock(shared, ring)).collect();
-        for (ring, producer) in rings.iter_mut().enumerate() {
-            producer.read_cursors_at(link.channel.cursor(ring));
+        self.shared.link.store(Arc::new(link));
+        self.shared.version.fetch_add(1, Ordering::Release);
+        // Nobody may call for a long time: the old agent's regions are let go here, after its last answers were taken.
+        for service in self.shared.calls.values() {
+            if let Ok(mut line) = service.visit() {
+                line.outlet.follow(&self.shared);
+                if let Err(error) = service.pump(&mut line, &self.shared, None) {
+                    tracing::error!(%error, "responses can't be read");
+                }
+            }
         }
-        shared.link.store(Arc::new(link));
-        shared.version.fetch_add(1, Ordering::Release);
-        drop(rings);
-        for (ring, call) in self.shared.calls.iter().enumerate() {
-            if let Ok(mut inbox) = call.lock() {
-                inbox.follow(&self.shared, ring);
+        for outlet in self.shared.queues.values() {
+            if let Ok(mut outlet) = outlet.visit() {
+                outlet.follow(&self.shared);
             }
         }
         self.signal();
