@@ -8,6 +8,7 @@ use crate::connections::Role;
 use crate::regions::ConnId;
 use crate::state::State;
 use podshm_layout::{RegionKind, TableGeometry};
+use podshm_layout::step::{self, Step};
 use podshm_proto::{ClientId, Down, Grow, RefusalKind, Region, RegionIds, Regions, Service, Services, Welcome};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Instant;
@@ -165,6 +166,7 @@ impl State {
                 self.regions.unwant(id);
                 return self.reject(conn, RefusalKind::Region, error);
             }
+            step::at(Step::BrokerPool);
             let Some(region) = self.regions.at(id).map(|h| h.region) else {
                 continue;
             };

@@ -5,6 +5,7 @@ use crate::regions::ConnId;
 use crate::state::State;
 use podshm_domain::Identity;
 use podshm_layout::{Layout, RegionKind};
+use podshm_layout::step::{self, Step};
 use podshm_proto::{Down, RefusalKind, Region, RegionIds, Serve, Welcome, Written};
 use std::os::fd::OwnedFd;
 use std::time::Instant;
@@ -189,6 +190,7 @@ impl State {
             connection.role = Role::Client(client);
             connection.send(Down::Welcome(Welcome { regions, ..welcome }), fds);
         }
+        step::at(Step::BrokerLetIn);
         Ok(())
     }
 
@@ -215,6 +217,7 @@ impl State {
         if let Err(error) = self.regions.seal(region) {
             return self.reject(conn, RefusalKind::Region, error);
         }
+        step::at(Step::BrokerSealed);
         let Some(client) = self.domain_of(conn).and_then(|d| d.clients.get_mut(&id)) else {
             return;
         };
@@ -232,6 +235,7 @@ impl State {
                     let serve =
                         Serve { client: id, member, regions: vec![region], answer, gone: false, epoch, forced: false };
                     connection.send(Down::Serve(serve), vec![fd, doorbell]);
+                    step::at(Step::BrokerServed);
                 }
             }
             // The agent that the client was let in by is gone: its successor takes the client over from here.
@@ -251,6 +255,7 @@ impl State {
         client.stale = false;
         client.next_doorbell = None;
         client.left = Some(Instant::now());
+        step::at(Step::BrokerLeft);
         let (sealed, agent, name) = (client.sealed, domain.agent, domain.config.name.clone());
         if !sealed {
             self.forget_client(&name, id);
@@ -277,6 +282,7 @@ impl State {
             return;
         };
         domain.books.release_client(id);
+        step::at(Step::BrokerForgot);
         let agent = domain.agent;
         self.regions.unwant(client.region);
         match (client.answer, agent) {

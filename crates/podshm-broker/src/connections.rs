@@ -4,6 +4,7 @@ use crate::regions::ConnId;
 use podshm_domain::{Identity, Rights, Spoken};
 use podshm_proto::{Down, MAX_MESSAGE, RefusalKind, Refused, encode_down};
 use podshm_region::descriptors;
+use podshm_region::fork::ProcessFd;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -25,7 +26,7 @@ pub(crate) enum Role {
 #[derive(Debug)]
 pub(crate) struct Connection {
     pub(crate) id: ConnId,
-    pub(crate) socket: OwnedFd,
+    pub(crate) socket: ProcessFd,
     pub(crate) domain: String,
     pub(crate) who: Identity,
     pub(crate) rights: Rights,
@@ -46,7 +47,7 @@ impl Connection {
     pub(crate) fn new(id: ConnId, socket: OwnedFd, domain: String, who: Identity, rights: Rights) -> Self {
         Connection {
             id,
-            socket,
+            socket: ProcessFd::new(socket),
             domain,
             who,
             rights,

@@ -4,6 +4,7 @@ use crate::connections::Connection;
 use crate::state::{Domain, DomainConfig, DomainStats, State};
 use crate::{BrokerError, Identity, Rights};
 use podshm_proto::{MAX_MESSAGE, RefusalKind, decode_up};
+use podshm_region::fork::{self, ProcessFd};
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, socket_with};
 use std::collections::BTreeMap;
@@ -24,6 +25,7 @@ type Act = Box<dyn FnOnce(&mut Loop) + Send>;
 /// A running broker. Dropping it ends it; channels that are open go on without it.
 #[derive(Debug)]
 pub struct Broker {
+    process: u32,
     commands: Option<Sender<Act>>,
     wake: Arc<OwnedFd>,
     thread: Option<JoinHandle<()>>,
@@ -55,7 +57,7 @@ impl Broker {
             .name("podshm-broker".into())
             .spawn(move || event_loop.run())
             .map_err(|source| BrokerError::System { what: "starting the broker's thread".into(), source })?;
-        Ok(Broker { commands: Some(commands), wake, thread: Some(thread) })
+        Ok(Broker { process: fork::install(), commands: Some(commands), wake, thread: Some(thread) })
     }
 
     /// Adds a domain.
@@ -90,6 +92,10 @@ impl Broker {
     }
 
     fn ask<R: Send + 'static>(&self, act: impl FnOnce(&mut Loop) -> R + Send + 'static) -> Result<R, BrokerError> {
+        // The thread that answers is in the process that forked.
+        if fork::epoch() != self.process {
+            return Err(BrokerError::Forked);
+        }
         let (answer, answered) = channel();
         let act: Act = Box::new(move |l| drop(answer.send(act(l))));
         self.commands.as_ref().and_then(|c| c.send(act).ok()).ok_or(BrokerError::Stopped)?;
@@ -100,7 +106,9 @@ impl Broker {
 
 impl Drop for Broker {
     fn drop(&mut self) {
-        let _ = self.ask(|l| l.stop = true);
+        if let Err(BrokerError::Forked) = self.ask(|l| l.stop = true) {
+            std::mem::forget(self.thread.take());
+        }
         self.commands = None;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -110,7 +118,7 @@ impl Drop for Broker {
 
 #[derive(Debug)]
 struct Listener {
-    socket: OwnedFd,
+    socket: ProcessFd,
     path: PathBuf,
     inode: u64,
     domain: String,
@@ -201,6 +209,7 @@ impl Loop {
         let token = self.token();
         epoll::add(&self.poll, &socket, epoll::EventData::new_u64(token), epoll::EventFlags::IN)
             .map_err(|e| fail(e.into()))?;
+        let socket = ProcessFd::new(socket);
         self.listeners.insert(token, Listener { socket, path, inode, domain, who, rights });
         Ok(())
     }

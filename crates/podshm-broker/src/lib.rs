@@ -18,6 +18,9 @@ mod state;
 
 pub use event_loop::Broker;
 pub use podshm_domain::{Identity, Limits, Rights};
+/// Named steps at which a test can stop or kill this process.
+#[cfg(feature = "steps")]
+pub use podshm_region::steps;
 pub use state::{ClientStats, DomainConfig, DomainStats};
 
 /// Why the broker could not do what its owner asked.
@@ -47,6 +50,9 @@ pub enum BrokerError {
     /// The notice page could not be made.
     #[error(transparent)]
     Region(#[from] podshm_region::RegionError),
+    /// The handle came over a fork.
+    #[error("this broker runs in the process that forked; start another one in the child")]
+    Forked,
     /// The broker has stopped.
     #[error("the broker has stopped")]
     Stopped,

@@ -21,7 +21,7 @@
 #![forbid(unsafe_code)]
 
 extern crate alloc;
-#[cfg(any(test, loom))]
+#[cfg(any(test, loom, feature = "steps"))]
 extern crate std;
 
 pub mod cursor;
@@ -31,6 +31,7 @@ pub mod heap;
 pub mod layouts;
 pub mod mem;
 pub mod ring;
+pub mod step;
 pub mod sync;
 pub mod table;
 pub mod wake;

@@ -13,6 +13,7 @@
 //! and looking once more, and says so at [`SLEEPER_FENCES`](crate::geometry::SLEEPER_FENCES); wakers then fence no more ([`Waker::check_light`]).
 
 use crate::mem::{Load, Store};
+use crate::step::{self, Step};
 use crate::sync::{Ordering, compiler_fence, fence};
 
 /// How a sleeper wants to be woken; a bit set in the armed word.
@@ -62,6 +63,7 @@ impl Sleeper {
     pub fn arm(&mut self, own: &impl Store, wants: Wants) {
         self.announce(own, wants);
         fence(Ordering::SeqCst); // pairs with the fence in Waker::check
+        step::at(Step::SleepArmed);
     }
 
     /// [`Sleeper::arm`] without a fence, for a sleeper that goes through a barrier with all its wakers before it looks once more.

@@ -29,13 +29,14 @@ fn membarrier(command: libc::c_int) -> bool {
 }
 
 fn is_off() -> bool {
-    std::env::var_os("PODSHM_MEMBARRIER").is_some_and(|value| value == "0")
+    static OFF: OnceLock<bool> = OnceLock::new();
+    *OFF.get_or_init(|| std::env::var_os("PODSHM_MEMBARRIER").is_some_and(|value| value == "0"))
 }
 
-/// Registers this process for barriers of others; says whether it is. Once a process, inherited by its children.
+/// Registers this process for barriers of others; says whether it is. Costs a system call each time: whether a forked child
+/// stays registered differs from kernel to kernel, so whoever joins asks anew.
 pub fn register_global() -> bool {
-    static REGISTERED: OnceLock<bool> = OnceLock::new();
-    *REGISTERED.get_or_init(|| !is_off() && membarrier(REGISTER_GLOBAL_EXPEDITED))
+    !is_off() && membarrier(REGISTER_GLOBAL_EXPEDITED)
 }
 
 /// Whether this process may call [`global`].
@@ -52,10 +53,9 @@ pub fn global() {
     }
 }
 
-/// Registers this process for its own barriers; says whether [`private`] works.
+/// Registers this process for its own barriers; says whether [`private`] works. Costs system calls, as above.
 pub fn register_private() -> bool {
-    static REGISTERED: OnceLock<bool> = OnceLock::new();
-    *REGISTERED.get_or_init(|| !is_off() && membarrier(REGISTER_PRIVATE_EXPEDITED) && membarrier(PRIVATE_EXPEDITED))
+    !is_off() && membarrier(REGISTER_PRIVATE_EXPEDITED) && membarrier(PRIVATE_EXPEDITED)
 }
 
 /// A full fence in every running thread of this process.

@@ -16,8 +16,9 @@
 use crate::barrier;
 use std::cell::{Cell, UnsafeCell};
 use std::ops::{Deref, DerefMut};
+use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 const SHARED: u64 = 0;
 const UNCLAIMED: u64 = 1;
@@ -52,12 +53,13 @@ pub struct Biased<T> {
     inside: AtomicU32,
     /// Threads that hold the mutex or wait for it.
     wanting: AtomicU32,
-    /// Times that others took it from its owner.
+    /// Times that others took it from its owner; [`VISITS`] from the start where there are no barriers.
     visits: AtomicU32,
     /// The thread that is in by the mutex.
     holder: AtomicU64,
-    /// The owner, once there is one, for good.
-    owner: Mutex<u64>,
+    /// The owner, once there is one, for good; 0 before. Changed under the mutex.
+    owner: AtomicU64,
+    mutex: RawMutex,
     value: UnsafeCell<T>,
 }
 
@@ -68,13 +70,15 @@ unsafe impl<T: Send> Sync for Biased<T> {}
 impl<T> Biased<T> {
     /// A lock that nobody owns yet.
     pub fn new(value: T) -> Self {
+        let works = barrier::register_private();
         Biased {
-            open: AtomicU64::new(if barrier::register_private() { UNCLAIMED } else { SHARED }),
+            open: AtomicU64::new(if works { UNCLAIMED } else { SHARED }),
             inside: AtomicU32::new(0),
             wanting: AtomicU32::new(0),
-            visits: AtomicU32::new(0),
+            visits: AtomicU32::new(if works { 0 } else { VISITS }),
             holder: AtomicU64::new(0),
-            owner: Mutex::new(0),
+            owner: AtomicU64::new(0),
+            mutex: RawMutex::default(),
             value: UnsafeCell::new(value),
         }
     }
@@ -91,33 +95,49 @@ impl<T> Biased<T> {
             barrier::light(); // pairs with barrier::private in `enter_by_mutex`
             // Acquire: pairs with the release in `leave_mutex`; what the visitor wrote is seen.
             if self.open.load(Ordering::Acquire) == me {
-                return Ok(Guard { lock: self, by_mutex: None });
+                return Ok(self.guard(false));
             }
             self.inside.store(0, Ordering::Release);
         }
-        self.enter_by_mutex(me, true)
+        // What comes back fits a register: a guard that is built in memory on one of two ways costs both of them.
+        match self.enter_by_mutex(me, true) {
+            Entered::Again => Err(Reentered),
+            how => Ok(self.guard(how == Entered::ByMutex)),
+        }
     }
 
     /// [`Biased::enter`] for a thread that comes by rarely: it never owns the lock, and an owner stays one.
     pub fn visit(&self) -> Result<Guard<'_, T>, Reentered> {
         let me = this_thread();
-        if self.open.load(Ordering::Relaxed) == me { self.enter() } else { self.enter_by_mutex(me, false) }
+        if self.open.load(Ordering::Relaxed) == me {
+            return self.enter();
+        }
+        match self.enter_by_mutex(me, false) {
+            Entered::Again => Err(Reentered),
+            how => Ok(self.guard(how == Entered::ByMutex)),
+        }
+    }
+
+    #[inline(always)]
+    fn guard(&self, by_mutex: bool) -> Guard<'_, T> {
+        Guard { lock: self, by_mutex, this_thread_only: PhantomData }
     }
 
     #[cold]
-    fn enter_by_mutex(&self, me: u64, may_own: bool) -> Result<Guard<'_, T>, Reentered> {
+    fn enter_by_mutex(&self, me: u64, may_own: bool) -> Entered {
         if self.holder.load(Ordering::Relaxed) == me {
-            return Err(Reentered);
+            return Entered::Again;
         }
         self.wanting.fetch_add(1, Ordering::Relaxed);
-        let mut owner = self.owner.lock().unwrap_or_else(PoisonError::into_inner);
+        self.mutex.lock();
         let open = self.open.load(Ordering::Relaxed);
         if open == UNCLAIMED && may_own {
-            *owner = me;
+            self.owner.store(me, Ordering::Relaxed);
             self.inside.store(1, Ordering::Relaxed);
             self.open.store(me, Ordering::Relaxed);
             self.wanting.fetch_sub(1, Ordering::Relaxed);
-            return Ok(Guard { lock: self, by_mutex: None });
+            self.mutex.unlock();
+            return Entered::AsOwner;
         }
         if open != SHARED {
             self.open.store(SHARED, Ordering::Relaxed);
@@ -133,18 +153,57 @@ impl<T> Biased<T> {
             }
         }
         self.holder.store(me, Ordering::Relaxed);
-        Ok(Guard { lock: self, by_mutex: Some(owner) })
+        Entered::ByMutex
     }
 
-    /// The mutex itself is unlocked right after, when the guard's field is dropped.
     #[cold]
-    fn leave_mutex(&self, owner: u64) {
+    fn leave_mutex(&self) {
         self.holder.store(0, Ordering::Relaxed);
-        if self.visits.load(Ordering::Relaxed) < VISITS && barrier::register_private() {
-            let open = if owner == 0 { UNCLAIMED } else { owner };
-            self.open.store(open, Ordering::Release);
+        if self.visits.load(Ordering::Relaxed) < VISITS {
+            let owner = self.owner.load(Ordering::Relaxed);
+            self.open.store(if owner == 0 { UNCLAIMED } else { owner }, Ordering::Release);
         }
         self.wanting.fetch_sub(1, Ordering::Relaxed);
+        self.mutex.unlock();
+    }
+}
+
+/// How a thread got in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Entered {
+    AsOwner,
+    ByMutex,
+    /// It did not: it is in already.
+    Again,
+}
+
+/// A mutex without a guard of its own: 0 free, 1 held, 2 held and waited for.
+#[derive(Debug, Default)]
+struct RawMutex(AtomicU32);
+
+impl RawMutex {
+    fn lock(&self) {
+        // Acquire: pairs with the release in `unlock`.
+        if self.0.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_ok() {
+            return;
+        }
+        for _ in 0..100 {
+            std::hint::spin_loop();
+            if self.0.load(Ordering::Relaxed) == 0
+                && self.0.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_ok()
+            {
+                return;
+            }
+        }
+        while self.0.swap(2, Ordering::Acquire) != 0 {
+            crate::futex::wait(self.0.as_ptr(), 2, Duration::from_secs(1));
+        }
+    }
+
+    fn unlock(&self) {
+        if self.0.swap(0, Ordering::Release) == 2 {
+            crate::futex::wake(self.0.as_ptr());
+        }
     }
 }
 
@@ -152,16 +211,19 @@ impl<T> Biased<T> {
 #[derive(Debug)]
 pub struct Guard<'a, T> {
     lock: &'a Biased<T>,
-    by_mutex: Option<MutexGuard<'a, u64>>,
+    by_mutex: bool,
+    /// It is left by the thread that entered.
+    this_thread_only: PhantomData<*const ()>,
 }
 
 impl<T> Guard<'_, T> {
     /// Whether somebody else waits to come in.
     #[inline(always)]
     pub fn is_wanted(&self) -> bool {
-        match self.by_mutex {
-            None => self.lock.open.load(Ordering::Relaxed) == SHARED,
-            Some(_) => self.lock.wanting.load(Ordering::Relaxed) > 1,
+        if self.by_mutex {
+            self.lock.wanting.load(Ordering::Relaxed) > 1
+        } else {
+            self.lock.open.load(Ordering::Relaxed) == SHARED
         }
     }
 }
@@ -187,10 +249,11 @@ impl<T> DerefMut for Guard<'_, T> {
 impl<T> Drop for Guard<'_, T> {
     #[inline(always)]
     fn drop(&mut self) {
-        match &self.by_mutex {
+        if self.by_mutex {
+            self.lock.leave_mutex();
+        } else {
             // Release: pairs with the acquire of whoever waits in `enter_by_mutex`.
-            None => self.lock.inside.store(0, Ordering::Release),
-            Some(owner) => self.lock.leave_mutex(**owner),
+            self.lock.inside.store(0, Ordering::Release);
         }
     }
 }

@@ -34,6 +34,30 @@ pub unsafe fn copy_racy(src: *const u8, dst: *mut u8, len: usize) {
     }
 }
 
+/// Asks for the cache line at `place` ahead of reading it. Any address will do: a prefetch never faults.
+#[inline(always)]
+pub fn prefetch_read(place: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: PREFETCHT0 has no effect but on caches, whatever the address is.
+    unsafe {
+        core::arch::asm!("prefetcht0 [{p}]", p = in(reg) place, options(nostack, preserves_flags, readonly));
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = place;
+}
+
+/// Asks for the cache line at `place` ahead of writing to it.
+#[inline(always)]
+pub fn prefetch_write(place: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: PREFETCHW has no effect but on caches, whatever the address is; where it is missing it does nothing.
+    unsafe {
+        core::arch::asm!("prefetchw [{p}]", p = in(reg) place, options(nostack, preserves_flags, readonly));
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = place;
+}
+
 /// Two moves of `$width` that cover `$len` bytes (from one width to two) by overlapping.
 #[cfg(target_arch = "x86_64")]
 macro_rules! both_ends {

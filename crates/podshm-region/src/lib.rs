@@ -23,6 +23,8 @@ pub mod fork;
 pub mod futex;
 pub mod map;
 pub mod memory;
+#[cfg(feature = "steps")]
+pub mod steps;
 
 pub use map::{ReadMap, Window, WriteMap};
 pub use memory::{Memory, MemoryId, RegionError};

@@ -5,7 +5,7 @@ use crate::futex;
 use crate::memory::{Memory, RegionError};
 use podshm_layout::mem::{Load, Store};
 use podshm_layout::sync::Ordering;
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
+use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap, mprotect, munmap};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -23,16 +23,19 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    fn new(memory: &Memory, prot: ProtFlags) -> Result<Self, RegionError> {
+    fn new(memory: &Memory, prot: MprotectFlags) -> Result<Self, RegionError> {
         let bytes = memory.bytes() as usize;
         let epoch = crate::fork::install();
+        // Without access until a forked child can't get it: another thread may fork between the calls.
         // SAFETY: a fresh mapping at an address of the kernel's choice; nothing of this process lies there.
-        let start = unsafe { mmap(std::ptr::null_mut(), bytes, prot, MapFlags::SHARED, memory, 0) }
+        let start = unsafe { mmap(std::ptr::null_mut(), bytes, ProtFlags::empty(), MapFlags::SHARED, memory, 0) }
             .map_err(RegionError::system("mmap", memory.bytes()))?;
         let mapping = Mapping { start: NonNull::new(start.cast()).expect("mmap never returns null"), bytes, epoch };
         // SAFETY: exactly the mapping made above. A forked child then has nothing there at all.
         unsafe { madvise(start, bytes, Advice::LinuxDontFork) }
             .map_err(RegionError::system("madvise(MADV_DONTFORK)", memory.bytes()))?;
+        // SAFETY: exactly the mapping made above, which nobody has used yet.
+        unsafe { mprotect(start, bytes, prot) }.map_err(RegionError::system("mprotect", memory.bytes()))?;
         Ok(mapping)
     }
 }
@@ -58,7 +61,7 @@ pub struct WriteMap {
 impl WriteMap {
     /// Maps a region for writing. Only possible before it is sealed.
     pub fn map(memory: &Memory) -> Result<Self, RegionError> {
-        let mapping = Mapping::new(memory, ProtFlags::READ | ProtFlags::WRITE)?;
+        let mapping = Mapping::new(memory, MprotectFlags::READ | MprotectFlags::WRITE)?;
         Ok(WriteMap { mapping: Arc::new(mapping), taken: Vec::new() })
     }
 
@@ -72,6 +75,15 @@ impl WriteMap {
         assert!(self.taken.iter().all(|&(from, to)| end <= from || offset >= to), "window {offset}+{bytes} is taken");
         self.taken.push((offset, end));
         Window { view: View::new(&self.mapping, offset, bytes) }
+    }
+
+    /// Lets `write` write anywhere before any window is taken.
+    ///
+    /// # Panics
+    /// If a window was taken before.
+    pub fn prepare<R>(&mut self, write: impl FnOnce(&mut Window) -> R) -> R {
+        assert!(self.taken.is_empty(), "windows are taken already");
+        write(&mut Window { view: View::new(&self.mapping, 0, self.mapping.bytes) })
     }
 
     /// Touches every page, so that it is zeroed and mapped before anybody waits for it.
@@ -102,7 +114,7 @@ impl ReadMap {
         if memory.bytes() != bytes {
             return Err(RegionError::Refused { what: "its size", expected: bytes, found: memory.bytes() });
         }
-        let mapping = Arc::new(Mapping::new(memory, ProtFlags::READ)?);
+        let mapping = Arc::new(Mapping::new(memory, MprotectFlags::READ)?);
         Ok(ReadMap { view: View::new(&mapping, 0, bytes as usize) })
     }
 
@@ -193,6 +205,11 @@ macro_rules! load {
                 // SAFETY: `src` is inside the mapping for the length; `dst` is private memory, so they don't overlap.
                 unsafe { copy_racy(src, dst.as_mut_ptr(), dst.len()) }
             }
+
+            #[inline(always)]
+            fn prefetch(&self, offset: usize) {
+                crate::copy::prefetch_read(self.view.start.as_ptr().wrapping_add(offset));
+            }
         }
     };
 }
@@ -203,6 +220,11 @@ impl Store for Window {
     #[inline(always)]
     fn store(&self, offset: usize, value: u64, order: Ordering) {
         self.view.word(offset).store(value, order);
+    }
+
+    #[inline(always)]
+    fn prefetch_write(&self, offset: usize) {
+        crate::copy::prefetch_write(self.view.start.as_ptr().wrapping_add(offset));
     }
 
     #[inline(always)]

@@ -18,7 +18,10 @@ mod clock;
 mod error;
 mod frames;
 
-pub use agent::{Agent, AgentBuilder, Answer, Deferred, Handler, Progress, Record, Request, TableWriter};
+pub use agent::{Agent, AgentBuilder, Answer, DEFAULT_RING, Deferred, Handler, Progress, Record, Request, TableWriter};
 pub use client::{Caller, Client, Key, QueueSender, Spin, Table};
 pub use error::{Error, ErrorKind};
 pub use podshm_proto::ServiceKind;
+/// Named steps at which a test can stop or kill this process.
+#[cfg(feature = "steps")]
+pub use podshm_region::steps;

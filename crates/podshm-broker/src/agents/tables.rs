@@ -4,6 +4,7 @@ use super::Growing;
 use crate::regions::ConnId;
 use crate::state::State;
 use podshm_layout::{Layout, RegionKind, TableGeometry};
+use podshm_layout::step::{self, Step};
 use podshm_proto::{Down, Grow, RefusalKind, Region, Services};
 use std::time::Instant;
 
@@ -137,6 +138,7 @@ impl State {
         if domain.agent == Some(conn) {
             let old = domain.tables.insert(service, id);
             domain.publish_table(service, region.generation);
+            step::at(Step::BrokerPublished);
             let conns: Vec<ConnId> = domain.clients.values().filter(|c| !c.stale).filter_map(|c| c.conn).collect();
             if let Some(old) = old {
                 self.regions.unwant(old);

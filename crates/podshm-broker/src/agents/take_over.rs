@@ -10,6 +10,7 @@ use crate::connections::Role;
 use crate::regions::ConnId;
 use crate::state::State;
 use podshm_layout::RegionKind;
+use podshm_layout::step::{self, Step};
 use podshm_proto::{Down, NewAgent, Nothing, RefusalKind, Region, Serve, TakeOver};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::os::fd::OwnedFd;
@@ -52,6 +53,7 @@ impl State {
                     && let Some(connection) = self.connections.get_mut(&old)
                 {
                     connection.send(Down::Close(Nothing {}), Vec::new());
+                    step::at(Step::BrokerAskedClose);
                 }
             }
         }
@@ -73,6 +75,7 @@ impl State {
         let tables = domain.tables.clone();
         let ids: Vec<u64> = domain.clients.iter().filter(|(_, c)| c.sealed).map(|(id, _)| *id).collect();
         domain.publish_epoch();
+        step::at(Step::BrokerEpoch);
         tracing::info!(domain = domain.config.name, epoch = domain.epoch, clients = ids.len(), "agent takes over");
         for (service, id) in &tables {
             let generation = self.regions.at(*id).map_or(0, |h| h.region.generation);
@@ -88,6 +91,7 @@ impl State {
         }
         for client in ids {
             self.hand_over_client(conn, client);
+            step::at(Step::BrokerHanded);
         }
         self.serve_waiting(conn);
         self.top_up(conn);

@@ -4,6 +4,7 @@ use super::alloc::Units;
 use super::*;
 use crate::geometry::TableGeometry;
 use crate::mem::Store;
+use crate::step::{self, Step};
 use crate::sync::{Ordering, fence};
 
 /// Why a publication failed; the table is as it was.
@@ -116,6 +117,7 @@ impl<W: Store> TableWriter<W> {
             return Err(TableError::Full { needed: u64::from(needed) * TableGeometry::UNIT, free: self.free_bytes() });
         };
         self.write_record(unit, key, value);
+        step::at(Step::TableWritten);
         let old = self.mem.load(place.entry_at as usize, Ordering::Relaxed);
         let entry = u64::from(unit) << 32 | (old.wrapping_add(1) & 0xffff_ffff);
         if let Some(reach) = place.new_reach {
@@ -126,12 +128,14 @@ impl<W: Store> TableWriter<W> {
         }
         // Release: pairs with the acquire of the entry in look(); the record is written.
         self.mem.store(place.entry_at as usize, entry, Ordering::Release);
+        step::at(Step::TableSwung);
         self.live_bytes += u64::from(needed) * TableGeometry::UNIT;
         match place.tag {
             Some((bucket_at, lane, tag)) => {
                 let tags = self.mem.load(bucket_at as usize, Ordering::Relaxed);
                 let tags = tags & !(0xff << (lane * 8)) | tag << (lane * 8);
                 self.mem.store(bucket_at as usize, tags, Ordering::Release);
+                step::at(Step::TableTagged);
                 self.keys += 1;
             }
             None => self.retire(old),
@@ -149,6 +153,7 @@ impl<W: Store> TableWriter<W> {
         let old = self.mem.load(entry_at as usize, Ordering::Relaxed);
         let tags = self.mem.load(bucket_at as usize, Ordering::Relaxed) & !(0xff << (lane * 8));
         self.mem.store(entry_at as usize, old.wrapping_add(1) & 0xffff_ffff, Ordering::Release);
+        step::at(Step::TableCleared);
         self.mem.store(bucket_at as usize, tags, Ordering::Release);
         self.keys -= 1;
         self.retire(old);
@@ -162,6 +167,7 @@ impl<W: Store> TableWriter<W> {
         self.in_batch = true;
         self.mem.store(AT_VERSION, self.version, Ordering::Release);
         fence(Ordering::Release); // pairs with the fence in Snapshot::finish: odd before any change of the batch
+        step::at(Step::TableBatchOpen);
         Batch { writer: self }
     }
 
@@ -192,6 +198,7 @@ impl<W: Store> TableWriter<W> {
         if !self.in_batch {
             self.version += 2;
             self.mem.store(AT_VERSION, self.version, Ordering::Release);
+            step::at(Step::TableVersioned);
         }
     }
 

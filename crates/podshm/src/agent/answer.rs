@@ -2,7 +2,7 @@
 
 use super::answers::Answers;
 use crate::frames::{ResponseHead, STATUS_FAILED, STATUS_OK};
-use podshm_region::ReadMap;
+use podshm_region::{ReadMap, fork};
 use rustix::io::write;
 use std::fmt;
 use std::os::fd::OwnedFd;
@@ -96,7 +96,8 @@ impl Answer<'_> {
         let to = (!self.is_given).then_some(self.to);
         self.deferral.out += usize::from(!self.is_given);
         self.is_given = true;
-        Deferred { to, sender: self.deferral.sender.clone(), event: Arc::clone(&self.deferral.event) }
+        let (sender, event) = (self.deferral.sender.clone(), Arc::clone(&self.deferral.event));
+        Deferred { process: fork::epoch(), to, sender, event }
     }
 
     /// Says that the call failed, with a status of the agent's own from [`Answer::FIRST_STATUS`] on; 1 for no more than that.
@@ -144,6 +145,7 @@ impl Drop for Answer<'_> {
 /// The right and the duty to answer a request. Dropping it tells the caller that it failed.
 #[derive(Debug)]
 pub struct Deferred {
+    process: u32,
     to: Option<(u64, usize, u64)>,
     sender: mpsc::Sender<Inbound>,
     event: Arc<OwnedFd>,
@@ -156,7 +158,8 @@ impl Deferred {
     }
 
     fn send(&mut self, status: u32, bytes: Vec<u8>) {
-        if let Some((client, ring, id)) = self.to.take() {
+        // In a forked child the duty stays with the parent.
+        if let (Some((client, ring, id)), true) = (self.to.take(), fork::epoch() == self.process) {
             let _ = self.sender.send(Inbound { client, ring, id, status, bytes });
             let _ = write(&self.event, &1u64.to_ne_bytes());
         }

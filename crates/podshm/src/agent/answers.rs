@@ -4,6 +4,7 @@ use super::answer::Body;
 use crate::frames::{self, RESPONSE, ResponseHead};
 use podshm_layout::mem::Load;
 use podshm_layout::ring::{Part, Producer};
+use podshm_layout::step::{self, Step};
 use podshm_region::Window;
 use std::collections::VecDeque;
 
@@ -38,12 +39,18 @@ impl Answers {
 
     /// The hot path: an answer that fits one record is written at once by `fill`, if there is room and none waits before it.
     #[inline(always)]
-    pub(super) fn at_once(&mut self, head: ResponseHead, peer: &impl Load, fill: impl FnOnce(&mut [u8])) -> bool {
+    pub(super) fn at_once(
+        &mut self,
+        head: ResponseHead,
+        peer: &impl Load,
+        fill: impl FnOnce(&mut [u8]),
+    ) -> bool {
         let len = RESPONSE + head.total as usize;
         if !self.waiting.is_empty() || len > frames::fragment(self.producer.bytes()) {
             return false;
         }
         let Ok(room) = self.producer.reserve(len, peer) else { return false };
+        step::at(Step::AnswerReserved);
         self.producer.fill(&room, |bytes| {
             let (front, body) = bytes.split_at_mut(RESPONSE);
             front.copy_from_slice(&head.encode());
@@ -51,6 +58,7 @@ impl Answers {
         });
         self.producer.commit(room, Part::Whole);
         self.producer.publish();
+        step::at(Step::AnswerPublished);
         true
     }
 
@@ -76,6 +84,7 @@ impl Answers {
             };
             // A full ring, or a client whose cursor lies: its answers wait, and are bounded.
             let Ok(room) = self.producer.reserve(front + len, peer) else { return };
+            step::at(Step::AnswerReserved);
             let offset = out.offset;
             self.producer.fill(&room, |bytes| {
                 if front > 0 {
@@ -88,6 +97,7 @@ impl Answers {
             });
             self.producer.commit(room, part);
             self.producer.publish();
+            step::at(Step::AnswerPublished);
             out.offset += len;
             if last {
                 self.waiting_bytes -= total + 1;

@@ -1,23 +1,23 @@
 //! One client as its agent holds it: regions, cursors, sleep and wake.
 
-use super::Own;
 use super::answer::Inbound;
 use super::answers::Answers;
 use super::serve::Ring;
+use super::Own;
 use crate::broker_socket::Received;
 use crate::error::Error;
 use crate::frames::ResponseHead;
-use podshm_layout::geometry::{ARMED, SLEEPER_FENCES, WAKE};
+use podshm_layout::geometry::{ARMED, WAKE};
 use podshm_layout::mem::Store;
 use podshm_layout::ring::{Consumer, Producer};
+use podshm_layout::step::{self, Step};
 use podshm_layout::sync::Ordering;
 use podshm_layout::wake::{Sleeper, Waker, Wants};
 use podshm_layout::{Layouts, PAGE};
 use podshm_proto::{Region, Serve, ServiceKind, Services, Written};
-use podshm_region::fork::CloseAtFork;
-use podshm_region::{Memory, ReadMap, WriteMap, barrier};
+use podshm_region::fork::ProcessFd;
+use podshm_region::{Memory, ReadMap, WriteMap};
 use rustix::event::epoll;
-use std::os::fd::{AsFd, OwnedFd};
 
 /// Most bytes of a ring that are handled between claim and acknowledgement.
 pub(super) const BATCH: u64 = 16 * 1024;
@@ -37,7 +37,7 @@ pub(super) struct AgentClient {
     wake_word: u64,
     regions: Vec<u64>,
     old_answer: Option<u64>,
-    doorbell: Option<(CloseAtFork, OwnedFd)>,
+    doorbell: Option<ProcessFd>,
 }
 
 impl AgentClient {
@@ -68,10 +68,8 @@ impl AgentClient {
             None => None,
         };
         let doorbell = if serve.gone { None } else { Some(received.fd("the doorbell")?) };
-        let doorbell = doorbell.map(|fd| (CloseAtFork::register(fd.as_fd()), fd));
+        let doorbell = doorbell.map(ProcessFd::new);
         let own = map.window(0, PAGE);
-        // Before the client can push: it reads this once.
-        own.store(SLEEPER_FENCES, u64::from(barrier::global_works()), Ordering::Release);
         let answers = geometry
             .to_client
             .iter()
@@ -97,6 +95,7 @@ impl AgentClient {
                     }
                 }
             };
+            step::at(Step::HandoverStarting);
             ring.cursor_line().reset(&own, start);
             let consumer = Consumer::new(region.part(ring.offset as usize, ring.bytes as usize), &ring, start);
             rings.push(Ring::new(services, service, ring, consumer, maybe_seen));
@@ -123,8 +122,8 @@ impl AgentClient {
         self.rings.iter().map(Ring::longest_record).max().unwrap_or(0)
     }
 
-    pub(super) fn doorbell(&self) -> Option<&OwnedFd> {
-        self.doorbell.as_ref().map(|d| &d.1)
+    pub(super) fn doorbell(&self) -> Option<&ProcessFd> {
+        self.doorbell.as_ref()
     }
 
     pub(super) fn regions(&self) -> Vec<u64> {
@@ -138,7 +137,7 @@ impl AgentClient {
 
     /// Takes what the doorbell holds; a hang-up is the client's death, which the broker tells of as well.
     pub(super) fn answer_doorbell(&mut self, flags: epoll::EventFlags) {
-        let Some((_, fd)) = &self.doorbell else { return };
+        let Some(fd) = &self.doorbell else { return };
         let mut bytes = [0; 64];
         while rustix::io::read(fd, &mut bytes[..]).is_ok_and(|n| n > 0) {}
         if flags.intersects(epoll::EventFlags::HUP | epoll::EventFlags::RDHUP | epoll::EventFlags::ERR) {
@@ -212,7 +211,7 @@ impl AgentClient {
             self.own.store(WAKE, self.wake_word, Ordering::Release);
             self.own.futex_wake(WAKE);
         }
-        if let (true, Some((_, doorbell))) = (wants.doorbell(), &self.doorbell) {
+        if let (true, Some(doorbell)) = (wants.doorbell(), &self.doorbell) {
             // Full, or hung up: then the client is awake, or gone.
             let _ = rustix::io::write(doorbell, &[1]);
         }
@@ -222,6 +221,7 @@ impl AgentClient {
     pub(super) fn close(&mut self) {
         for ring in &self.rings {
             ring.close(&self.own);
+            step::at(Step::HandoverClosing);
         }
     }
 }

@@ -1,8 +1,9 @@
 //! All clients of an agent: the hot ones, which are polled, and the cold ones, which sleep on their doorbells.
 
 use super::client::AgentClient;
-use podshm_layout::sync::{Ordering, fence};
 use podshm_region::barrier;
+use podshm_layout::step::{self, Step};
+use podshm_layout::sync::{Ordering, fence};
 use std::collections::HashMap;
 
 /// Clients in slots that stay put, so that a round over the hot ones looks nothing up.
@@ -86,6 +87,7 @@ impl Clients {
         // Pairs with the wakers: the full fence with those that fence themselves, the barrier with those that don't.
         fence(Ordering::SeqCst);
         barrier::global();
+        step::at(Step::SleepArmed);
         let Clients { slots, hot, .. } = self;
         hot.retain(|slot| slots[*slot].as_mut().is_some_and(|client| !client.stays_cold()));
         hot.is_empty()

@@ -7,6 +7,7 @@ use super::{Handler, Request};
 use crate::clock;
 use crate::frames::{RequestHead, STATUS_DEADLINE, STATUS_FAILED, STATUS_UNKNOWN};
 use podshm_layout::ring::{Part, Record as Entry};
+use podshm_layout::step::{self, Step};
 use podshm_region::ReadMap;
 use std::time::Duration;
 
@@ -47,6 +48,7 @@ impl<'a> Desk<'a> {
             Ok(time_left) => {
                 let request = self.request(maybe_seen, time_left, bytes.len(), bytes);
                 handler.call(request, &mut self.answer(ring, answers, &head));
+                step::at(Step::CallHandled);
             }
             Err(status) => self.answer(ring, answers, &head).end(status),
         }
@@ -97,6 +99,7 @@ impl<'a> Desk<'a> {
         }
         let request = self.request(maybe_seen, time_left, total, &partial.bytes);
         handler.call(request, &mut self.answer(ring, answers, &head));
+        step::at(Step::CallHandled);
     }
 
     /// How long the caller waits from now on, or why the request is not handled.

@@ -18,7 +18,7 @@ mod serve;
 mod table;
 
 pub use answer::{Answer, Deferred};
-pub use connect::AgentBuilder;
+pub use connect::{AgentBuilder, DEFAULT_RING};
 pub use table::TableWriter;
 
 use crate::broker_socket::BrokerSocket;
@@ -29,9 +29,10 @@ use clients::Clients;
 use podshm_layout::Layouts;
 use podshm_layout::geometry::NOTICE_AGENT_EPOCH;
 use podshm_layout::mem::Load;
+use podshm_layout::step::{self, Step};
 use podshm_layout::sync::Ordering;
 use podshm_proto::{ClientId, Down, MAX_STATE, RegionIds, Serve, Services, State, Up};
-use podshm_region::{ReadMap, Window};
+use podshm_region::{ReadMap, Window, fork};
 use rustix::event::{Timespec, epoll};
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
@@ -134,6 +135,7 @@ pub enum Progress {
 /// ```
 #[derive(Debug)]
 pub struct Agent {
+    process: u32,
     broker: Option<BrokerSocket>,
     services: Services,
     layouts: Layouts,
@@ -170,7 +172,10 @@ impl Agent {
 
     /// Says that the tables are filled. The broker lets this agent take over at once, or when its predecessor has closed.
     pub fn ready(&mut self) -> Result<(), Error> {
-        self.tell(Up::Ready(podshm_proto::Nothing {}))
+        let broker = self.broker.as_ref().ok_or(Error::BrokerAway { what: "taking over" })?;
+        broker.send(Up::Ready(podshm_proto::Nothing {}))?;
+        step::at(Step::HandoverReady);
+        Ok(())
     }
 
     /// How many agents have served the domain up to this one; 0 before it serves.
@@ -215,6 +220,7 @@ impl Agent {
     /// One round: a bounded batch from each client that has something.
     #[inline]
     pub fn poll(&mut self, handler: &mut impl Handler) -> Result<Progress, Error> {
+        self.check_fork()?;
         self.rounds += 1;
         if self.rounds >= ROUNDS || self.clients.hot().is_empty() {
             self.rounds = 0;
@@ -235,6 +241,7 @@ impl Agent {
     /// Sleeps until something comes, for at most `timeout`. While clients were hot a moment ago it spins instead.
     #[inline]
     pub fn wait(&mut self, timeout: Duration) -> Result<(), Error> {
+        self.check_fork()?;
         if !self.clients.hot().is_empty() && !self.spin.is_zero() {
             // A look at the clock costs more than a round without work.
             if self.idle == IDLE_ROUNDS {
@@ -327,6 +334,7 @@ impl Agent {
     /// Finishes what is in hand, closes every ring where it stands, leaves `state` to the successor and hangs up. Nothing is handled
     /// after this.
     pub fn close(&mut self, _handler: &mut impl Handler, mut state: Vec<u8>) -> Result<(), Error> {
+        self.check_fork()?;
         if state.len() > MAX_STATE {
             return Err(Error::TooLong { what: "state for the successor", found: state.len(), most: MAX_STATE });
         }
@@ -347,6 +355,7 @@ impl Agent {
         for client in self.clients.iter_mut() {
             client.close();
         }
+        step::at(Step::HandoverClosed);
         self.tell(Up::Closed(State { state: std::mem::take(&mut state) }))?;
         self.tell(Up::Bye(podshm_proto::Nothing {}))?;
         self.clients.clear();
@@ -354,8 +363,19 @@ impl Agent {
         Ok(())
     }
 
+    /// Refuses to touch the parent's memory and sockets. One load.
+    #[inline(always)]
+    fn check_fork(&self) -> Result<(), Error> {
+        if fork::epoch() == self.process { Ok(()) } else { Err(crate::client::forked()) }
+    }
+
+    /// Tells the broker, if it is there. If it is not, that is noticed where it is listened to; open channels go on.
     fn tell(&self, message: Up) -> Result<(), Error> {
-        self.broker.as_ref().map_or(Ok(()), |broker| broker.send(message))
+        self.check_fork()?;
+        match self.broker.as_ref().map(|broker| broker.send(message)) {
+            Some(Err(Error::System { source, .. })) if is_hang_up(&source) => Ok(()),
+            other => other.unwrap_or(Ok(())),
+        }
     }
 
     fn read_broker(&mut self) -> Result<(), Error> {
@@ -380,6 +400,7 @@ impl Agent {
             Down::TakeOver(take) => {
                 self.epoch = take.epoch;
                 self.state = Some(take.state);
+                step::at(Step::HandoverTaken);
                 Ok(())
             }
             Down::Serve(serve) => self.take_client(&serve, &mut received),
@@ -400,9 +421,13 @@ impl Agent {
             }
             Down::Close(_) => {
                 self.close_asked = true;
+                step::at(Step::HandoverAsked);
                 Ok(())
             }
-            Down::Sealed(sealed) => self.tables_sealed(&sealed.ids),
+            Down::Sealed(sealed) => {
+                step::at(Step::JoinSealed);
+                self.tables_sealed(&sealed.ids)
+            }
             Down::Rewrite(table) => self.map_for_rewriting(table, &mut received),
             other => Err(Error::Protocol(format!("{other:?} is not for an agent"))),
         }
@@ -434,6 +459,7 @@ impl Agent {
             self.tell(Up::Release(RegionIds { ids: vec![id] }))?;
         }
         self.clients.insert(client);
+        step::at(Step::HandoverClient);
         Ok(())
     }
 
@@ -462,6 +488,10 @@ impl Agent {
             }
         }
     }
+}
+
+fn is_hang_up(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::BrokenPipe | std::io::ErrorKind::ConnectionReset)
 }
 
 /// The first page of a region that this agent writes.

@@ -8,6 +8,7 @@ use crate::frames::{REQUEST, RequestHead};
 use podshm_layout::RingGeometry;
 use podshm_layout::cursor::CursorLine;
 use podshm_layout::ring::{Consumer, Part, Record as Entry, RingError};
+use podshm_layout::step::{self, Step};
 use podshm_proto::{ServiceKind, Services};
 use podshm_region::ReadMap;
 
@@ -87,15 +88,17 @@ impl Ring {
         }
         match self.consumer.peek() {
             Ok(record) => record,
-            Err(error) => self.give_up(member, &error),
+            Err(error) => {
+                self.give_up(member, &error);
+                None
+            }
         }
     }
 
     #[cold]
-    fn give_up(&mut self, member: &str, error: &RingError) -> Option<Entry> {
+    fn give_up(&mut self, member: &str, error: &RingError) {
         tracing::error!(member, %error, "ring given up");
         self.corrupt = true;
-        None
     }
 
     /// Says that a batch from `first` on is in hand; returns where it ends at the latest.
@@ -132,7 +135,9 @@ impl Ring {
     /// Everything before `position` is handled, and nothing is in hand any more.
     #[inline(always)]
     fn acknowledge(&self, own: &Own, position: u64) {
+        step::at(Step::DrainAcknowledging);
         self.line.acknowledge(own, position);
+        step::at(Step::DrainAcknowledged);
         self.line.claim(own, position);
     }
 }
@@ -162,8 +167,10 @@ impl AgentClient {
     fn serve_queue(&mut self, index: usize, tools: &mut Tools<'_>, handler: &mut impl Handler) -> usize {
         let ring = &mut self.rings[index];
         let Some(first) = ring.peek(&self.member) else { return 0 };
+        step::at(Step::DrainPeeked);
         let service = tools.services.at(ring.service).map_or("", |(s, _)| s.name.as_str());
         let claim = ring.claim(&first, &self.own);
+        step::at(Step::DrainClaimed);
         let mut handled = 0;
         let mut next = Some(first);
         while let Some(record) = next {
@@ -172,6 +179,7 @@ impl AgentClient {
             }
             let bytes = &mut tools.scratch[..record.len];
             ring.consumer.copy_out(&record, 0, bytes);
+            step::at(Step::DrainCopied);
             handler.record(Record {
                 service,
                 client: self.id,
@@ -180,6 +188,7 @@ impl AgentClient {
                 maybe_seen: ring.may_be_seen(record.position),
                 bytes,
             });
+            step::at(Step::DrainHandled);
             ring.consumer.advance(&record);
             handled += 1;
             next = ring.peek(&self.member);
@@ -199,6 +208,7 @@ impl AgentClient {
         }
         let service = tools.services.at(ring.service).map_or("", |(s, _)| s.name.as_str());
         let claim = ring.claim(&first, own);
+        step::at(Step::CallClaimed);
         let mut desk = Desk { service, client: *client, member, peer, to, deferral: tools.deferral };
         let mut handled = 0;
         let mut next = Some(first);
@@ -211,6 +221,7 @@ impl AgentClient {
             if record.len >= front {
                 let bytes = &mut tools.scratch[..record.len - front];
                 ring.consumer.copy_out(&record, front, bytes);
+                step::at(Step::CallCopied);
                 let head = (front > 0).then(|| ring.request_head(&record));
                 match (record.part, head) {
                     (Part::Whole, Some(head)) => {

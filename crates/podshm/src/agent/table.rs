@@ -3,6 +3,7 @@
 use super::Agent;
 use crate::clock;
 use crate::error::Error;
+use podshm_layout::step::{self, Step};
 use podshm_layout::table::{MAX_KEY, MAX_VALUE, TableError, TableWriter as Writer};
 use podshm_proto::{Grow, Publish, Region, Up};
 use podshm_region::{Window, WriteMap};
@@ -105,6 +106,7 @@ impl Agent {
 
     fn published(&self, old: u64, new: u64) -> Result<(), Error> {
         self.tell(Up::Publish(Publish { region: new }))?;
+        step::at(Step::GrowthPublished);
         self.tell(Up::Release(podshm_proto::RegionIds { ids: vec![old] }))
     }
 }
@@ -126,6 +128,7 @@ impl<'a> TableWriter<'a> {
     /// Publishes `value` (at most 64 KiB) under `key` (1 to 255 bytes). A table that is full goes over to a larger generation;
     /// if the broker is away or the budget too small, that fails and the table stands as it was.
     pub fn put(&mut self, key: &[u8], value: &[u8]) -> Result<(), Error> {
+        self.agent.check_fork()?;
         match self.writer().put(key, value, clock::now()) {
             Err(full) if full.wants_growth() => {
                 self.grow(key.len() + value.len(), full)?;
@@ -135,13 +138,14 @@ impl<'a> TableWriter<'a> {
         }
     }
 
-    /// Removes `key`; says whether it was there.
+    /// Removes `key`; says whether it was there (never in a forked child).
     pub fn remove(&mut self, key: &[u8]) -> bool {
-        self.writer().remove(key, clock::now())
+        self.agent.check_fork().is_ok() && self.writer().remove(key, clock::now())
     }
 
     /// Publishes several changes so that a snapshot sees all of them or none. `None` removes a key. Grows the table first if need be.
     pub fn publish(&mut self, changes: &[(Vec<u8>, Option<Vec<u8>>)]) -> Result<(), Error> {
+        self.agent.check_fork()?;
         let mut bytes = 0;
         for (key, value) in changes {
             let len = value.as_ref().map_or(0, Vec::len);
@@ -176,11 +180,16 @@ impl<'a> TableWriter<'a> {
 
     /// Says that the content is still true, so that readers see a young age.
     pub fn touch(&mut self) {
-        self.writer().touch(clock::now());
+        if self.agent.check_fork().is_ok() {
+            self.writer().touch(clock::now());
+        }
     }
 
-    /// Keys in the table.
+    /// Keys in the table; none in a forked child.
     pub fn keys(&mut self) -> u64 {
+        if self.agent.check_fork().is_err() {
+            return 0;
+        }
         self.writer().keys()
     }
 
@@ -202,6 +211,7 @@ impl<'a> TableWriter<'a> {
             return Err(full.into());
         }
         self.agent.tell(Up::Grow(Grow { service, keys, bytes }))?;
+        step::at(Step::GrowthAsked);
         let deadline = Instant::now() + GROW;
         let next = loop {
             if let Some(next) = self.slot().take_next(Why::Wanted) {
@@ -211,8 +221,10 @@ impl<'a> TableWriter<'a> {
             let received = broker.await_message("a larger table", deadline)?;
             self.agent.follow(received)?;
         };
+        step::at(Step::GrowthSealed);
         let new = next.region.id;
         let old = self.slot().go_over(next)?;
+        step::at(Step::GrowthCopied);
         self.agent.published(old, new)
     }
 }

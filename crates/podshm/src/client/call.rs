@@ -6,7 +6,6 @@ use super::waiting::{Patience, Spin};
 use super::{Client, Shared};
 use crate::clock;
 use crate::error::Error;
-use crate::frames;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -33,6 +32,9 @@ pub struct Caller {
     spin: Spin,
 }
 
+/// Looks without a pause between them: about as long as an agent that is awake takes.
+const LOOKS_AT_ONCE: u32 = 64;
+
 /// Copies a response to where its caller wants it; says what that would take if it is too small.
 struct Into<'a> {
     response: &'a mut [u8],
@@ -43,8 +45,15 @@ impl Sink for Into<'_> {
     #[inline(always)]
     fn part(&mut self, offset: usize, total: usize, arrived: Arrived<'_>) {
         match self.response.get_mut(offset..offset + arrived.len()) {
-            Some(place) if total >= offset + place.len() => arrived.copy_to(place),
-            _ => self.needed = Some(total),
+            Some(place) => arrived.copy_to(place),
+            None => self.needed = Some(total),
+        }
+    }
+
+    fn whole(&mut self, bytes: &[u8]) {
+        match self.response.get_mut(..bytes.len()) {
+            Some(place) => place.copy_from_slice(bytes),
+            None => self.needed = Some(bytes.len()),
         }
     }
 }
@@ -56,6 +65,10 @@ impl<F: FnMut(usize, usize, &[u8])> Sink for Each<F> {
     #[inline(always)]
     fn part(&mut self, offset: usize, total: usize, mut arrived: Arrived<'_>) {
         (self.0)(offset, total, arrived.bytes());
+    }
+
+    fn whole(&mut self, bytes: &[u8]) {
+        (self.0)(0, bytes.len(), bytes);
     }
 }
 
@@ -76,17 +89,10 @@ impl Caller {
         let found = response.len();
         let mut sink = Into { response, needed: None };
         let fill = |offset: usize, dst: &mut [u8]| dst.copy_from_slice(&request[offset..offset + dst.len()]);
-        let late = self.run(request.len(), fill, timeout, &mut sink)?;
-        match (sink.needed, late) {
-            (Some(needed), _) => Err(Error::BufferTooSmall { needed, found }),
-            (None, Got::There(len)) => Ok(len),
-            (None, Got::Kept(bytes)) => match sink.response.get_mut(..bytes.len()) {
-                Some(place) => {
-                    place.copy_from_slice(&bytes);
-                    Ok(bytes.len())
-                }
-                None => Err(Error::BufferTooSmall { needed: bytes.len(), found }),
-            },
+        let len = self.run(request.len(), fill, timeout, &mut sink)?;
+        match sink.needed {
+            None => Ok(len),
+            Some(needed) => Err(Error::BufferTooSmall { needed, found }),
         }
     }
 
@@ -100,21 +106,15 @@ impl Caller {
         timeout: Duration,
         each: impl FnMut(usize, usize, &[u8]),
     ) -> Result<usize, Error> {
-        let mut sink = Each(each);
-        match self.run(len, fill, timeout, &mut sink)? {
-            Got::There(len) => Ok(len),
-            Got::Kept(bytes) => {
-                (sink.0)(0, bytes.len(), &bytes);
-                Ok(bytes.len())
-            }
-        }
+        self.run(len, fill, timeout, &mut Each(each))
     }
 
     /// Sends `request` and returns at once; the response waits in the returned handle. Waits for room if the ring is full.
     pub fn start(&self, request: &[u8], timeout: Duration) -> Result<Pending, Error> {
         let mut patience = Patience::new(timeout, self.spin);
         let mut fill = |offset: usize, dst: &mut [u8]| dst.copy_from_slice(&request[offset..offset + dst.len()]);
-        let mut sending = self.prepare(request.len(), timeout)?;
+        self.check(request.len())?;
+        let mut sending = Sending::new(request.len(), clock::wire_deadline(timeout));
         self.send(&mut sending, &mut fill, &mut patience)?;
         Ok(Pending { caller: self.clone(), id: sending.id, until: patience.until(), timeout })
     }
@@ -126,14 +126,15 @@ impl Caller {
     }
 
     #[inline(always)]
-    pub(super) fn prepare(&self, len: usize, timeout: Duration) -> Result<Sending, Error> {
+    pub(super) fn check(&self, len: usize) -> Result<(), Error> {
         self.client.shared.check_fork()?;
         if len > self.longest {
-            return Err(Error::TooLong { what: "request", found: len, most: self.longest.min(frames::MAX_CALL) });
+            return Err(Error::TooLong { what: "request", found: len, most: self.longest });
         }
-        Ok(Sending::new(len, clock::wire_deadline(timeout)))
+        Ok(())
     }
 
+    /// Sends, spins, takes: all under one entry of the service where nobody else wants it. Returns the response's length.
     #[inline(always)]
     fn run(
         &self,
@@ -141,21 +142,21 @@ impl Caller {
         mut fill: impl FnMut(usize, &mut [u8]),
         timeout: Duration,
         sink: &mut impl Sink,
-    ) -> Result<Got, Error> {
-        let mut sending = self.prepare(len, timeout)?;
-        let mut patience = Patience::new(timeout, self.spin);
+    ) -> Result<usize, Error> {
+        self.check(len)?;
         let shared = &*self.client.shared;
+        let deadline = clock::wire_deadline(timeout);
+        let mut patience = Patience::new(timeout, self.spin);
         let mut line = self.service.enter()?;
-        if !sending.at_once(&mut line, shared, &mut fill)? {
+        let Some((id, position)) = line.send_at_once(shared, len, deadline, &mut fill)? else {
             drop(line);
-            self.send(&mut sending, &mut fill, &mut patience)?;
-            return self.await_response(sending.id, sink, &mut patience);
-        }
+            return self.run_waiting(Sending::new(len, deadline), &mut fill, &mut patience, sink);
+        };
         let mut looks = 0u32;
         while self.spin != Spin::Never {
             let CallLine { inbox, outlet, .. } = &mut *line;
-            match inbox.look(&shared.own, outlet, sending.id, sink)? {
-                Look::Done(total) => return Ok(Got::There(total)),
+            match inbox.look(&shared.own, outlet, id, sink)? {
+                Look::Done(total) => return Ok(total),
                 Look::Other => break,
                 Look::Nothing => {}
             }
@@ -168,11 +169,25 @@ impl Caller {
             if looks.is_multiple_of(64) && !patience.spins() {
                 break;
             }
-            std::hint::spin_loop();
+            if looks > LOOKS_AT_ONCE {
+                std::hint::spin_loop();
+            }
         }
-        line.inbox.open(sending.id, sending.position);
+        line.inbox.open(id, position);
         drop(line);
-        self.await_response(sending.id, sink, &mut patience)
+        self.await_response(id, sink, &mut patience)
+    }
+
+    #[cold]
+    fn run_waiting(
+        &self,
+        mut sending: Sending,
+        fill: &mut impl FnMut(usize, &mut [u8]),
+        patience: &mut Patience,
+        sink: &mut impl Sink,
+    ) -> Result<usize, Error> {
+        self.send(&mut sending, fill, patience)?;
+        self.await_response(sending.id, sink, patience)
     }
 
     /// Writes all of a request, waiting for room.
@@ -209,7 +224,7 @@ impl Caller {
         }
     }
 
-    fn await_response(&self, id: u64, sink: &mut impl Sink, patience: &mut Patience) -> Result<Got, Error> {
+    fn await_response(&self, id: u64, sink: &mut impl Sink, patience: &mut Patience) -> Result<usize, Error> {
         let shared = &*self.client.shared;
         loop {
             let known = {
@@ -218,10 +233,12 @@ impl Caller {
                 let mut watched = Watched { sink, total: &mut total };
                 self.service.pump(&mut line, shared, Some((id, &mut watched)))?;
                 if let Some(total) = total {
-                    return Ok(Got::There(total));
+                    return Ok(total);
                 }
                 if let Taken::Done(result) = line.inbox.take(id) {
-                    return Ok(Got::Kept(result?));
+                    let bytes = result?;
+                    sink.whole(&bytes);
+                    return Ok(bytes.len());
                 }
                 if patience.is_over() {
                     line.inbox.forget(id);
@@ -251,14 +268,6 @@ impl Caller {
     }
 }
 
-/// How a response came.
-enum Got {
-    /// Its sink has it.
-    There(usize),
-    /// Another thread had kept it.
-    Kept(Vec<u8>),
-}
-
 /// Notes when a sink has got everything.
 struct Watched<'a, S> {
     sink: &'a mut S,
@@ -271,6 +280,10 @@ impl<S: Sink> Sink for Watched<'_, S> {
             *self.total = Some(total);
         }
         self.sink.part(offset, total, arrived);
+    }
+
+    fn whole(&mut self, bytes: &[u8]) {
+        self.sink.whole(bytes);
     }
 }
 

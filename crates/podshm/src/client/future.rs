@@ -4,6 +4,7 @@ use super::Shared;
 use super::call::Caller;
 use super::inbox::Taken;
 use super::line::{CallLine, Sending};
+use crate::clock;
 use crate::error::Error;
 use std::future::Future;
 use std::pin::Pin;
@@ -114,20 +115,15 @@ impl Future for CallFuture {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
+        if let Err(error) = this.caller.check(this.request.len()) {
+            return Poll::Ready(Err(error));
+        }
         if this.sending.is_none() {
-            match this.caller.prepare(this.request.len(), this.timeout) {
-                Ok(sending) => {
-                    this.sending = Some(sending);
-                    this.caller.client.shared.futures.alive.fetch_add(1, Ordering::AcqRel);
-                }
-                Err(error) => return Poll::Ready(Err(error)),
-            }
+            this.sending = Some(Sending::new(this.request.len(), clock::wire_deadline(this.timeout)));
+            this.caller.client.shared.futures.alive.fetch_add(1, Ordering::AcqRel);
         }
         let client = this.caller.client.clone();
         let shared = &*client.shared;
-        if let Err(error) = shared.check_fork() {
-            return Poll::Ready(Err(error));
-        }
         for armed in [false, true] {
             let service = Arc::clone(&this.caller.service);
             let mut line = match service.enter() {

@@ -7,6 +7,7 @@ use crate::error::Error;
 use crate::frames::{self, RESPONSE, ResponseHead};
 use podshm_layout::cursor::CursorLine;
 use podshm_layout::ring::{Consumer, Part, Record};
+use podshm_layout::step::{self, Step};
 use podshm_region::{ReadMap, Window};
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -47,6 +48,9 @@ impl Arrived<'_> {
 /// Where a waiting caller wants its response: called once for each part, in order.
 pub(super) trait Sink {
     fn part(&mut self, offset: usize, total: usize, arrived: Arrived<'_>);
+
+    /// All of it at once, kept by another thread that found it.
+    fn whole(&mut self, bytes: &[u8]);
 }
 
 #[derive(Debug)]
@@ -219,8 +223,10 @@ impl Inbox {
         let arrived =
             Arrived { consumer: &self.consumer, record: &record, front: RESPONSE, scratch: &mut self.scratch };
         sink.part(0, total, arrived);
+        step::at(Step::AnswerCopied);
         self.consumer.advance(&record);
         self.cursor.acknowledge(own, self.consumer.position());
+        step::at(Step::AnswerAcknowledged);
         outlet.made_room();
         Ok(Look::Done(total))
     }
@@ -279,10 +285,12 @@ impl Inbox {
             let Some(record) = self.consumer.peek()? else { break };
             progress = true;
             self.take_record(&record, mine);
+            step::at(Step::AnswerCopied);
             self.consumer.advance(&record);
         }
         if progress {
             self.cursor.acknowledge(&shared.own, self.consumer.position());
+            step::at(Step::AnswerAcknowledged);
             // The agent may wait for room for the rest of its answers.
             outlet.made_room();
         }

@@ -7,6 +7,7 @@ use super::outlet::Outlet;
 use crate::error::Error;
 use crate::frames::{self, REQUEST, RequestHead};
 use podshm_layout::ring::{Part, PushError};
+use podshm_layout::step::{self, Step};
 use podshm_region::biased::{Biased, Guard};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -93,6 +94,44 @@ impl CallService {
     }
 }
 
+impl CallLine {
+    /// The hot path: the whole request in one record, if there is room now and nobody is in the middle of his. Returns the
+    /// call's number and where its request lies.
+    #[inline(always)]
+    pub(super) fn send_at_once(
+        &mut self,
+        shared: &Shared,
+        len: usize,
+        deadline: u64,
+        fill: &mut impl FnMut(usize, &mut [u8]),
+    ) -> Result<Option<(u64, u64)>, Error> {
+        let CallLine { outlet, last_id, sending, .. } = self;
+        outlet.follow(shared);
+        if !outlet.channel.is_alive() {
+            return Err(Error::AgentAway);
+        }
+        if sending.is_some() || REQUEST + len > frames::fragment(outlet.producer.bytes()) {
+            return Ok(None);
+        }
+        let room = match outlet.reserve(REQUEST + len) {
+            Ok(room) => room,
+            Err(PushError::Full { .. }) => return Ok(None),
+            Err(other) => return Err(other.into()),
+        };
+        *last_id += 1;
+        let head = RequestHead { id: *last_id, deadline, total: len as u32 };
+        outlet.producer.fill(&room, |bytes| {
+            let (front, body) = bytes.split_at_mut(REQUEST);
+            front.copy_from_slice(&head.encode());
+            fill(0, body);
+        });
+        let position = outlet.producer.commit(room, Part::Whole);
+        outlet.publish();
+        step::at(Step::CallSent);
+        Ok(Some((*last_id, position)))
+    }
+}
+
 /// A request on its way into the ring.
 #[derive(Debug)]
 pub(super) struct Sending {
@@ -113,40 +152,6 @@ impl Sending {
 
     fn head(&self, id: u64) -> RequestHead {
         RequestHead { id, deadline: self.deadline, total: self.len as u32 }
-    }
-
-    /// The hot path: the whole request in one record, if there is room now and nobody is in the middle of his.
-    #[inline(always)]
-    pub(super) fn at_once(
-        &mut self,
-        line: &mut CallLine,
-        shared: &Shared,
-        fill: &mut impl FnMut(usize, &mut [u8]),
-    ) -> Result<bool, Error> {
-        let CallLine { outlet, last_id, sending, .. } = line;
-        outlet.follow(shared);
-        if !outlet.channel.is_alive() {
-            return Err(Error::AgentAway);
-        }
-        if sending.is_some() || REQUEST + self.len > frames::fragment(outlet.producer.bytes()) {
-            return Ok(false);
-        }
-        let room = match outlet.reserve(REQUEST + self.len) {
-            Ok(room) => room,
-            Err(PushError::Full { .. }) => return Ok(false),
-            Err(other) => return Err(other.into()),
-        };
-        *last_id += 1;
-        let head = self.head(*last_id);
-        outlet.producer.fill(&room, |bytes| {
-            let (front, body) = bytes.split_at_mut(REQUEST);
-            front.copy_from_slice(&head.encode());
-            fill(0, body);
-        });
-        self.id = *last_id;
-        self.position = outlet.producer.commit(room, Part::Whole);
-        outlet.publish();
-        Ok(true)
     }
 
     /// Writes as many parts as there is room for; says whether that was all. Opens the slot with the first one.
@@ -203,6 +208,7 @@ impl Sending {
             self.offset += len;
             line.sending = if last { None } else { Some(id) };
             if last {
+                step::at(Step::CallSent);
                 return Ok(true);
             }
         }

@@ -6,21 +6,23 @@ use crate::error::Error;
 use podshm_layout::cursor::CursorLine;
 use podshm_layout::geometry::{SLEEPER_FENCES, WAKE};
 use podshm_layout::ring::Consumer;
+use podshm_layout::step::{self, Step};
 use podshm_layout::table::TableReader;
 use podshm_layout::wake::Waker;
 use podshm_layout::{PAGE, RegionKind};
 use podshm_proto::{Region, Services, Written};
-use podshm_region::fork::CloseAtFork;
+use podshm_region::fork::{self, ProcessFd};
 use podshm_region::{Memory, ReadMap, barrier};
 use rustix::event::{EventfdFlags, eventfd};
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// Collects the numbers of regions that were dropped.
 #[derive(Debug)]
 pub(crate) struct Releaser {
+    epoch: u32,
     pub(crate) ids: Mutex<Vec<u64>>,
     pub(crate) event: OwnedFd,
 }
@@ -29,7 +31,7 @@ impl Releaser {
     pub(crate) fn new() -> Result<Self, Error> {
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|e| Error::system("eventfd")(e.into()))?;
-        Ok(Releaser { ids: Mutex::default(), event })
+        Ok(Releaser { epoch: fork::install(), ids: Mutex::default(), event })
     }
 
     pub(crate) fn wake(&self) {
@@ -66,6 +68,10 @@ impl Drop for Mapped {
         // The table readers and ring consumers that clone the mapping are dropped with the link that owns both.
         self.map = None;
         self.memory = None;
+        // What a forked child lets go of is the parent's: it is not named to the broker, and a thread that is not here may hold the lock.
+        if fork::epoch() != self.releaser.epoch {
+            return;
+        }
         if let Ok(mut ids) = self.releaser.ids.lock() {
             ids.push(self.id);
         }
@@ -110,8 +116,7 @@ pub(crate) struct Channel {
     /// The agent makes this process go through a fence before it sleeps.
     light: bool,
     alive: AtomicBool,
-    _close_at_fork: CloseAtFork,
-    pub(crate) doorbell: OwnedFd,
+    pub(crate) doorbell: ProcessFd,
     place: u64,
     _mapped: Mapped,
 }
@@ -161,8 +166,7 @@ impl Link {
             rings,
             light: fences && barrier::register_global(),
             alive: AtomicBool::new(true),
-            _close_at_fork: CloseAtFork::register(doorbell.as_fd()),
-            doorbell,
+            doorbell: ProcessFd::new(doorbell),
             place,
             _mapped: mapped,
         };
@@ -221,6 +225,7 @@ impl Channel {
         if sleeps.is_some() {
             self.ring();
         }
+        step::at(Step::PushDoorbell);
     }
 
     /// After reading answers: wakes the agent if its next ones wait for room.

@@ -37,6 +37,7 @@ use outlet::Outlet;
 use podshm_layout::geometry::{ARMED, NOTICE_AGENT_EPOCH};
 use podshm_layout::mem::Load;
 use podshm_layout::ring::Producer;
+use podshm_layout::step::{self, Step};
 use podshm_layout::sync::Ordering;
 use podshm_layout::{Layout, Layouts, PAGE, RegionKind};
 use podshm_proto::{Down, RegionIds, ServiceKind, Services, Up, Written};
@@ -46,8 +47,8 @@ use rustix::event::{EventfdFlags, eventfd};
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use waiting::Sleepers;
 
@@ -105,10 +106,12 @@ impl Client {
         let deadline = Instant::now() + timeout;
         let mut broker = BrokerSocket::connect(directory.as_ref(), deadline)?;
         broker.hello(false, Vec::new(), layouts)?;
+        step::at(Step::JoinConnected);
         let mut received = broker.await_message("an agent to join", deadline)?;
         let Down::Welcome(welcome) = received.message.clone() else {
             return Err(Error::Protocol("the first message must be a welcome".into()));
         };
+        step::at(Step::JoinWelcomed);
         let services = Services::check(welcome.services).map_err(|e| Error::Protocol(e.to_string()))?;
         let notice = Memory::from_fd(received.fd("the notice page")?)?;
         let notice = ReadMap::map(&notice, PAGE as u64)?;
@@ -126,20 +129,22 @@ impl Client {
             return Err(Error::Protocol(what));
         }
         let mut map = WriteMap::map(&memory)?;
+        step::at(Step::JoinMapped);
         broker.send(Up::Mapped(RegionIds { ids: vec![c.id] }))?;
+        step::at(Step::JoinAcknowledged);
         // The broker seals while the rest is mapped.
         map.touch()?;
         let link = Link::from_message(&services, regions.collect(), &mut received, welcome.epoch, speaks, &released)?;
         let own = map.window(0, PAGE);
         let (mut queues, mut calls) = (BTreeMap::new(), BTreeMap::new());
         for (index, (_, kind)) in services.iter().enumerate().filter(|(_, (_, kind))| *kind != ServiceKind::Table) {
-            let number = services.ring_to_agent(index);
-            let ring = geometry.to_agent[number];
+            let to_agent = services.ring_to_agent(index);
+            let ring = geometry.to_agent[to_agent];
             let producer = Producer::new(map.window(ring.offset as usize, ring.bytes as usize), &ring);
-            let outlet = Outlet::new(producer, number, Arc::clone(&link.channel));
+            let outlet = Outlet::new(producer, to_agent, Arc::clone(&link.channel));
             if kind == ServiceKind::Call {
                 let answers = services.ring_to_client(index);
-                let inbox = Inbox::new(answers, number, &link.channel, &own);
+                let inbox = Inbox::new(answers, to_agent, &link.channel, &own);
                 calls.insert(index, Arc::new(CallService::new(outlet, inbox, answers)));
             } else {
                 queues.insert(index, Arc::new(Biased::new(outlet)));
@@ -154,6 +159,7 @@ impl Client {
                 _ => early.push(received),
             }
         }
+        step::at(Step::JoinSealed);
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|e| Error::system("eventfd")(e.into()))?;
         let shared = Arc::new(Shared {
@@ -200,9 +206,9 @@ impl Client {
         Ok(self.shared.notice.load(NOTICE_AGENT_EPOCH, Ordering::Acquire))
     }
 
-    /// Whether the agent that this client is linked to has not hung up.
+    /// Whether the agent that this client is linked to has not hung up. Never so in a forked child.
     pub fn agent_present(&self) -> bool {
-        self.shared.link.load().is_alive()
+        self.shared.check_fork().is_ok() && self.shared.link.load().is_alive()
     }
 
     /// The table `name`.
@@ -240,8 +246,15 @@ impl Client {
 
 impl Shared {
     /// Refuses to touch the parent's memory. One load.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn check_fork(&self) -> Result<(), Error> {
-        if fork::epoch() == self.epoch { Ok(()) } else { Err(Error::Forked) }
+        if fork::epoch() == self.epoch { Ok(()) } else { Err(forked()) }
     }
+}
+
+/// A child that passed the fork handlers by is found out here: it lets go of the parent's sockets now.
+#[cold]
+pub(crate) fn forked() -> Error {
+    fork::leave_parent();
+    Error::Forked
 }

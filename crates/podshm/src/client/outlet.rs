@@ -12,9 +12,9 @@ use std::sync::atomic::Ordering;
 #[derive(Debug)]
 pub(crate) struct Outlet {
     pub(crate) producer: Producer<Window>,
-    pub(crate) channel: Arc<Channel>,
-    /// Its number among the rings to the agent.
+    /// Index among the rings to the agent.
     ring: usize,
+    pub(crate) channel: Arc<Channel>,
     /// The link's version that `channel` is of.
     version: u64,
     waker: Waker,
@@ -22,7 +22,7 @@ pub(crate) struct Outlet {
 
 impl Outlet {
     pub(crate) fn new(producer: Producer<Window>, ring: usize, channel: Arc<Channel>) -> Self {
-        Outlet { producer, channel, ring, version: 0, waker: Waker::at(ARMED) }
+        Outlet { producer, ring, channel, version: 0, waker: Waker::at(ARMED) }
     }
 
     /// Goes over to the agent that serves now. One load where nothing has changed.
@@ -41,6 +41,7 @@ impl Outlet {
         let link = shared.link.load();
         if !Arc::ptr_eq(&link.channel, &self.channel) {
             self.channel = Arc::clone(&link.channel);
+            // Another agent may write another layout.
             self.producer.read_cursors_at(self.channel.cursor(self.ring));
             self.waker = Waker::at(ARMED);
         }
@@ -62,11 +63,6 @@ impl Outlet {
         if self.producer.publish() {
             self.channel.ring_doorbell(&mut self.waker);
         }
-    }
-
-    /// Wakes an agent that has just taken over if it sleeps: what was published until now may have rung its predecessor's doorbell.
-    pub(crate) fn knock(&mut self) {
-        self.channel.ring_doorbell(&mut self.waker);
     }
 
     /// After responses were read: wakes the agent if others wait for room.

@@ -40,7 +40,7 @@ impl QueueSender {
     }
 
     /// Accepts the record now or says that the ring is full. Returns the record's position: its sequence number.
-    #[inline]
+    #[inline(always)]
     pub fn try_push(&self, record: &[u8]) -> Result<u64, Error> {
         let mut batch = self.batch()?;
         let position = batch.try_push(record)?;
@@ -90,7 +90,7 @@ impl QueueSender {
     }
 
     /// Writes `len` bytes in place by `fill` and accepts the record, or says that the ring is full.
-    #[inline]
+    #[inline(always)]
     pub fn try_push_with(&self, len: usize, fill: impl FnOnce(&mut [u8])) -> Result<u64, Error> {
         let mut batch = self.batch()?;
         let position = batch.try_push_with(len, fill)?;
@@ -99,7 +99,7 @@ impl QueueSender {
     }
 
     /// Holds the ring for several records that are accepted together; other threads wait meanwhile.
-    #[inline]
+    #[inline(always)]
     pub fn batch(&self) -> Result<QueueBatch<'_>, Error> {
         let shared = &*self.client.shared;
         shared.check_fork()?;
@@ -118,7 +118,7 @@ pub struct QueueBatch<'a> {
 
 impl QueueBatch<'_> {
     /// Adds a record, or says that the ring is full.
-    #[inline]
+    #[inline(always)]
     pub fn try_push(&mut self, record: &[u8]) -> Result<u64, Error> {
         let room = self.room(record.len())?;
         let outlet = &mut *self.outlet;
@@ -127,7 +127,7 @@ impl QueueBatch<'_> {
     }
 
     /// Adds a record of `len` bytes that `fill` writes in place.
-    #[inline]
+    #[inline(always)]
     pub fn try_push_with(&mut self, len: usize, fill: impl FnOnce(&mut [u8])) -> Result<u64, Error> {
         let room = self.room(len)?;
         let outlet = &mut *self.outlet;
@@ -138,18 +138,24 @@ impl QueueBatch<'_> {
     /// Accepts everything so far and wakes the agent if it sleeps.
     #[inline]
     pub fn publish(&mut self) {
-        self.outlet.publish();
+        // A batch that came over a fork is the parent's: nothing is there to publish.
+        if self.shared.check_fork().is_ok() {
+            self.outlet.publish();
+        }
     }
 
     #[inline(always)]
     fn room(&mut self, len: usize) -> Result<Reservation, Error> {
-        match self.outlet.reserve(len) {
-            // Another agent may have taken over since this batch began, and have made room.
-            Err(PushError::Full { .. }) => {
-                self.outlet.follow(self.shared);
-                Ok(self.outlet.reserve(len)?)
+        self.shared.check_fork()?;
+        let mut again = false;
+        loop {
+            match self.outlet.reserve(len) {
+                Ok(room) => return Ok(room),
+                // Another agent may have taken over since this batch began, and have made room.
+                Err(PushError::Full { .. }) if !again => self.outlet.follow(self.shared),
+                Err(error) => return Err(error.into()),
             }
-            other => Ok(other?),
+            again = true;
         }
     }
 }

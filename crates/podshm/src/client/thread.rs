@@ -4,6 +4,7 @@ use super::link::{Link, TableGeneration};
 use super::{Shared, Speaks};
 use crate::broker_socket::{BrokerSocket, Received, wait};
 use crate::error::Error;
+use podshm_layout::step::{self, Step};
 use podshm_proto::{Down, RegionIds, Up};
 use rustix::event::PollFlags;
 use std::os::fd::AsFd;
@@ -171,13 +172,14 @@ impl Worker {
     }
 
     fn swap(&self, link: Link) {
+        step::at(Step::LinkMapped);
         self.shared.link.store(Arc::new(link));
         self.shared.version.fetch_add(1, Ordering::Release);
+        step::at(Step::LinkSwapped);
         // Nobody may call for a long time: the old agent's regions are let go here, after its last answers were taken.
         for service in self.shared.calls.values() {
             if let Ok(mut line) = service.visit() {
                 line.outlet.follow(&self.shared);
-                line.outlet.knock();
                 if let Err(error) = service.pump(&mut line, &self.shared, None) {
                     tracing::error!(%error, "responses can't be read");
                 }
@@ -186,7 +188,6 @@ impl Worker {
         for outlet in self.shared.queues.values() {
             if let Ok(mut outlet) = outlet.visit() {
                 outlet.follow(&self.shared);
-                outlet.knock();
             }
         }
         self.signal();
