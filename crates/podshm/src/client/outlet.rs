@@ -65,6 +65,11 @@ impl Outlet {
         }
     }
 
+    /// Wakes an agent that has just taken over if it sleeps: what was published until now may have rung its predecessor's doorbell.
+    pub(crate) fn knock(&mut self) {
+        self.channel.ring_doorbell(&mut self.waker);
+    }
+
     /// After responses were read: wakes the agent if others wait for room.
     #[inline(always)]
     pub(crate) fn made_room(&mut self) {

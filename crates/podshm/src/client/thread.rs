@@ -180,6 +180,7 @@ impl Worker {
         for service in self.shared.calls.values() {
             if let Ok(mut line) = service.visit() {
                 line.outlet.follow(&self.shared);
+                line.outlet.knock();
                 if let Err(error) = service.pump(&mut line, &self.shared, None) {
                     tracing::error!(%error, "responses can't be read");
                 }
@@ -188,6 +189,7 @@ impl Worker {
         for outlet in self.shared.queues.values() {
             if let Ok(mut outlet) = outlet.visit() {
                 outlet.follow(&self.shared);
+                outlet.knock();
             }
         }
         self.signal();
