@@ -5,8 +5,8 @@ use crate::regions::ConnId;
 use crate::state::State;
 use podshm_layout::{RegionKind, TableGeometry};
 use podshm_proto::{
-    ClientId, Down, Grow, NewAgent, Nothing, RefusalKind, Region, RegionIds, Regions, Serve, Service, Services,
-    TakeOver, Welcome,
+    Down, Grow, Left, NewAgent, Nothing, RefusalKind, Region, RegionIds, Regions, Serve, Service, Services, TakeOver,
+    Welcome,
 };
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -579,9 +579,9 @@ impl State {
     }
 
     /// Tells the serving agent that a client is gone.
-    pub(crate) fn tell_left(&mut self, agent: ConnId, client: u64) {
+    pub(crate) fn tell_left(&mut self, agent: ConnId, left: Left) {
         if let Some(connection) = self.connections.get_mut(&agent) {
-            connection.send(Down::Left(ClientId { client }), Vec::new());
+            connection.send(Down::Left(left), Vec::new());
         }
     }
 

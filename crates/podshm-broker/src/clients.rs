@@ -5,7 +5,7 @@ use crate::regions::ConnId;
 use crate::state::State;
 use podshm_domain::Identity;
 use podshm_layout::RegionKind;
-use podshm_proto::{Down, RefusalKind, Region, RegionIds, Serve, Welcome};
+use podshm_proto::{Down, Left, RefusalKind, Region, RegionIds, Serve, Welcome};
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
@@ -24,6 +24,8 @@ pub(crate) struct Client {
     pub(crate) next_doorbell: Option<OwnedFd>,
     /// It has not got the serving agent's regions.
     pub(crate) stale: bool,
+    /// Its process died while somebody kept its socket open.
+    pub(crate) held_open: bool,
     joined: Instant,
     left: Option<Instant>,
 }
@@ -144,6 +146,7 @@ impl State {
                     agent_doorbell: Some(agent_end),
                     next_doorbell: None,
                     stale: false,
+                    held_open: false,
                     joined: Instant::now(),
                     left: None,
                 },
@@ -215,11 +218,12 @@ impl State {
         client.stale = false;
         client.next_doorbell = None;
         client.left = Some(Instant::now());
+        let left = Left { client: id, held_open: client.held_open };
         let (sealed, agent, name) = (client.sealed, domain.agent, domain.config.name.clone());
         if !sealed {
             self.forget_client(&name, id);
         } else if let Some(agent) = agent {
-            self.tell_left(agent, id);
+            self.tell_left(agent, left);
         }
     }
 

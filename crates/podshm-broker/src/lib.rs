@@ -12,6 +12,7 @@ mod agents;
 mod clients;
 mod connections;
 mod event_loop;
+mod liveness;
 mod regions;
 mod state;
 

@@ -63,6 +63,8 @@ pub struct DomainStats {
     pub refused: u64,
     /// Clients whose records were discarded after the drain grace.
     pub discarded: u64,
+    /// Participants whose process died while somebody kept their socket open: noticed late, treated as gone.
+    pub held_open: u64,
 }
 
 /// One client of a domain.
@@ -96,6 +98,7 @@ pub(crate) struct Domain {
     pub(crate) last_place: u64,
     pub(crate) refused: u64,
     pub(crate) discarded: u64,
+    pub(crate) held_open: u64,
     pub(crate) layout: u32,
     /// What the last agent that closed in order left to its successor.
     pub(crate) left_state: Vec<u8>,
@@ -131,6 +134,7 @@ impl Domain {
             last_place: 0,
             refused: 0,
             discarded: 0,
+            held_open: 0,
             layout: LAYOUT_VERSION,
             left_state: Vec::new(),
             notice,
@@ -278,6 +282,7 @@ impl State {
             regions: self.regions.count(),
             refused: domain.refused,
             discarded: domain.discarded,
+            held_open: domain.held_open,
         })
     }
 }

@@ -21,6 +21,7 @@ pub mod fork;
 pub mod futex;
 pub mod map;
 pub mod memory;
+pub mod peer;
 
 pub use map::{ReadMap, Window, WriteMap};
 pub use memory::{Memory, MemoryId, RegionError};

@@ -403,6 +403,9 @@ impl Agent {
             Down::Left(left) => {
                 if let Some(client) = self.clients.get_mut(&left.client) {
                     client.gone = true;
+                    if left.held_open {
+                        client.name_held_open();
+                    }
                     if !client.hot {
                         client.heat_up();
                         self.hot.push(left.client);
