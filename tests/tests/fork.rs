@@ -1,7 +1,7 @@
 //! fork, from a C program: what a child may do, what it finds, and that the parent's death is noticed while the child lives on.
 
 use podshm_tests::Node;
-use podshm_tests::c_program::{Talk, compile};
+use podshm_tests::programs::{Talk, compile};
 use podshm_tests::serving::Serving;
 use std::collections::BTreeMap;
 use std::process::Command;

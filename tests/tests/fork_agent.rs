@@ -3,7 +3,7 @@
 
 use podshm::{Agent, Client, Error, ErrorKind, Handler, Record};
 use podshm_broker::{Broker, BrokerError};
-use podshm_tests::c_program::Talk;
+use podshm_tests::programs::Talk;
 use podshm_tests::serving::Serving;
 use podshm_tests::{Node, PATIENCE};
 use std::io::Write;
@@ -183,11 +183,7 @@ fn agent_with_a_child(node: &Node, raw: bool) -> (Talk, Client, String) {
     }
     let mut program = Talk::start(command);
     let client = Client::join(node.pod("a"), PATIENCE).unwrap();
-    let child = loop {
-        if let Some(pid) = program.line().strip_prefix("child ") {
-            break pid.to_owned();
-        }
-    };
+    let child = program.find("child ");
     (program, client, child)
 }
 

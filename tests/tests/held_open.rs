@@ -2,7 +2,7 @@
 //! drained and freed, while a process that lives is never taken for dead.
 
 use podshm_proto::Up;
-use podshm_tests::c_program::{Talk, compile};
+use podshm_tests::programs::{Talk, compile};
 use podshm_tests::raw::{Raw, RawClient, hello};
 use podshm_tests::serving::Serving;
 use podshm_tests::{Node, PATIENCE};
