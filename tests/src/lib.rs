@@ -1,7 +1,7 @@
 //! What the tests that cross crates share: a broker with sockets in a directory of its own.
 
-pub mod c_program;
 pub mod many;
+pub mod programs;
 pub mod raw;
 pub mod serving;
 

@@ -13,6 +13,7 @@ mod clients;
 mod connections;
 mod event_loop;
 mod layouts;
+mod liveness;
 mod regions;
 mod state;
 

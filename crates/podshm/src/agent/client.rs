@@ -145,6 +145,11 @@ impl AgentClient {
         }
     }
 
+    pub(super) fn name_held_open(&self) {
+        let (client, member) = (self.id, &self.member);
+        tracing::warn!(member, client, "its process is dead and its doorbell is kept open elsewhere; it is drained");
+    }
+
     pub(super) fn heat_up(&mut self) {
         self.hot = true;
         self.sleeper.disarm(&self.own);
