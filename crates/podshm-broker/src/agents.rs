@@ -1,7 +1,7 @@
 //! Agents: joining, the pool of answer regions, taking over, tables.
 
 use crate::connections::Role;
-use crate::regions::ConnId;
+use crate::regions::{ConnId, Held};
 use crate::state::State;
 use podshm_layout::step::{self, Step};
 use podshm_layout::{RegionKind, TableGeometry};
@@ -314,9 +314,14 @@ impl State {
             return;
         };
         let old = client.answer.replace(answer);
+        let before = client.before.take();
         let forced = domain.agents.values().any(|a| a.forced);
         let epoch = domain.epoch;
         let (c, member, gone) = (client.region, client.member.name(), client.conn.is_none());
+        let old = self.last_that_began(conn, before, old);
+        if let Some(client) = self.domain_of(conn).and_then(|d| d.clients.get_mut(&client_id)) {
+            client.before = old;
+        }
         let mut fds = Vec::new();
         let mut regions = Vec::new();
         let mut push = |lent: Result<(Region, OwnedFd), podshm_region::RegionError>| match lent {
@@ -329,7 +334,6 @@ impl State {
         push(self.regions.lend(c, conn));
         if let Some(old) = old {
             push(self.regions.lend(old, conn));
-            self.regions.unwant(old);
         }
         let doorbell = if gone { None } else { self.doorbell(conn) };
         let mine = doorbell.map(|(agent_end, client_end)| {
@@ -346,6 +350,47 @@ impl State {
             if let Some(client_conn) = client.conn {
                 self.catch_up(client_conn);
             }
+        }
+    }
+
+    /// Which of a client's last two answer regions has the cursors that count, and lets the other go. An agent that died while it took
+    /// over has begun on some clients and not on others.
+    fn last_that_began(&mut self, conn: ConnId, before: Option<u64>, last: Option<u64>) -> Option<u64> {
+        let (Some(before), Some(last)) = (before, last) else { return before.or(last) };
+        let rings = self.domain_of(conn).and_then(|d| d.services.as_ref()?.channel(0, 0).ok()).map(|g| g.to_agent);
+        let map = self.regions.at(last).map(Held::read);
+        let began = match (rings, map) {
+            // An agent starts every ring before it looks into one.
+            (Some(rings), Some(Ok(map))) => rings.iter().all(|ring| ring.cursor_line().started(&map).is_some()),
+            _ => false,
+        };
+        let (kept, other) = if began { (last, before) } else { (before, last) };
+        self.regions.unwant(other);
+        Some(kept)
+    }
+
+    /// The agent has let regions go: a predecessor's cursors among them are not needed any more, if it serves that client.
+    pub(crate) fn agent_released(&mut self, conn: ConnId, ids: &[u64]) {
+        let Some(domain) = self.domain_of(conn) else {
+            return;
+        };
+        if domain.agent != Some(conn) {
+            return;
+        }
+        let began: Vec<(u64, u64, Option<u64>)> = domain
+            .clients
+            .iter()
+            .filter_map(|(id, client)| Some((*id, client.before?, client.answer)))
+            .filter(|(_, before, _)| ids.contains(before))
+            .collect();
+        for (id, before, answer) in began {
+            if !answer.is_some_and(|a| self.regions.is_held_by(a, conn)) {
+                continue;
+            }
+            if let Some(client) = self.domain_of(conn).and_then(|d| d.clients.get_mut(&id)) {
+                client.before = None;
+            }
+            self.regions.unwant(before);
         }
     }
 

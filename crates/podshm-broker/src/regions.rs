@@ -2,7 +2,7 @@
 
 use podshm_layout::RegionKind;
 use podshm_proto::Region;
-use podshm_region::{Memory, RegionError, WriteMap};
+use podshm_region::{Memory, ReadMap, RegionError, WriteMap};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 
@@ -16,6 +16,13 @@ pub(crate) struct Held {
     holders: BTreeSet<ConnId>,
     /// The broker itself still needs it, for joins or for a successor.
     wanted: bool,
+}
+
+impl Held {
+    /// A mapping of a sealed region, to look what its writer says.
+    pub(crate) fn read(&self) -> Result<ReadMap, RegionError> {
+        ReadMap::map(&self.memory, self.region.bytes)
+    }
 }
 
 /// Every region that is alive as far as the broker knows.

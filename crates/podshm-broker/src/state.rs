@@ -171,9 +171,10 @@ impl State {
             (_, Up::Hello(_)) => self.reject(conn, RefusalKind::Protocol, "a second hello; open another connection"),
             (_, Up::Bye(_)) => self.end(conn),
             (_, Up::Release(released)) => {
-                for id in released.ids {
-                    self.regions.drop_holder(id, conn);
+                for id in &released.ids {
+                    self.regions.drop_holder(*id, conn);
                 }
+                self.agent_released(conn, &released.ids);
                 self.catch_up(conn);
             }
             (Role::Client(client), Up::Mapped(ids)) => self.client_mapped(conn, *client, &ids.ids),
