@@ -7,6 +7,9 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
+/// Exit status of a participant that the broker has refused.
+pub const REFUSED: u8 = 3;
+
 /// A process of `podshm-test-participant`; killed when dropped.
 #[derive(Debug)]
 pub struct Participant {
@@ -96,9 +99,10 @@ impl Participant {
         assert!(status.success(), "{} was to end in order: {status}", self.what);
     }
 
-    /// Waits until it ends in whatever way.
-    pub fn await_any_end(mut self) -> ExitStatus {
-        self.await_end_of()
+    /// Waits until it ends because the broker has refused it.
+    pub fn await_refusal(mut self) {
+        let status = self.await_end_of();
+        assert_eq!(status.code(), Some(REFUSED.into()), "{} was to be refused: {status}", self.what);
     }
 
     fn await_end_of(&mut self) -> ExitStatus {

@@ -149,6 +149,7 @@ pub fn client(directory: &Path, file: &Path, sender: u32) -> Result<(), Error> {
     let (mut pushes, mut calls, mut lookups) =
         (Pushes::new(&client, sender), Calls::new(&client, sender), Lookups::new(&client));
     let mut last = Instant::now();
+    let mut no_call_before = 0;
     for turn in 0u64.. {
         match pushes.some() {
             Ok(()) => last = Instant::now(),
@@ -159,15 +160,26 @@ pub fn client(directory: &Path, file: &Path, sender: u32) -> Result<(), Error> {
         }
         note(ACCEPTED, pushes.accepted, 0);
         if turn.is_multiple_of(4) {
-            let (number, outcome) = calls.one();
-            note(ENDED, number, outcome as u64);
             lookups.round();
+            if turn >= no_call_before {
+                let (number, outcome) = calls.one();
+                note(ENDED, number, outcome as u64);
+                // While nobody answers, reports go on.
+                no_call_before = if outcome == Outcome::Answered { 0 } else { turn + 200 };
+            }
             if stop_file(file).exists() {
                 break;
             }
         }
     }
     Ok(())
+}
+
+/// How many of a client's pushes found no room so far.
+pub fn refused_pushes(file: &Path) -> usize {
+    let bytes = std::fs::read(file).unwrap_or_default();
+    let accepted: Vec<&[u8]> = bytes.chunks_exact(32).filter(|l| l[0] == ACCEPTED as u8).map(|l| &l[8..16]).collect();
+    accepted.windows(2).filter(|pair| pair[0] == pair[1]).count()
 }
 
 /// What a client wrote down: its number in the domain once it had joined, and what it had sent when it ended.

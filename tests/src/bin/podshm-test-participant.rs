@@ -21,6 +21,7 @@ fn main() -> ExitCode {
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.kind() == podshm::ErrorKind::Refused => ExitCode::from(podshm_tests::participant::REFUSED),
         Err(error) => {
             eprintln!("{role} {number}: {error}");
             ExitCode::FAILURE
