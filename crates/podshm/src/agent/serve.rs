@@ -150,7 +150,7 @@ impl AgentClient {
                 }
             };
             step::at(Step::HandoverStarting);
-            ring.cursor_line().reset(&own, start);
+            ring.cursor_line().inherit(&own, start, maybe_seen);
             rings.push(Ring {
                 service,
                 kind,
@@ -265,7 +265,7 @@ impl AgentClient {
         step::at(Step::DrainPeeked);
         let budget = BATCH.min(u64::from(ring.geometry.bytes) / 4);
         let claim = (first.position + budget).max(first.next);
-        line.claim(&self.own, claim);
+        line.claim(&self.own, claim.max(ring.maybe_seen));
         step::at(Step::DrainClaimed);
         let mut handled = 0;
         let mut next = Some(first);
@@ -289,7 +289,7 @@ impl AgentClient {
             handled += 1;
             next = peek(ring, &self.member);
         }
-        acknowledge(line, &self.own, ring.consumer.position());
+        acknowledge(line, &self.own, ring.consumer.position(), ring.maybe_seen);
         handled
     }
 
@@ -303,7 +303,7 @@ impl AgentClient {
         let Some(first) = peek(ring, &self.member) else { return 0 };
         let budget = BATCH.min(u64::from(ring.geometry.bytes) / 4);
         let claim = (first.position + budget).max(first.next);
-        line.claim(&self.own, claim);
+        line.claim(&self.own, claim.max(ring.maybe_seen));
         step::at(Step::CallClaimed);
         let mut handled = 0;
         let mut next = Some(first);
@@ -434,7 +434,7 @@ impl AgentClient {
         let kept = hold.filter(|hold| position - hold <= u64::from(ring.geometry.bytes) / 2).unwrap_or(position);
         let fits =
             ring.partial.as_ref().is_none_or(|p| p.head.total as u64 + 1024 <= u64::from(ring.geometry.bytes) / 2);
-        acknowledge(ring.geometry.cursor_line(), &self.own, if fits { kept } else { position });
+        acknowledge(ring.geometry.cursor_line(), &self.own, if fits { kept } else { position }, ring.maybe_seen);
         handled
     }
 
@@ -553,10 +553,10 @@ fn peek(ring: &mut Ring, member: &str) -> Option<podshm_layout::ring::Record> {
     }
 }
 
-fn acknowledge(line: podshm_layout::cursor::CursorLine, own: &Own, position: u64) {
+fn acknowledge(line: podshm_layout::cursor::CursorLine, own: &Own, position: u64, maybe_seen: u64) {
     step::at(Step::DrainAcknowledging);
     line.acknowledge(own, position);
     step::at(Step::DrainAcknowledged);
-    // Nothing is in hand any more.
-    line.claim(own, position);
+    // Nothing is in hand any more but what a predecessor had.
+    line.claim(own, position.max(maybe_seen));
 }
