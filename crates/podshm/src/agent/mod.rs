@@ -20,10 +20,7 @@ pub use table::TableWriter;
 use crate::broker_socket::BrokerSocket;
 use crate::error::Error;
 use answer::Inbound;
-use podshm_layout::geometry::NOTICE_AGENT_EPOCH;
-use podshm_layout::mem::Load;
 use podshm_layout::step::{self, Step};
-use podshm_layout::sync::Ordering;
 use podshm_proto::{ClientId, Down, MAX_STATE, RegionIds, Serve, Services, State, Up};
 use podshm_region::{ReadMap, Window};
 use rustix::event::{Timespec, epoll};
@@ -281,11 +278,7 @@ impl Agent {
     /// Whether another agent serves by now, by the broker's notice page: one cached word.
     #[inline]
     fn check_epoch(&self) -> Result<(), Error> {
-        if self.notice.load(NOTICE_AGENT_EPOCH, Ordering::Acquire) == self.epoch {
-            Ok(())
-        } else {
-            Err(Error::Superseded)
-        }
+        if serve::serves(&self.notice, self.epoch) { Ok(()) } else { Err(Error::Superseded) }
     }
 
     fn serve_hot(&mut self, handler: &mut impl Handler) -> Result<usize, Error> {
@@ -306,6 +299,8 @@ impl Agent {
                 deferred: &self.deferred.0,
                 deferred_event: &self.deferred_event,
                 deferred_out: &mut self.deferred_out,
+                notice: &self.notice,
+                epoch: self.epoch,
             };
             let done = client.serve(&mut tools, handler);
             handled += done;

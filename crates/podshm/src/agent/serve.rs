@@ -8,11 +8,11 @@ use crate::error::Error;
 use crate::frames::{
     self, REQUEST, RESPONSE, RequestHead, ResponseHead, STATUS_DEADLINE, STATUS_FAILED, STATUS_OK, STATUS_UNKNOWN,
 };
-use podshm_layout::geometry::{ARMED, WAKE};
+use podshm_layout::geometry::{ARMED, NOTICE_AGENT_EPOCH, WAKE};
 use podshm_layout::mem::{Load, Store};
 use podshm_layout::ring::{Consumer, Part, Producer};
 use podshm_layout::step::{self, Step};
-use podshm_layout::sync::Ordering;
+use podshm_layout::sync::{Ordering, fence};
 use podshm_layout::wake::{Sleeper, Waker, Wants};
 use podshm_layout::{PAGE, RingGeometry};
 use podshm_proto::{Region, Serve, ServiceKind, Services};
@@ -36,6 +36,19 @@ pub(super) struct Tools<'a> {
     pub(super) deferred: &'a mpsc::Sender<Inbound>,
     pub(super) deferred_event: &'a Arc<OwnedFd>,
     pub(super) deferred_out: &'a mut usize,
+    pub(super) notice: &'a ReadMap,
+    pub(super) epoch: u64,
+}
+
+/// Whether the agent of this epoch is the one that serves, by the broker's notice page: one cached word.
+///
+/// Asked before each batch, and once more when a record is copied out: an agent that was stopped in between may wake up when its
+/// successor has handled the record and the client has overwritten it. A byte of that is written after the new epoch, so who has
+/// copied one sees the epoch too.
+#[inline]
+pub(super) fn serves(notice: &ReadMap, epoch: u64) -> bool {
+    fence(Ordering::Acquire); // the copied bytes first, then the epoch
+    notice.load(NOTICE_AGENT_EPOCH, Ordering::Acquire) == epoch
 }
 
 /// A ring that the client writes.
@@ -275,6 +288,9 @@ impl AgentClient {
             }
             let bytes = &mut tools.scratch[..record.len];
             ring.consumer.copy_out(&record, 0, bytes);
+            if !serves(tools.notice, tools.epoch) {
+                return handled;
+            }
             step::at(Step::DrainCopied);
             handler.record(Record {
                 service: name,
@@ -314,6 +330,9 @@ impl AgentClient {
             handled += 1;
             let bytes = &mut tools.scratch[..record.len];
             ring.consumer.copy_out(&record, 0, bytes);
+            if !serves(tools.notice, tools.epoch) {
+                return handled;
+            }
             step::at(Step::CallCopied);
             ring.consumer.advance(&record);
             if matches!(record.part, Part::Whole | Part::First) {
