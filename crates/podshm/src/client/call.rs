@@ -1,6 +1,6 @@
 //! Calls: request and response, many in flight.
 
-use super::link::Channel;
+use super::link::{Channel, Cursors};
 use super::queue::lock;
 use super::waiting::Spin;
 use super::{Client, Shared};
@@ -209,6 +209,7 @@ fn send_parts(
     (until, spin, wait): (Instant, Spin, bool),
 ) -> Result<u64, Error> {
     let most = (producer.bytes() / 4).min(frames::FRAGMENT as u64) as usize;
+    let cursors = Cursors { head: &channel.head, notice: &shared.notice, epoch };
     let total = head.total as usize;
     let mut first_position = None;
     let mut offset = 0;
@@ -223,7 +224,7 @@ fn send_parts(
             (false, true) => Part::Last,
         };
         let room = loop {
-            match producer.reserve(front + len, &channel.head) {
+            match producer.reserve(front + len, &cursors) {
                 Ok(room) => break room,
                 Err(PushError::Full { needed, free }) => {
                     let waited = Duration::ZERO;
@@ -240,7 +241,7 @@ fn send_parts(
                     if spin == Spin::Always {
                         std::hint::spin_loop();
                     } else {
-                        let enough = |p: &mut Producer<Window>| p.refresh(&channel.head).is_ok_and(|f| f >= needed);
+                        let enough = |p: &mut Producer<Window>| p.refresh(&cursors).is_ok_and(|f| f >= needed);
                         let spun = (0..2000).any(|_| {
                             std::hint::spin_loop();
                             enough(producer)

@@ -2,7 +2,8 @@
 
 use crate::broker_socket::Received;
 use crate::error::Error;
-use podshm_layout::geometry::{ARMED, WAKE};
+use podshm_layout::geometry::{ARMED, NOTICE_AGENT_EPOCH, WAKE};
+use podshm_layout::mem::Load;
 use podshm_layout::ring::Consumer;
 use podshm_layout::step::{self, Step};
 use podshm_layout::table::TableReader;
@@ -136,7 +137,7 @@ impl Link {
         }
         let (mapped, place) = answer.ok_or_else(|| Error::Protocol("the agent's region is missing".into()))?;
         let geometry = services.channel(0, place).map_err(|e| Error::Protocol(e.to_string()))?;
-        if podshm_layout::mem::Load::size(mapped.map()) as u64 != geometry.agent_bytes {
+        if mapped.map().size() as u64 != geometry.agent_bytes {
             return Err(Error::Protocol(format!("agent's region is not of {} bytes", geometry.agent_bytes)));
         }
         let doorbell = received.fd("the doorbell")?;
@@ -165,12 +166,46 @@ impl Link {
         Link { epoch: self.epoch, tables, channel: Arc::clone(&self.channel) }
     }
 
+    /// The agent's cursors over this client's rings.
+    #[inline]
+    pub(crate) fn cursors<'a>(&'a self, notice: &'a ReadMap) -> Cursors<'a> {
+        Cursors { head: &self.channel.head, notice, epoch: self.epoch }
+    }
+
     pub(crate) fn is_alive(&self) -> bool {
         self.channel.alive.load(Ordering::Acquire)
     }
 
     pub(crate) fn set_dead(&self) {
         self.channel.alive.store(false, Ordering::Release);
+    }
+}
+
+/// An agent's cursors, for as long as it is the one that serves; nothing new from then on.
+///
+/// An agent that was stopped may wake up and acknowledge when its successor has read its cursors already: that is no room, the
+/// successor has yet to read what lies there. Its store comes after the new epoch then, so who has read it sees the epoch too.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cursors<'a> {
+    pub(crate) head: &'a ReadMap,
+    pub(crate) notice: &'a ReadMap,
+    pub(crate) epoch: u64,
+}
+
+impl Load for Cursors<'_> {
+    fn size(&self) -> usize {
+        self.head.size()
+    }
+
+    #[inline]
+    fn load(&self, offset: usize, order: podshm_layout::sync::Ordering) -> u64 {
+        let word = self.head.load(offset, order);
+        let serves = self.notice.load(NOTICE_AGENT_EPOCH, Ordering::Acquire) == self.epoch;
+        if serves { word } else { 0 } // 0: it has not started
+    }
+
+    fn copy_out(&self, offset: usize, dst: &mut [u8]) {
+        self.head.copy_out(offset, dst);
     }
 }
 
@@ -209,6 +244,6 @@ impl Channel {
     }
 
     pub(crate) fn wake_word(&self) -> u32 {
-        podshm_layout::mem::Load::load(&self.head, WAKE, Ordering::Acquire) as u32
+        self.head.load(WAKE, Ordering::Acquire) as u32
     }
 }

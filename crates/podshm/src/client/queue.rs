@@ -45,7 +45,7 @@ impl QueueSender {
         shared.check_fork()?;
         let mut producer = lock(shared, self.ring);
         let link = shared.link.load();
-        let position = producer.push(record, &link.channel.head)?;
+        let position = producer.push(record, &link.cursors(&shared.notice))?;
         if let Ok(mut waker) = link.channel.waker.lock() {
             link.channel.ring_doorbell(&mut waker);
         }
@@ -140,7 +140,7 @@ impl QueueBatch<'_> {
     #[inline]
     fn room(&mut self, len: usize) -> Result<podshm_layout::ring::Reservation, Error> {
         let link = self.shared.link.load();
-        Ok(self.producer.reserve(len, &link.channel.head)?)
+        Ok(self.producer.reserve(len, &link.cursors(&self.shared.notice))?)
     }
 }
 
@@ -161,7 +161,7 @@ pub(super) fn wait_for_room(shared: &Shared, ring: usize, until: Instant, spin: 
     let enough = |shared: &Shared| -> Result<bool, Error> {
         let link = shared.link.load();
         let mut producer = lock(shared, ring);
-        let free = producer.refresh(&link.channel.head)?;
+        let free = producer.refresh(&link.cursors(&shared.notice))?;
         Ok(free >= producer.bytes() / 8)
     };
     loop {
