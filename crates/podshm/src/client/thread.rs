@@ -2,14 +2,15 @@
 
 use super::Shared;
 use super::link::{Link, TableGeneration};
+use super::waiting::SLICE;
 use crate::broker_socket::{BrokerSocket, Received, wait};
 use crate::error::Error;
 use podshm_layout::step::{self, Step};
 use podshm_proto::{Down, RegionIds, Up};
 use rustix::event::PollFlags;
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, TryLockError};
 use std::thread::JoinHandle;
 
 /// Ends the thread when the last client handle is gone.
@@ -42,8 +43,14 @@ pub(crate) fn start(
     layout: u32,
 ) -> Result<Joined, Error> {
     let stop = Arc::new(AtomicBool::new(false));
-    let mut worker =
-        Worker { shared: Arc::clone(&shared), broker: Some(broker), layout, stop: Arc::clone(&stop), hung_up: 0 };
+    let mut worker = Worker {
+        shared: Arc::clone(&shared),
+        broker: Some(broker),
+        layout,
+        stop: Arc::clone(&stop),
+        hung_up: 0,
+        unrung: Vec::new(),
+    };
     for received in early {
         worker.message(received);
     }
@@ -62,6 +69,8 @@ struct Worker {
     stop: Arc<AtomicBool>,
     /// Epoch of the agent whose hang-up was noticed already.
     hung_up: u64,
+    /// Rings that somebody has been writing since before the last swap of the link.
+    unrung: Vec<usize>,
 }
 
 impl Worker {
@@ -76,8 +85,11 @@ impl Worker {
             if let Some(broker) = &self.broker {
                 fds.push((broker.as_fd(), PollFlags::IN));
             }
-            let events = wait(&fds, None);
+            let events = wait(&fds, (!self.unrung.is_empty()).then_some(SLICE));
             drop(fds);
+            if !self.unrung.is_empty() {
+                self.ring_new_agent();
+            }
             if events[0].contains(PollFlags::IN) {
                 let mut count = [0; 8];
                 let _ = rustix::io::read(&self.shared.released.event, &mut count);
@@ -154,7 +166,11 @@ impl Worker {
                     self.layout,
                     &shared.released,
                 )
-                .map(|link| self.swap(link))
+                .map(|link| {
+                    self.swap(link);
+                    self.unrung = (0..self.shared.rings.len()).collect();
+                    self.ring_new_agent();
+                })
             }
             Down::NewTable(region) => (|| {
                 let fd = received.fd("a table")?;
@@ -167,6 +183,17 @@ impl Worker {
         };
         if let Err(error) = result {
             tracing::error!(%error, "the broker's message was not followed; the client goes on with what it has");
+        }
+    }
+
+    /// Who published by the old link looked whether the old agent slept; the new one may have gone to sleep meanwhile. A ring that is
+    /// free now was left by all of them, and whoever comes to it next finds the new link.
+    fn ring_new_agent(&mut self) {
+        let shared = &self.shared;
+        self.unrung.retain(|ring| matches!(shared.rings[*ring].try_lock(), Err(TryLockError::WouldBlock)));
+        let link = shared.link.load();
+        if let Ok(mut waker) = link.channel.waker.lock() {
+            link.channel.ring_doorbell(&mut waker);
         }
     }
 
