@@ -56,9 +56,14 @@ impl State {
         }
         if domain.services.is_none() {
             let tables: Vec<(u32, u64)> = services.tables().map(|i| (i as u32, table_bytes(&services, i))).collect();
-            if let Err(refusal) = domain.books.admit_tables(&tables) {
+            let answer = services.channel(0, 0).map_or(0, |g| g.agent_bytes);
+            let mut books = domain.books.clone();
+            // Each of two agents at a time keeps some in spare.
+            if let Err(refusal) = books.admit_tables(&tables).and_then(|()| books.admit_pool(2 * SPARE as u64 * answer))
+            {
                 return self.reject(conn, RefusalKind::OverLimit, refusal);
             }
+            domain.books = books;
             domain.services = Some(services.clone());
         }
         domain.successor = Some(conn);
@@ -302,6 +307,18 @@ impl State {
         }
         self.serve_waiting(conn);
         self.top_up(conn);
+        self.trim(conn);
+    }
+
+    /// Clients that left while this agent waited for its turn have their answer regions in its pool.
+    fn trim(&mut self, conn: ConnId) {
+        let Some(agent) = self.agent_state(conn) else {
+            return;
+        };
+        let surplus = agent.pool.split_off(agent.pool.len().min(SPARE));
+        for id in surplus {
+            self.discard_answer(conn, id);
+        }
     }
 
     /// Gives a client of the predecessor to the agent, and the agent's regions to the client.
@@ -492,8 +509,9 @@ impl State {
         let Some(agent) = self.agent_state(conn) else {
             return;
         };
-        if agent.pool.len() + agent.unmapped.len() < SPARE.div_ceil(2) {
-            let wanted: Vec<Region> = (0..SPARE).map(|_| self.new_answer(conn)).collect();
+        let ready = agent.pool.len() + agent.unmapped.len();
+        if ready < SPARE.div_ceil(2) {
+            let wanted: Vec<Region> = (ready..SPARE).map(|_| self.new_answer(conn)).collect();
             self.send_for_writing(conn, wanted);
         }
     }

@@ -57,6 +57,8 @@ pub struct DomainStats {
     pub reserved: u64,
     /// Bytes of regions alive in the broker, all domains.
     pub region_bytes: u64,
+    /// Most bytes of regions that were ever alive in the broker, all domains.
+    pub region_bytes_peak: u64,
     /// Regions alive in the broker, all domains.
     pub regions: usize,
     /// Joins refused.
@@ -275,7 +277,8 @@ impl State {
             agent: domain.agent.is_some(),
             clients: clients.collect(),
             reserved: domain.books.reserved(),
-            region_bytes: self.regions.bytes(|_| true),
+            region_bytes: self.regions.bytes(),
+            region_bytes_peak: self.regions.peak(),
             regions: self.regions.count(),
             refused: domain.refused,
             discarded: domain.discarded,
