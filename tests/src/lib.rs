@@ -1,9 +1,15 @@
 //! What the tests that cross crates share: a broker with sockets in a directory of its own.
 
+pub mod deliveries;
+pub mod gates;
+pub mod load;
 pub mod many;
+pub mod participant;
 pub mod programs;
 pub mod raw;
+pub mod roles;
 pub mod serving;
+pub mod work;
 
 use podshm_broker::{Broker, DomainConfig, Identity, Limits, Rights};
 use std::path::{Path, PathBuf};
@@ -20,6 +26,11 @@ pub struct Node {
 
 /// How long anything may take here.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Domain `d` with a broker that gives its participants the time which a busy machine takes.
+pub fn patient() -> DomainConfig {
+    DomainConfig { map_deadline: PATIENCE * 3, ..DomainConfig::new("d") }
+}
 
 impl Node {
     /// A broker with one domain `d`.

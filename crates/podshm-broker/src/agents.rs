@@ -7,9 +7,9 @@ mod take_over;
 use crate::connections::Role;
 use crate::regions::ConnId;
 use crate::state::State;
-use podshm_layout::{RegionKind, TableGeometry};
+use podshm_layout::{Layout, RegionKind, TableGeometry};
 use podshm_layout::step::{self, Step};
-use podshm_proto::{Down, Grow, Left, RefusalKind, Region, RegionIds, Regions, Service, Services, Welcome};
+use podshm_proto::{Down, Grow, Left, RefusalKind, Region, RegionIds, Regions, Service, Services, Welcome, Written};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Instant;
 use tables::{table_bytes, table_geometry};
@@ -71,9 +71,15 @@ impl State {
         }
         if domain.services.is_none() {
             let tables: Vec<(u32, u64)> = services.tables().map(|i| (i as u32, table_bytes(&services, i))).collect();
-            if let Err(refusal) = domain.books.admit_tables(&tables) {
+            // Layouts differ within the first page: the size is the same for all of them.
+            let answer = services.channel(0, 0, Written::both(Layout::OLDEST)).map_or(0, |g| g.agent_bytes);
+            let mut books = domain.books.clone();
+            // Each of two agents at a time keeps some in spare.
+            if let Err(refusal) = books.admit_tables(&tables).and_then(|()| books.admit_pool(2 * SPARE as u64 * answer))
+            {
                 return self.reject(conn, RefusalKind::OverLimit, refusal);
             }
+            domain.books = books;
             domain.services = Some(services.clone());
         }
         domain.successor = Some(conn);

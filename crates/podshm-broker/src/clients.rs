@@ -18,6 +18,8 @@ pub(crate) struct Client {
     pub(crate) region: u64,
     /// The serving agent's A.
     pub(crate) answer: Option<u64>,
+    /// The predecessor's A, until the serving agent has started where that one ended: whoever comes next may need it still.
+    pub(crate) before: Option<u64>,
     pub(crate) sealed: bool,
     /// The agent's end of the doorbell until C is sealed.
     agent_doorbell: Option<OwnedFd>,
@@ -179,6 +181,7 @@ impl State {
                     conn: Some(conn),
                     region: c,
                     answer: Some(answer),
+                    before: None,
                     sealed: false,
                     agent_doorbell: Some(agent_end),
                     next_doorbell: None,
@@ -289,6 +292,9 @@ impl State {
         step::at(Step::BrokerForgot);
         let agent = domain.agent;
         self.regions.unwant(client.region);
+        if let Some(before) = client.before {
+            self.regions.unwant(before);
+        }
         match (client.answer, agent) {
             // The agent was never told of this client: it must be told to let its answer region go.
             (Some(answer), Some(agent)) if !client.sealed => self.discard_answer(agent, answer),

@@ -2,7 +2,7 @@
 
 use podshm_layout::RegionKind;
 use podshm_proto::Region;
-use podshm_region::{Memory, RegionError, WriteMap};
+use podshm_region::{Memory, ReadMap, RegionError, WriteMap};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 
@@ -21,11 +21,20 @@ pub(crate) struct Held {
     wanted: bool,
 }
 
+impl Held {
+    /// A mapping of a sealed region, to look what its writer says.
+    pub(crate) fn read(&self) -> Result<ReadMap, RegionError> {
+        ReadMap::map(&self.memory, self.region.bytes)
+    }
+}
+
 /// Every region that is alive as far as the broker knows.
 #[derive(Debug, Default)]
 pub(crate) struct RegionBook {
     all: BTreeMap<u64, Held>,
     last: u64,
+    bytes: u64,
+    peak: u64,
 }
 
 impl RegionBook {
@@ -49,6 +58,8 @@ impl RegionBook {
             header.write(&map.window(0, podshm_layout::PAGE));
         }
         self.all.insert(region.id, Held { region, memory, holders: BTreeSet::new(), wanted: true });
+        self.bytes += region.bytes;
+        self.peak = self.peak.max(self.bytes);
         Ok(region.id)
     }
 
@@ -101,8 +112,13 @@ impl RegionBook {
     }
 
     /// Bytes alive.
-    pub(crate) fn bytes(&self, of: impl Fn(&Region) -> bool) -> u64 {
-        self.all.values().filter(|h| of(&h.region)).map(|h| h.region.bytes).sum()
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Most bytes that were ever alive.
+    pub(crate) fn peak(&self) -> u64 {
+        self.peak
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -110,8 +126,10 @@ impl RegionBook {
     }
 
     fn free_if_unused(&mut self, id: u64) {
-        if self.all.get(&id).is_some_and(|h| !h.wanted && h.holders.is_empty()) {
-            self.all.remove(&id);
+        if self.all.get(&id).is_some_and(|h| !h.wanted && h.holders.is_empty())
+            && let Some(held) = self.all.remove(&id)
+        {
+            self.bytes -= held.region.bytes;
         }
     }
 }

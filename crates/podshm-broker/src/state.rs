@@ -59,6 +59,8 @@ pub struct DomainStats {
     pub reserved: u64,
     /// Bytes of regions alive in the broker, all domains.
     pub region_bytes: u64,
+    /// Most bytes of regions that were ever alive in the broker, all domains.
+    pub region_bytes_peak: u64,
     /// Regions alive in the broker, all domains.
     pub regions: usize,
     /// Joins refused.
@@ -177,10 +179,11 @@ impl State {
             (_, Up::Hello(_)) => self.reject(conn, RefusalKind::Protocol, "a second hello; open another connection"),
             (_, Up::Bye(_)) => self.end(conn),
             (_, Up::Release(released)) => {
-                for id in released.ids {
-                    self.rewrite_declined(conn, id);
-                    self.regions.drop_holder(id, conn);
+                for id in &released.ids {
+                    self.rewrite_declined(conn, *id);
+                    self.regions.drop_holder(*id, conn);
                 }
+                self.agent_released(conn, &released.ids);
                 self.catch_up(conn);
             }
             (Role::Client(client), Up::Mapped(ids)) => self.client_mapped(conn, *client, &ids.ids),
@@ -286,7 +289,8 @@ impl State {
             clients: clients.collect(),
             layout: self.meeting(domain, None).layout().number(),
             reserved: domain.books.reserved(),
-            region_bytes: self.regions.bytes(|_| true),
+            region_bytes: self.regions.bytes(),
+            region_bytes_peak: self.regions.peak(),
             regions: self.regions.count(),
             refused: domain.refused,
             discarded: domain.discarded,

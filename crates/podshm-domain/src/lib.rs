@@ -122,6 +122,7 @@ pub enum Refusal {
 pub struct Books {
     limits: Limits,
     tables: BTreeMap<u32, u64>,
+    pool: u64,
     clients: BTreeMap<u64, (Identity, u64)>,
     reserved: u64,
 }
@@ -129,7 +130,7 @@ pub struct Books {
 impl Books {
     /// Empty books.
     pub fn new(limits: Limits) -> Self {
-        Books { limits, tables: BTreeMap::new(), clients: BTreeMap::new(), reserved: 0 }
+        Books { limits, tables: BTreeMap::new(), pool: 0, clients: BTreeMap::new(), reserved: 0 }
     }
 
     /// The limits.
@@ -160,6 +161,14 @@ impl Books {
         self.within_budget("the domain's tables", asked.saturating_sub(before))?;
         self.reserved = self.reserved + asked - before;
         self.tables.extend(tables.iter().copied());
+        Ok(())
+    }
+
+    /// Admits the regions that agents, the successor included, keep ready for the next joins: `bytes` in all.
+    pub fn admit_pool(&mut self, bytes: u64) -> Result<(), Refusal> {
+        self.within_budget("the agents' answer regions for the next joins", bytes.saturating_sub(self.pool))?;
+        self.reserved = self.reserved + bytes - self.pool;
+        self.pool = bytes;
         Ok(())
     }
 
@@ -239,5 +248,10 @@ mod tests {
         assert_eq!(books.reserved(), 600);
         books.admit_tables(&[(0, 200)]).unwrap();
         assert_eq!(books.reserved(), 1000);
+        assert!(books.admit_pool(1).is_err());
+        books.admit_tables(&[(0, 150)]).unwrap();
+        books.admit_pool(200).unwrap();
+        books.admit_pool(150).unwrap();
+        assert_eq!(books.reserved(), 950);
     }
 }

@@ -36,8 +36,14 @@ impl CursorLine {
 
     /// Sets the line up for a consumer that starts at `position`.
     pub fn reset(self, mem: &impl Store, position: u64) {
+        self.inherit(mem, position, position);
+    }
+
+    /// [`CursorLine::reset`] for the successor of a consumer that died: records up to `claim` may have been handled already, and if this
+    /// one dies too, its own successor must know.
+    pub fn inherit(self, mem: &impl Store, position: u64, claim: u64) {
         mem.store(self.offset + 16, 0, Ordering::Relaxed);
-        mem.store(self.offset + 8, position, Ordering::Relaxed);
+        mem.store(self.offset + 8, claim.max(position), Ordering::Relaxed);
         mem.store(self.offset + 24, position, Ordering::Relaxed);
         mem.store(self.offset, position, Ordering::Release);
     }

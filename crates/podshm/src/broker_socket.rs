@@ -3,7 +3,7 @@
 use crate::error::Error;
 use podshm_layout::Layouts;
 use podshm_proto::{
-    Down, Hello, MAX_MESSAGE, PROTOCOL, PROTOCOL_OLDEST, RefusalKind, Service, Up, decode_down, encode_up,
+    Down, Hello, MAX_MESSAGE, PROTOCOL, PROTOCOL_OLDEST, RefusalKind, Refused, Service, Up, decode_down, encode_up,
 };
 use podshm_region::descriptors;
 use podshm_region::fork::ProcessFd;
@@ -80,9 +80,20 @@ impl BrokerSocket {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     wait(&[(self.as_fd(), PollFlags::OUT)], Some(Duration::from_millis(100)));
                 }
-                Err(e) => return Err(Error::system("sending to the broker")(e)),
+                Err(e) => return Err(self.last_word().unwrap_or_else(|| Error::system("sending to the broker")(e))),
             }
         }
+    }
+
+    /// Why the broker has hung up, if it said so.
+    fn last_word(&self) -> Option<Error> {
+        let mut buffer = vec![0; MAX_MESSAGE];
+        while let Ok((bytes @ 1.., _)) = descriptors::receive(&self.socket, &mut buffer) {
+            if let Ok(Down::Refused(refused)) = decode_down(&buffer[..bytes]) {
+                return Some(refusal(refused));
+            }
+        }
+        None
     }
 
     /// The next message if there is one. An end of the connection is an error.
@@ -90,10 +101,7 @@ impl BrokerSocket {
         match descriptors::receive(&self.socket, &mut self.buffer) {
             Ok((0, _)) => Err(Error::BrokerAway { what: "this" }),
             Ok((bytes, fds)) => match decode_down(&self.buffer[..bytes]) {
-                Ok(Down::Refused(refused)) => {
-                    let kind = RefusalKind::try_from(refused.kind).unwrap_or(RefusalKind::Other);
-                    Err(Error::Refused { kind, message: refused.message })
-                }
+                Ok(Down::Refused(refused)) => Err(refusal(refused)),
                 Ok(message) => Ok(Some(Received { message, fds: fds.into() })),
                 Err(error) => Err(Error::Protocol(error.to_string())),
             },
@@ -116,6 +124,11 @@ impl BrokerSocket {
             wait(&[(self.as_fd(), PollFlags::IN)], Some(left));
         }
     }
+}
+
+fn refusal(refused: Refused) -> Error {
+    let kind = RefusalKind::try_from(refused.kind).unwrap_or(RefusalKind::Other);
+    Error::Refused { kind, message: refused.message }
 }
 
 impl AsFd for BrokerSocket {

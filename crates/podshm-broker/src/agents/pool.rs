@@ -63,12 +63,24 @@ impl State {
         }
     }
 
+    /// Clients that left while this agent waited for its turn have their answer regions in its pool.
+    pub(super) fn trim(&mut self, conn: ConnId) {
+        let Some(agent) = self.agent_state(conn) else {
+            return;
+        };
+        let surplus = agent.pool.split_off(agent.pool.len().min(SPARE));
+        for id in surplus {
+            self.discard_answer(conn, id);
+        }
+    }
+
     pub(crate) fn top_up(&mut self, conn: ConnId) {
         let Some(agent) = self.agent_state(conn) else {
             return;
         };
-        if agent.pool.len() + agent.unmapped.len() < SPARE.div_ceil(2) {
-            let wanted: Vec<Region> = (0..SPARE).map(|_| self.new_answer(conn)).collect();
+        let ready = agent.pool.len() + agent.unmapped.len();
+        if ready < SPARE.div_ceil(2) {
+            let wanted: Vec<Region> = (ready..SPARE).map(|_| self.new_answer(conn)).collect();
             self.send_for_writing(conn, wanted);
         }
     }

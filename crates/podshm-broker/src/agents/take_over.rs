@@ -7,11 +7,11 @@
 
 use super::SPARE;
 use crate::connections::Role;
-use crate::regions::ConnId;
+use crate::regions::{ConnId, Held};
 use crate::state::State;
-use podshm_layout::RegionKind;
+use podshm_layout::{Layouts, RegionKind};
 use podshm_layout::step::{self, Step};
-use podshm_proto::{Down, NewAgent, Nothing, RefusalKind, Region, Serve, TakeOver};
+use podshm_proto::{Down, NewAgent, Nothing, RefusalKind, Region, Serve, TakeOver, Written};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::os::fd::OwnedFd;
 use std::time::Instant;
@@ -95,6 +95,7 @@ impl State {
         }
         self.serve_waiting(conn);
         self.top_up(conn);
+        self.trim(conn);
     }
 
     /// Gives a client of the predecessor to the agent, and the agent's regions to the client.
@@ -107,9 +108,14 @@ impl State {
             return;
         };
         let old = client.answer.replace(answer);
+        let before = client.before.take();
         let forced = domain.agents.values().any(|a| a.forced);
         let epoch = domain.epoch;
         let (c, member, gone) = (client.region, client.member.name(), client.conn.is_none());
+        let old = self.last_that_began(conn, before, old);
+        if let Some(client) = self.domain_of(conn).and_then(|d| d.clients.get_mut(&client_id)) {
+            client.before = old;
+        }
         let mut fds = Vec::new();
         let mut regions = Vec::new();
         let mut push = |lent: Result<(Region, OwnedFd), podshm_region::RegionError>| match lent {
@@ -122,7 +128,6 @@ impl State {
         push(self.regions.lend(c, conn));
         if let Some(old) = old {
             push(self.regions.lend(old, conn));
-            self.regions.unwant(old);
         }
         let doorbell = if gone { None } else { self.doorbell(conn) };
         let mine = doorbell.map(|(agent_end, client_end)| {
@@ -139,6 +144,50 @@ impl State {
             if let Some(client_conn) = client.conn {
                 self.catch_up(client_conn);
             }
+        }
+    }
+
+    /// Which of a client's last two answer regions has the cursors that count, and lets the other go. An agent that died while it took
+    /// over has begun on some clients and not on others.
+    fn last_that_began(&mut self, conn: ConnId, before: Option<u64>, last: Option<u64>) -> Option<u64> {
+        let (Some(before), Some(last)) = (before, last) else { return before.or(last) };
+        let (kept, other) = if self.has_begun(conn, last) { (last, before) } else { (before, last) };
+        self.regions.unwant(other);
+        Some(kept)
+    }
+
+    /// Whether an agent has begun on the client that it got this answer region for: it starts every ring before it looks into one.
+    fn has_begun(&mut self, conn: ConnId, answer: u64) -> bool {
+        let Some(held) = self.regions.at(answer) else { return false };
+        let (Ok(layout), Ok(map)) = (Layouts::ALL.parse(held.region.layout), Held::read(held)) else { return false };
+        let services = self.domain_of(conn).and_then(|d| d.services.as_ref());
+        services
+            .and_then(|s| s.channel(0, 0, Written::both(layout)).ok())
+            .is_some_and(|g| g.to_agent.iter().all(|ring| ring.cursor_line().started(&map).is_some()))
+    }
+
+    /// The agent has let regions go: a predecessor's cursors among them are not needed any more, if it serves that client.
+    pub(crate) fn agent_released(&mut self, conn: ConnId, ids: &[u64]) {
+        let Some(domain) = self.domain_of(conn) else {
+            return;
+        };
+        if domain.agent != Some(conn) {
+            return;
+        }
+        let began: Vec<(u64, u64, Option<u64>)> = domain
+            .clients
+            .iter()
+            .filter_map(|(id, client)| Some((*id, client.before?, client.answer)))
+            .filter(|(_, before, _)| ids.contains(before))
+            .collect();
+        for (id, before, answer) in began {
+            if !answer.is_some_and(|a| self.regions.is_held_by(a, conn)) {
+                continue;
+            }
+            if let Some(client) = self.domain_of(conn).and_then(|d| d.clients.get_mut(&id)) {
+                client.before = None;
+            }
+            self.regions.unwant(before);
         }
     }
 

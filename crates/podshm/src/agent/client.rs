@@ -96,7 +96,7 @@ impl AgentClient {
                 }
             };
             step::at(Step::HandoverStarting);
-            ring.cursor_line().reset(&own, start);
+            ring.cursor_line().inherit(&own, start, maybe_seen);
             let consumer = Consumer::new(region.part(ring.offset as usize, ring.bytes as usize), &ring, start);
             rings.push(Ring::new(services, service, ring, consumer, maybe_seen));
         }

@@ -27,10 +27,7 @@ use answer::{Deferral, Inbound};
 use client::AgentClient;
 use clients::Clients;
 use podshm_layout::Layouts;
-use podshm_layout::geometry::NOTICE_AGENT_EPOCH;
-use podshm_layout::mem::Load;
 use podshm_layout::step::{self, Step};
-use podshm_layout::sync::Ordering;
 use podshm_proto::{ClientId, Down, MAX_STATE, RegionIds, Serve, Services, State, Up};
 use podshm_region::{ReadMap, Window, fork};
 use rustix::event::{Timespec, epoll};
@@ -293,11 +290,7 @@ impl Agent {
     /// Whether another agent serves by now, by the broker's notice page: one cached word.
     #[inline]
     fn check_epoch(&self) -> Result<(), Error> {
-        if self.notice.load(NOTICE_AGENT_EPOCH, Ordering::Acquire) == self.epoch {
-            Ok(())
-        } else {
-            Err(Error::Superseded)
-        }
+        if serve::serves(&self.notice, self.epoch) { Ok(()) } else { Err(Error::Superseded) }
     }
 
     #[inline]
@@ -307,8 +300,13 @@ impl Agent {
         for at in 0..self.clients.hot().len() {
             self.check_epoch()?;
             let Some(client) = self.clients.hot_at(at) else { continue };
-            let mut tools =
-                serve::Tools { services: &self.services, scratch: &mut self.scratch, deferral: &mut self.deferral };
+            let mut tools = serve::Tools {
+                services: &self.services,
+                scratch: &mut self.scratch,
+                deferral: &mut self.deferral,
+                notice: &self.notice,
+                epoch: self.epoch,
+            };
             let done = client.serve(&mut tools, handler);
             handled += done;
             if done == 0 && client.gone && client.is_drained() {

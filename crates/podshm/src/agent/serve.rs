@@ -7,8 +7,11 @@ use super::{Handler, Own, Record};
 use crate::frames::{REQUEST, RequestHead};
 use podshm_layout::RingGeometry;
 use podshm_layout::cursor::CursorLine;
+use podshm_layout::geometry::NOTICE_AGENT_EPOCH;
+use podshm_layout::mem::Load;
 use podshm_layout::ring::{Consumer, Part, Record as Entry, RingError};
 use podshm_layout::step::{self, Step};
+use podshm_layout::sync::{Ordering, fence};
 use podshm_proto::{ServiceKind, Services};
 use podshm_region::ReadMap;
 
@@ -19,6 +22,19 @@ pub(super) struct Tools<'a> {
     pub(super) services: &'a Services,
     pub(super) scratch: &'a mut Vec<u8>,
     pub(super) deferral: &'a mut Deferral,
+    pub(super) notice: &'a ReadMap,
+    pub(super) epoch: u64,
+}
+
+/// Whether the agent of this epoch is the one that serves, by the broker's notice page: one cached word.
+///
+/// Asked before each batch, and once more when a record is copied out: an agent that was stopped in between may wake up when its
+/// successor has handled the record and the client has overwritten it. A byte of that is written after the new epoch, so who has
+/// copied one sees the epoch too.
+#[inline(always)]
+pub(super) fn serves(notice: &ReadMap, epoch: u64) -> bool {
+    fence(Ordering::Acquire); // the copied bytes first, then the epoch
+    notice.load(NOTICE_AGENT_EPOCH, Ordering::Acquire) == epoch
 }
 
 /// A ring that the client writes.
@@ -106,7 +122,7 @@ impl Ring {
     fn claim(&self, first: &Entry, own: &Own) -> u64 {
         let budget = BATCH.min(u64::from(self.geometry.bytes) / 4);
         let claim = (first.position + budget).max(first.next);
-        self.line.claim(own, claim);
+        self.line.claim(own, claim.max(self.maybe_seen));
         claim
     }
 
@@ -132,13 +148,13 @@ impl Ring {
         }
     }
 
-    /// Everything before `position` is handled, and nothing is in hand any more.
+    /// Everything before `position` is handled, and nothing is in hand any more but what a predecessor had.
     #[inline(always)]
     fn acknowledge(&self, own: &Own, position: u64) {
         step::at(Step::DrainAcknowledging);
         self.line.acknowledge(own, position);
         step::at(Step::DrainAcknowledged);
-        self.line.claim(own, position);
+        self.line.claim(own, position.max(self.maybe_seen));
     }
 }
 
@@ -179,6 +195,9 @@ impl AgentClient {
             }
             let bytes = &mut tools.scratch[..record.len];
             ring.consumer.copy_out(&record, 0, bytes);
+            if !serves(tools.notice, tools.epoch) {
+                return handled;
+            }
             step::at(Step::DrainCopied);
             handler.record(Record {
                 service,
@@ -221,8 +240,11 @@ impl AgentClient {
             if record.len >= front {
                 let bytes = &mut tools.scratch[..record.len - front];
                 ring.consumer.copy_out(&record, front, bytes);
-                step::at(Step::CallCopied);
                 let head = (front > 0).then(|| ring.request_head(&record));
+                if !serves(tools.notice, tools.epoch) {
+                    return handled;
+                }
+                step::at(Step::CallCopied);
                 match (record.part, head) {
                     (Part::Whole, Some(head)) => {
                         let seen = ring.may_be_seen(record.position);

@@ -153,24 +153,26 @@ impl Caller {
             return self.run_waiting(Sending::new(len, deadline), &mut fill, &mut patience, sink);
         };
         let mut looks = 0u32;
-        while self.spin != Spin::Never {
-            let CallLine { inbox, outlet, .. } = &mut *line;
-            match inbox.look(&shared.own, outlet, id, sink)? {
-                Look::Done(total) => return Ok(total),
-                Look::Other => break,
-                Look::Nothing => {}
-            }
-            // Another thread's turn comes first, and a new agent answers elsewhere.
-            if looks.is_multiple_of(8) && (line.is_wanted() || line.inbox.is_behind(shared)) {
-                break;
-            }
-            looks += 1;
-            // A look at the clock costs more than a look at the ring.
-            if looks.is_multiple_of(64) && !patience.spins() {
-                break;
-            }
-            if looks > LOOKS_AT_ONCE {
-                std::hint::spin_loop();
+        if self.spin != Spin::Never {
+            loop {
+                let CallLine { inbox, outlet, .. } = &mut *line;
+                match inbox.look(&shared.own, outlet, id, sink)? {
+                    Look::Done(total) => return Ok(total),
+                    Look::Other => break,
+                    Look::Nothing => {}
+                }
+                // Another thread's turn comes first, and a new agent answers elsewhere.
+                if looks.is_multiple_of(8) && (line.is_wanted() || line.inbox.is_behind(shared)) {
+                    break;
+                }
+                looks += 1;
+                // A look at the clock costs more than a look at the ring.
+                if looks.is_multiple_of(64) && !patience.spins() {
+                    break;
+                }
+                if looks > LOOKS_AT_ONCE {
+                    std::hint::spin_loop();
+                }
             }
         }
         line.inbox.open(id, position);

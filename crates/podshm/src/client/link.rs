@@ -4,7 +4,8 @@ use super::Speaks;
 use crate::broker_socket::Received;
 use crate::error::Error;
 use podshm_layout::cursor::CursorLine;
-use podshm_layout::geometry::{SLEEPER_FENCES, WAKE};
+use podshm_layout::geometry::{NOTICE_AGENT_EPOCH, SLEEPER_FENCES, WAKE};
+use podshm_layout::mem::Load;
 use podshm_layout::ring::Consumer;
 use podshm_layout::step::{self, Step};
 use podshm_layout::table::TableReader;
@@ -118,6 +119,8 @@ pub(crate) struct Channel {
     alive: AtomicBool,
     pub(crate) doorbell: ProcessFd,
     place: u64,
+    epoch: u64,
+    notice: ReadMap,
     _mapped: Mapped,
 }
 
@@ -129,6 +132,7 @@ impl Link {
         received: &mut Received,
         epoch: u64,
         speaks: Speaks,
+        notice: &ReadMap,
         releaser: &Arc<Releaser>,
     ) -> Result<Self, Error> {
         let mut answer = None;
@@ -149,7 +153,7 @@ impl Link {
         let geometry = services
             .channel(0, place, Written { client: speaks.own, agent })
             .map_err(|e| Error::Protocol(e.to_string()))?;
-        if podshm_layout::mem::Load::size(mapped.map()) as u64 != geometry.agent_bytes {
+        if mapped.map().size() as u64 != geometry.agent_bytes {
             return Err(Error::Protocol(format!("agent's region is not of {} bytes", geometry.agent_bytes)));
         }
         let doorbell = received.fd("the doorbell")?;
@@ -159,7 +163,7 @@ impl Link {
             .map(|ring| (mapped.map().part(ring.offset as usize, ring.bytes as usize), *ring))
             .collect();
         let head = mapped.map().part(0, PAGE);
-        let fences = podshm_layout::mem::Load::load(&head, SLEEPER_FENCES, Ordering::Acquire) == 1;
+        let fences = head.load(SLEEPER_FENCES, Ordering::Acquire) == 1;
         let channel = Channel {
             head,
             cursors: geometry.to_agent.iter().map(podshm_layout::RingGeometry::cursor_line).collect(),
@@ -168,6 +172,8 @@ impl Link {
             alive: AtomicBool::new(true),
             doorbell: ProcessFd::new(doorbell),
             place,
+            epoch,
+            notice: notice.clone(),
             _mapped: mapped,
         };
         Ok(Link { epoch, tables, channel: Arc::new(channel) })
@@ -189,7 +195,37 @@ impl Link {
     }
 }
 
+/// An agent's cursors, for as long as it is the one that serves; nothing new from then on.
+///
+/// An agent that was stopped may wake up and acknowledge when its successor has read its cursors already: that is no room, the
+/// successor has yet to read what lies there. Its store comes after the new epoch then, so who has read it sees the epoch too.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cursors<'a>(&'a Channel);
+
+impl Load for Cursors<'_> {
+    fn size(&self) -> usize {
+        self.0.head.size()
+    }
+
+    #[inline]
+    fn load(&self, offset: usize, order: podshm_layout::sync::Ordering) -> u64 {
+        let word = self.0.head.load(offset, order);
+        let serves = self.0.notice.load(NOTICE_AGENT_EPOCH, Ordering::Acquire) == self.0.epoch;
+        if serves { word } else { 0 } // 0: it has not started
+    }
+
+    fn copy_out(&self, offset: usize, dst: &mut [u8]) {
+        self.0.head.copy_out(offset, dst);
+    }
+}
+
 impl Channel {
+    /// The agent's cursors over this client's rings: what a producer may take for room.
+    #[inline(always)]
+    pub(crate) fn cursors(&self) -> Cursors<'_> {
+        Cursors(self)
+    }
+
     /// Where the agent's cursors of ring number `ring` are.
     pub(crate) fn cursor(&self, ring: usize) -> CursorLine {
         self.cursors[ring]
@@ -210,7 +246,7 @@ impl Channel {
     pub(crate) fn has_response(&self, ring: usize, position: u64) -> bool {
         let (map, geometry) = &self.rings[ring];
         let at = position & (u64::from(geometry.bytes) - 1) & !7;
-        podshm_layout::mem::Load::load(map, at as usize, Ordering::Relaxed) != 0
+        map.load(at as usize, Ordering::Relaxed) != 0
     }
 
     /// The number that tells this agent's rings from its predecessor's.
@@ -247,6 +283,6 @@ impl Channel {
     }
 
     pub(crate) fn wake_word(&self) -> u32 {
-        podshm_layout::mem::Load::load(&self.head, WAKE, Ordering::Acquire) as u32
+        self.head.load(WAKE, Ordering::Acquire) as u32
     }
 }

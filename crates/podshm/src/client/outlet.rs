@@ -49,12 +49,12 @@ impl Outlet {
 
     #[inline(always)]
     pub(crate) fn reserve(&mut self, len: usize) -> Result<Reservation, PushError> {
-        self.producer.reserve(len, &self.channel.head)
+        self.producer.reserve(len, &self.channel.cursors())
     }
 
     /// Bytes that are free now.
     pub(crate) fn free(&mut self) -> Result<u64, PushError> {
-        self.producer.refresh(&self.channel.head)
+        self.producer.refresh(&self.channel.cursors())
     }
 
     /// Publishes what was committed and wakes the agent if it sleeps.

@@ -153,6 +153,7 @@ impl Worker {
                     &mut received,
                     new.epoch,
                     self.speaks,
+                    &shared.notice,
                     &shared.released,
                 )
                 .map(|link| self.swap(link))

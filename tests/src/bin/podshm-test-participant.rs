@@ -1,0 +1,30 @@
+//! An agent or a client in a process of its own, for tests that stop and kill it:
+//! `podshm-test-participant agent|growing-agent|client DIRECTORY FILE NUMBER`, and PODSHM_STEP.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    podshm::steps::arm_from_env().expect("PODSHM_STEP can be read");
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let [role, directory, file, number] = &args[..] else {
+        eprintln!("expected a role, a directory, a file and a number, found {args:?}");
+        return ExitCode::from(2);
+    };
+    let (directory, file) = (PathBuf::from(directory), PathBuf::from(file));
+    let number = number.parse().expect("a number");
+    let ended = match role.as_str() {
+        "agent" => podshm_tests::roles::agent(&directory, &file, number, false),
+        "growing-agent" => podshm_tests::roles::agent(&directory, &file, number, true),
+        "client" => podshm_tests::roles::client(&directory, &file, number),
+        other => panic!("no role {other:?}"),
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.kind() == podshm::ErrorKind::Refused => ExitCode::from(podshm_tests::participant::REFUSED),
+        Err(error) => {
+            eprintln!("{role} {number}: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

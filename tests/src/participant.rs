@@ -1,0 +1,127 @@
+//! Agents and clients in processes of their own, which can be stopped and killed.
+
+use crate::PATIENCE;
+use podshm::steps::{Plan, VARIABLE};
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus};
+use std::time::{Duration, Instant};
+
+/// Exit status of a participant that the broker has refused.
+pub const REFUSED: u8 = 3;
+
+/// A process of `podshm-test-participant`; killed when dropped.
+#[derive(Debug)]
+pub struct Participant {
+    child: Child,
+    what: String,
+}
+
+impl Participant {
+    /// Agent number `index` on `directory`, which writes its deliveries to `file`.
+    pub fn agent(program: &str, directory: &Path, file: &Path, index: u32, plan: Option<Plan>) -> Participant {
+        Self::start(program, "agent", directory, file, index, plan)
+    }
+
+    /// [`Participant::agent`] that fills its table over and over, so that it grows.
+    pub fn growing_agent(program: &str, directory: &Path, file: &Path, index: u32, plan: Option<Plan>) -> Participant {
+        Self::start(program, "growing-agent", directory, file, index, plan)
+    }
+
+    /// A client that sends as number `sender` and writes what was accepted to `file`.
+    pub fn client(program: &str, directory: &Path, file: &Path, sender: u32, plan: Option<Plan>) -> Participant {
+        Self::start(program, "client", directory, file, sender, plan)
+    }
+
+    fn start(program: &str, role: &str, directory: &Path, file: &Path, number: u32, plan: Option<Plan>) -> Participant {
+        let mut command = Command::new(program);
+        command.arg(role).arg(directory).arg(file).arg(number.to_string());
+        let mut what = format!("{role} {number}");
+        if let Some(plan) = plan {
+            command.env(VARIABLE, plan.to_string());
+            what = format!("{what} ({plan})");
+        }
+        let child = command.spawn().unwrap_or_else(|e| panic!("{program}: {e}"));
+        Participant { child, what }
+    }
+
+    /// What it is, for messages.
+    pub fn what(&self) -> &str {
+        &self.what
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: i32) {
+        // SAFETY: a signal to a child that this value owns and has not reaped.
+        assert_eq!(unsafe { libc::kill(self.child.id() as i32, signal) }, 0, "{}", self.what);
+    }
+
+    /// Kills it and waits for its end.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// [`Participant::kill`], for the place of one that may live.
+    pub fn kill_and_none(self) -> Option<Participant> {
+        self.kill();
+        None
+    }
+
+    /// Waits until it has killed itself at its step.
+    pub fn await_death(mut self) {
+        let status = self.await_end_of();
+        assert_eq!(status.signal(), Some(libc::SIGKILL), "{} was to die at its step: {status}", self.what);
+    }
+
+    /// Waits until it has stopped itself at its step, or was stopped.
+    pub fn await_stop(&mut self) {
+        let until = Instant::now() + PATIENCE;
+        while !self.is_stopped() {
+            assert!(Instant::now() < until, "{} does not come to its step", self.what);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Whether it has stopped since this was asked last; fails where it has ended.
+    pub fn is_stopped(&mut self) -> bool {
+        let mut status = 0;
+        // SAFETY: waits for a child of this value's, which is reaped here only where it has ended, and the test with it.
+        let pid = unsafe { libc::waitpid(self.child.id() as i32, &mut status, libc::WNOHANG | libc::WUNTRACED) };
+        let stopped = pid != 0 && libc::WIFSTOPPED(status);
+        assert!(pid == 0 || stopped, "{} ended and was to stop: {}", self.what, ExitStatus::from_raw(status));
+        stopped
+    }
+
+    /// Waits until it ends in order.
+    pub fn await_end(mut self) {
+        let status = self.await_end_of();
+        assert!(status.success(), "{} was to end in order: {status}", self.what);
+    }
+
+    /// Waits until it ends because the broker has refused it.
+    pub fn await_refusal(mut self) {
+        let status = self.await_end_of();
+        assert_eq!(status.code(), Some(REFUSED.into()), "{} was to be refused: {status}", self.what);
+    }
+
+    fn await_end_of(&mut self) -> ExitStatus {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < until, "{} does not end", self.what);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+impl Drop for Participant {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
