@@ -26,7 +26,7 @@ impl Row for Join {
     }
 
     fn title(&self) -> String {
-        "iceoryx2".to_owned()
+        "iceoryx2 (syncs files under /tmp)".to_owned()
     }
 
     fn metrics(&self) -> Vec<Metric> {

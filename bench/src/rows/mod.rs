@@ -9,6 +9,7 @@ mod iceoryx2_pubsub;
 #[cfg(feature = "iceoryx2")]
 mod iceoryx2_reqres;
 mod memcpy;
+mod paced;
 mod podshm;
 mod ring;
 mod seqlock;
@@ -40,6 +41,9 @@ pub fn all() -> Vec<Box<dyn Row>> {
         Box::new(hashbrown_map::BOXED),
         Box::new(hashbrown_map::INLINE),
         Box::new(podshm::PodshmTable),
+        Box::new(paced::PacedUnix),
+        Box::new(podshm::Paced::DEFAULT),
+        Box::new(podshm::Paced::SLEEPS),
         Box::new(podshm::Join),
         #[cfg(feature = "iceoryx2")]
         Box::new(iceoryx2_join::Join),

@@ -5,6 +5,7 @@
 mod clients;
 mod cost;
 mod join;
+mod paced;
 mod table;
 mod threads;
 mod transport;
@@ -14,6 +15,7 @@ pub use cost::ClientCost;
 pub use join::Join;
 #[cfg(feature = "iceoryx2")]
 pub use join::{FIRST, in_new_processes};
+pub use paced::Paced;
 pub use table::{PodshmHandle, PodshmTable};
 pub use threads::Threads;
 pub use transport::PodshmTransport;
