@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
 use crate::harness::Length;
-use crate::machine::{Cores, Machine};
+use crate::machine::{self, Cores, Machine};
 use crate::placement::Place;
 use crate::row::Plan;
 use crate::{harness, peer, report, rows, watchdog};
@@ -59,6 +59,14 @@ enum Role {
         #[arg(long)]
         core: usize,
     },
+    /// One more process; started by a row
+    #[command(hide = true)]
+    Task {
+        #[arg(long)]
+        row: String,
+        #[arg(last = true)]
+        arguments: Vec<String>,
+    },
 }
 
 /// Runs the program. Exit code 1: it didn't work; 2: a fatal target was missed; 3: it hung.
@@ -73,12 +81,21 @@ pub fn run() -> ExitCode {
 }
 
 fn dispatch(args: Args) -> Result<ExitCode> {
-    if let Some(Role::Peer { row, core }) = &args.role {
-        let rows = rows::all();
-        let row = rows.iter().find(|known| known.name() == row).with_context(|| format!("no row is called {row}"))?;
-        peer::serve(row.as_ref(), *core)?;
-        return Ok(ExitCode::SUCCESS);
+    let named = |row: &str| {
+        rows::all().into_iter().find(|known| known.name() == row).with_context(|| format!("no row is called {row}"))
+    };
+    match &args.role {
+        Some(Role::Peer { row, core }) => {
+            peer::serve(named(row)?.as_ref(), *core)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        Some(Role::Task { row, arguments }) => {
+            named(row)?.task(arguments)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        None => {}
     }
+    machine::raise_descriptor_limit();
     let rows = harness::select(rows::all(), &args.only)?;
     if args.list {
         rows.iter().for_each(|row| println!("{:20} {}", row.name(), row.title()));

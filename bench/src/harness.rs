@@ -73,9 +73,8 @@ pub fn run(rows: &[Box<dyn Row>], length: Length, plan: Plan, cores: Cores) -> R
     let judged =
         rows.iter().filter(|row| !row.targets().is_empty() && row.every() == 1).map(|row| row.name()).collect();
     let judged = with_companions(rows, judged);
-    let blank =
-        |row: &Box<dyn Row>| row.metrics().into_iter().map(|metric| Figure::blank(row.name(), metric)).collect();
-    let figures = rows.iter().flat_map::<Vec<Figure>, _>(blank).collect();
+    let metrics = rows.iter().flat_map(|row| row.metrics().into_iter().map(|metric| (row.name(), metric)));
+    let figures = metrics.map(|(row, metric)| Figure::blank(row, metric)).collect();
     let mut run = Run {
         plan,
         cores,

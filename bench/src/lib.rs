@@ -35,6 +35,8 @@
 //!   [`record::write_at_1_khz`]), `rows/hashbrown_map.rs` has none; take keys, values and the
 //!   query order from [`routes`] so that content is the same.
 //!
+//! A row that needs more processes than two starts them as [`task::Task`]s and says in [`row::Row::task`] what they do.
+//!
 //! What a row must reach is said beside it, in [`row::Row::targets`]; the report prints each as
 //! met or missed, and a target marked `fatal` fails the run.
 
@@ -54,5 +56,6 @@ pub mod routes;
 pub mod row;
 pub mod rows;
 pub mod shm;
+pub mod task;
 pub mod transport;
 pub mod watchdog;

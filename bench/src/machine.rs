@@ -4,6 +4,7 @@ use std::fmt;
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde::Serialize;
 
@@ -35,6 +36,19 @@ pub fn pin_to(core: usize) -> Result<()> {
     let mut set = CpuSet::new();
     set.set(core);
     sched_setaffinity(None, &set).with_context(|| format!("pinning to core {core}"))
+}
+
+/// Lets this process and those it starts have as many descriptors as root allowed: a thousand clients have some thousands.
+pub fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+}
+
+/// Lets the calling thread run anywhere, as a program does that nobody has pinned.
+pub fn unpin() -> Result<()> {
+    let mut set = CpuSet::new();
+    (0..CpuSet::MAX_CPU).for_each(|core| set.set(core));
+    sched_setaffinity(None, &set).context("unpinning")
 }
 
 /// Where and how the run took place.

@@ -43,6 +43,21 @@ pub enum Metric {
         /// Bytes a copy.
         size: usize,
     },
+    /// So many threads push records of 64 bytes through one handle; records a second.
+    Pushing {
+        /// How many.
+        threads: usize,
+    },
+    /// CPU that something uses; ns a second.
+    Cpu {
+        /// What: "an idle agent", say.
+        what: &'static str,
+    },
+    /// How often something happens a second.
+    PerSecond {
+        /// What: "wake-ups", say.
+        what: &'static str,
+    },
     /// How long something takes that happens once; ns.
     Once {
         /// What: "first join", say.
@@ -69,27 +84,31 @@ impl Metric {
             Self::Rtt { .. } | Self::RttP99 { .. } | Self::Rate { .. } => Some(RAW_RING),
             Self::Read { .. } => Some(SEQLOCK),
             Self::Lookup { .. } => Some(HASHBROWN),
-            Self::Copy { .. } | Self::Once { .. } | Self::Memory { .. } => None,
+            Self::Pushing { .. } => Some(RAW_RING),
+            Self::Copy { .. } | Self::Once { .. } | Self::Memory { .. } | Self::Cpu { .. } | Self::PerSecond { .. } => {
+                None
+            }
         }
     }
 
-    /// The metric of the baseline row to divide by: a batched rate is compared with the baseline's
-    /// plain one.
+    /// The metric of the baseline row to divide by: a batched rate, and one of many threads, is compared with the
+    /// baseline's plain one.
     pub fn of_baseline(self) -> Self {
         match self {
             Self::Rate { size, .. } => Self::Rate { size, batched: false },
+            Self::Pushing { .. } => Self::Rate { size: 64, batched: false },
             other => other,
         }
     }
 
     /// Whether it matters how far apart the cores are.
     pub fn depends_on_place(self) -> bool {
-        !matches!(self, Self::Memory { .. })
+        !matches!(self, Self::Memory { .. } | Self::Cpu { .. } | Self::PerSecond { .. })
     }
 
     /// Whether more is better.
     pub fn is_rate(self) -> bool {
-        matches!(self, Self::Rate { .. } | Self::Copy { .. })
+        matches!(self, Self::Rate { .. } | Self::Pushing { .. } | Self::Copy { .. })
     }
 
     /// A figure of this metric in the unit people read.
@@ -101,7 +120,9 @@ impl Metric {
             Self::Rate { size, .. } if size >= 1 << 16 => {
                 format!("{:.1} GB/s", value * size as f64 / 1e9)
             }
-            Self::Rate { .. } => format!("{:.2} M/s", value / 1e6),
+            Self::Rate { .. } | Self::Pushing { .. } => format!("{:.2} M/s", value / 1e6),
+            Self::Cpu { .. } => format!("{:.0} µs/s", value / 1e3),
+            Self::PerSecond { .. } => format!("{value:.0} /s"),
             Self::Copy { .. } => format!("{:.1} GB/s", value / 1e9),
             Self::Memory { .. } => format!("{:.1} KiB", value / 1024.0),
         }
@@ -120,7 +141,11 @@ impl fmt::Display for Metric {
             Self::Read { size } => write!(f, "read of {size} B, written at 1 kHz"),
             Self::Lookup { routes } => write!(f, "look-up by key, {routes} routes"),
             Self::Copy { size } => write!(f, "copy of {}", Size(*size)),
-            Self::Once { what } | Self::Memory { what } => f.write_str(what),
+            Self::Pushing { threads: 1 } => f.write_str("1 thread pushes 64 B"),
+            Self::Pushing { threads } => write!(f, "{threads} threads push 64 B"),
+            Self::Once { what } | Self::Memory { what } | Self::Cpu { what } | Self::PerSecond { what } => {
+                f.write_str(what)
+            }
         }
     }
 }

@@ -185,7 +185,8 @@ fn places(metric: Metric) -> impl Iterator<Item = Option<Place>> {
     each.iter().map(|&place| Some(place)).chain(any)
 }
 
-fn median(values: &[f64]) -> f64 {
+/// The median; not a number where there are no values.
+pub fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_unstable_by(f64::total_cmp);
     match sorted.len() {

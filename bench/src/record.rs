@@ -14,6 +14,9 @@ pub const SIZE: usize = 200;
 /// How often it changes.
 const PERIOD: Duration = Duration::from_millis(1);
 
+/// How long a writer may take to come to its work.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// Publishes versions 1, 2, 3 … through `publish`, one a millisecond, until [`Order::End`]. Fill
 /// version n with `payload::fill(record, n)`.
 pub fn write_at_1_khz(control: &mut Control, mut publish: impl FnMut(u64) -> Result<()>) -> Result<()> {
@@ -28,8 +31,8 @@ pub fn write_at_1_khz(control: &mut Control, mut publish: impl FnMut(u64) -> Res
     Ok(())
 }
 
-/// Nanoseconds a read takes, over about `budget`: `read` copies the record into the buffer. Every
-/// 1,024th copy is checked for being whole, and versions must have moved on by as much as time did.
+/// Nanoseconds a read takes, over about `budget`, or longer until the writer has come to its work as often as it should in
+/// `budget`: `read` copies the record into the buffer. Every 1,024th copy is checked for being whole.
 pub fn time_reads(budget: Duration, mut read: impl FnMut(&mut [u8; SIZE]) -> Result<()>) -> Result<f64> {
     const BURST: u32 = 1024;
     let mut record = [0; SIZE];
@@ -39,20 +42,20 @@ pub fn time_reads(budget: Duration, mut read: impl FnMut(&mut [u8; SIZE]) -> Res
     }
     let first = whole_version(&record)?;
     let clock = Clock::shared();
-    let (begun, mut ticks, mut reads) = (Instant::now(), 0, 0);
-    while begun.elapsed() < budget {
+    let (begun, mut ticks, mut reads, mut seen) = (Instant::now(), 0, 0_u64, 0);
+    let due = budget.as_millis() as u64 / 2;
+    while begun.elapsed() < budget || seen < due {
         let start = clock.now();
         for _ in 0..BURST {
             read(&mut record)?;
             std::hint::black_box(&mut record);
         }
         ticks += clock.now() - start;
-        reads += BURST;
-        whole_version(&record)?;
+        reads += u64::from(BURST);
+        seen = whole_version(&record)? - first;
+        anyhow::ensure!(begun.elapsed() < PATIENCE, "expected {due} versions of the record in that time, found {seen}");
     }
-    let (seen, due) = (whole_version(&record)? - first, begun.elapsed().as_millis() as u64);
-    anyhow::ensure!(seen >= due / 2, "expected about {due} versions of the record in as many ms, found {seen}");
-    Ok(clock.ns(ticks) / f64::from(reads))
+    Ok(clock.ns(ticks) / reads as f64)
 }
 
 /// The version that the record holds, or that it holds parts of two.

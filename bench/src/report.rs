@@ -10,7 +10,7 @@ use crate::machine::Machine;
 use crate::metric::{Metric, SIZES, Size};
 use crate::outcome::{ENOUGH, Figure, Outcome};
 use crate::placement::Place;
-use crate::row::Row;
+use crate::row::{LARGE_GOALS, Row};
 
 /// The whole report as text.
 pub fn text(machine: &Machine, rows: &[Box<dyn Row>], outcome: &Outcome) -> String {
@@ -27,6 +27,7 @@ pub fn text(machine: &Machine, rows: &[Box<dyn Row>], outcome: &Outcome) -> Stri
     }
     single(&mut out, rows, outcome, None);
     out.push('\n');
+    rings(&mut out, rows, outcome);
     verdicts(&mut out, outcome);
     out
 }
@@ -128,6 +129,30 @@ fn single(out: &mut String, rows: &[Box<dyn Row>], outcome: &Outcome, place: Opt
     for (head, cell) in &lines {
         let _ = writeln!(out, "{} │ {cell}", pad(head, first));
     }
+}
+
+/// With which rings the goals of large payloads are kept.
+fn rings(out: &mut String, rows: &[Box<dyn Row>], outcome: &Outcome) {
+    let mut by_size: Vec<(u32, &str)> = rows.iter().filter_map(|row| Some((row.ring()?, row.name()))).collect();
+    by_size.sort_unstable();
+    for (size, goal) in LARGE_GOALS {
+        for place in Place::ALL {
+            let ratio = |row| outcome.figure(row, Metric::Rtt { size })?.summary(Some(place))?.ratio;
+            let tried: Vec<(u32, f64)> =
+                by_size.iter().filter_map(|&(ring, row)| Some((ring, ratio(row)?.value))).collect();
+            let from = tried.iter().rposition(|(_, times)| *times > goal).map_or(0, |at| at + 1);
+            let holds = tried.get(from).map_or("with none of these".to_owned(), |(ring, _)| {
+                format!("with rings of {} and more", Size(*ring as usize))
+            });
+            let tried: Vec<String> =
+                tried.iter().map(|(ring, times)| format!("{} {times:.2}", Size(*ring as usize))).collect();
+            if !tried.is_empty() {
+                let (size, place, tried) = (Size(size), place.name(), tried.join(", "));
+                let _ = writeln!(out, "{size} within {goal} × raw, {place}: holds {holds} ({tried})");
+            }
+        }
+    }
+    out.push('\n');
 }
 
 fn verdicts(out: &mut String, outcome: &Outcome) {

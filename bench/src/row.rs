@@ -56,6 +56,9 @@ impl Bound {
     }
 }
 
+/// How many times a raw ring's round trip one of a large payload (bytes) may take.
+pub const LARGE_GOALS: [(usize, f64); 2] = [(64 << 10, 1.15), (1 << 20, 1.1)];
+
 /// Something to measure. The harness starts a fresh peer process for every row in every round.
 pub trait Row {
     /// What `--only` matches and other rows refer to: lower case, with dashes.
@@ -72,6 +75,11 @@ pub trait Row {
         Vec::new()
     }
 
+    /// Bytes of each ring, where that is a choice.
+    fn ring(&self) -> Option<u32> {
+        None
+    }
+
     /// Measured in every so many-th round only: what takes long, or is always the same.
     fn every(&self) -> u32 {
         1
@@ -79,6 +87,11 @@ pub trait Row {
 
     /// Measures once, on core 0. `peer` talks to [`Row::serve`].
     fn measure(&self, peer: &mut Control, plan: Plan) -> Result<Vec<Sample>>;
+
+    /// What a process of the program that [`Task::start`](crate::task::Task::start) starts for this row does.
+    fn task(&self, arguments: &[String]) -> Result<()> {
+        anyhow::bail!("row {} has no tasks, found {arguments:?}", self.name())
+    }
 
     /// Runs in the peer process, on core 1, until told to end. By default nothing happens there.
     fn serve(&self, control: &mut Control) -> Result<()> {

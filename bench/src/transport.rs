@@ -29,6 +29,11 @@ pub trait Transport {
         vec![(64, false), (1 << 20, false)]
     }
 
+    /// Bytes of each ring, where that is a choice.
+    fn ring(&self) -> Option<u32> {
+        None
+    }
+
     /// What it should reach.
     fn targets(&self) -> Vec<Target> {
         Vec::new()
@@ -261,6 +266,10 @@ impl<T: Transport> Row for TransportRow<T> {
         let trips = self.0.sizes().into_iter().flat_map(|size| [Metric::Rtt { size }, Metric::RttP99 { size }]);
         let rates = self.0.rates().into_iter();
         trips.chain(rates.map(|(size, batched)| Metric::Rate { size, batched })).collect()
+    }
+
+    fn ring(&self) -> Option<u32> {
+        self.0.ring()
     }
 
     fn targets(&self) -> Vec<Target> {

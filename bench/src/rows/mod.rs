@@ -3,10 +3,13 @@
 mod cache_line;
 mod hashbrown_map;
 #[cfg(feature = "iceoryx2")]
+mod iceoryx2_join;
+#[cfg(feature = "iceoryx2")]
 mod iceoryx2_pubsub;
 #[cfg(feature = "iceoryx2")]
 mod iceoryx2_reqres;
 mod memcpy;
+mod paced;
 mod podshm;
 mod ring;
 mod seqlock;
@@ -18,7 +21,7 @@ use crate::transport::TransportRow;
 
 /// All rows, in the order of the report and of the rounds.
 pub fn all() -> Vec<Box<dyn Row>> {
-    vec![
+    let mut all: Vec<Box<dyn Row>> = vec![
         Box::new(cache_line::CacheLine),
         Box::new(TransportRow(ring::RingTransport::RAW)),
         Box::new(TransportRow(ring::RingTransport::RAW_FRAGMENTED)),
@@ -26,6 +29,7 @@ pub fn all() -> Vec<Box<dyn Row>> {
         Box::new(TransportRow(ring::RingTransport::HARDENED)),
         Box::new(TransportRow(podshm::PodshmTransport::DEFAULT)),
         Box::new(TransportRow(podshm::PodshmTransport::LARGE)),
+        Box::new(podshm::Threads),
         #[cfg(feature = "iceoryx2")]
         Box::new(TransportRow(iceoryx2_pubsub::PubSub)),
         #[cfg(feature = "iceoryx2")]
@@ -37,6 +41,18 @@ pub fn all() -> Vec<Box<dyn Row>> {
         Box::new(hashbrown_map::BOXED),
         Box::new(hashbrown_map::INLINE),
         Box::new(podshm::PodshmTable),
+        Box::new(paced::PacedUnix),
+        Box::new(podshm::Paced::DEFAULT),
+        Box::new(podshm::Paced::SLEEPS),
+        Box::new(podshm::Join),
+        #[cfg(feature = "iceoryx2")]
+        Box::new(iceoryx2_join::Join),
+        Box::new(podshm::ClientCost),
+        Box::new(podshm::Crowd),
         Box::new(memcpy::Memcpy),
-    ]
+    ];
+    for ring in podshm::PodshmTransport::RINGS {
+        all.push(Box::new(TransportRow(ring)));
+    }
+    all
 }

@@ -78,7 +78,7 @@ impl State {
                 continue;
             }
             let Some(answer) = self.take_answer(agent) else {
-                return;
+                return self.top_up(agent);
             };
             // It has its say in the layout by waiting until it has it by being in.
             let result = self.let_in(conn, answer);
@@ -247,6 +247,10 @@ impl State {
             // The agent that the client was let in by is gone: its successor takes the client over from here.
             (Some(agent), _, _) => self.adopt(agent, id),
             (None, _, _) => {}
+        }
+        // Only now, when the client has all it waits for: making regions for the next ones takes as long as its whole join.
+        if let Some(agent) = agent {
+            self.top_up(agent);
         }
     }
 

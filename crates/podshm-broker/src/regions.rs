@@ -38,7 +38,7 @@ pub(crate) struct RegionBook {
 }
 
 impl RegionBook {
-    /// Makes a region, all pages allocated and touched here, its header written.
+    /// Makes a region, all pages allocated and charged here, its header written. Its writer's first touch zeroes them.
     pub(crate) fn make(&mut self, mut region: Region) -> Result<u64, RegionError> {
         self.last += 1;
         region.id = self.last;
@@ -48,14 +48,16 @@ impl RegionBook {
             _ => "podshm-table",
         };
         let memory = Memory::create(kind, region.bytes)?;
-        let mut map = WriteMap::map(&memory)?;
-        map.touch()?;
-        // Lookups over a large table miss the translation cache otherwise. Larger ones would keep joins waiting.
-        if region.kind == RegionKind::Table as u32 && region.bytes <= MOST_COLLAPSED && !map.collapse() {
-            tracing::debug!(region = region.id, bytes = region.bytes, "no huge pages for a table");
+        if region.kind == RegionKind::Table as u32 && region.bytes <= MOST_COLLAPSED {
+            let map = WriteMap::map(&memory)?;
+            map.touch()?;
+            // Lookups over a large table miss the translation cache otherwise. Larger ones would keep joins waiting.
+            if !map.collapse() {
+                tracing::debug!(region = region.id, bytes = region.bytes, "no huge pages for a table");
+            }
         }
         if let Some(header) = region.header() {
-            header.write(&map.window(0, podshm_layout::PAGE));
+            memory.begin_with(&header.bytes())?;
         }
         self.all.insert(region.id, Held { region, memory, holders: BTreeSet::new(), wanted: true });
         self.bytes += region.bytes;

@@ -66,6 +66,22 @@ impl RegionHeader {
         mem.store(AT_MAGIC, MAGIC, Ordering::Release);
     }
 
+    /// The bytes that [`RegionHeader::write`] leaves at the region's start.
+    pub fn bytes(&self) -> [u8; 40] {
+        let mut bytes = [0; 40];
+        let words = [
+            (AT_MAGIC, MAGIC),
+            (AT_LAYOUT_KIND, self.layout_kind()),
+            (AT_GENERATION, self.generation),
+            (AT_SIZE, self.size),
+            (AT_OWNER, self.owner),
+        ];
+        for (at, word) in words {
+            bytes[at..at + 8].copy_from_slice(&word.to_ne_bytes());
+        }
+        bytes
+    }
+
     /// Checks that the region at `mem` carries exactly this header.
     pub fn check(&self, mem: &impl Load) -> Result<(), HeaderError> {
         let fields = [
@@ -86,5 +102,21 @@ impl RegionHeader {
 
     fn layout_kind(&self) -> u64 {
         u64::from(self.layout) << 32 | self.kind as u64
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::heap::Heap;
+
+    #[test]
+    fn the_bytes_are_what_is_written() {
+        let header = RegionHeader { layout: 3, kind: RegionKind::Table, generation: 1 << 40, size: 8192, owner: 7 };
+        let heap = Heap::new(40);
+        header.write(&heap);
+        let mut written = [0; 40];
+        heap.copy_out(0, &mut written);
+        assert_eq!(header.bytes(), written);
     }
 }

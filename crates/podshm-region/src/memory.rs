@@ -84,6 +84,12 @@ impl Memory {
         Ok(memory)
     }
 
+    /// Writes the first bytes, while nobody else has the memory. A mapping for that would cost more than making the memory.
+    pub fn begin_with(&self, first: &[u8]) -> Result<(), RegionError> {
+        let written = rustix::io::pwrite(&self.fd, first, 0).map_err(RegionError::system("pwrite", self.bytes))?;
+        refuse_unless("what was written of its first bytes", first.len() as u64, written as u64)
+    }
+
     /// Takes a descriptor that came from elsewhere, without trusting it.
     pub fn from_fd(fd: OwnedFd) -> Result<Self, RegionError> {
         let stat = fstat(&fd).map_err(RegionError::system("fstat", 0))?;

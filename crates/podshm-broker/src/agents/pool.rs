@@ -20,12 +20,11 @@ impl State {
         Region { kind, generation: 1, bytes, owner: place, layout: layout.number(), ..Region::default() }
     }
 
-    /// Takes an answer region that everybody reads from the serving agent's pool.
+    /// Takes an answer region that everybody reads from the serving agent's pool. Call [`State::top_up`] when the client that
+    /// gets it waits for nothing more.
     pub(crate) fn take_answer(&mut self, agent: ConnId) -> Option<u64> {
         self.sort_out(agent);
-        let id = self.agent_state(agent)?.pool.pop_front();
-        self.top_up(agent);
-        id
+        self.agent_state(agent)?.pool.pop_front()
     }
 
     /// Discards what lies in the pool at a layout that somebody does not speak.

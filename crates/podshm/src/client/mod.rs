@@ -47,8 +47,8 @@ use rustix::event::{EventfdFlags, eventfd};
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::{Duration, Instant};
 use waiting::Sleepers;
 
@@ -106,6 +106,7 @@ impl Client {
         let deadline = Instant::now() + timeout;
         let mut broker = BrokerSocket::connect(directory.as_ref(), deadline)?;
         broker.hello(false, Vec::new(), layouts)?;
+        let thread = thread::prepare()?;
         step::at(Step::JoinConnected);
         let mut received = broker.await_message("an agent to join", deadline)?;
         let Down::Welcome(welcome) = received.message.clone() else {
@@ -133,7 +134,6 @@ impl Client {
         broker.send(Up::Mapped(RegionIds { ids: vec![c.id] }))?;
         step::at(Step::JoinAcknowledged);
         // The broker seals while the rest is mapped.
-        map.touch()?;
         let link = Link::from_message(&services, regions.collect(), &mut received, welcome.epoch, speaks, &notice, &released)?;
         let own = map.window(0, PAGE);
         let (mut queues, mut calls) = (BTreeMap::new(), BTreeMap::new());
@@ -181,7 +181,7 @@ impl Client {
             event,
             _region: memory,
         });
-        let thread = thread::start(Arc::clone(&shared), broker, early, speaks)?;
+        let thread = thread.start(Arc::clone(&shared), broker, early, speaks, map)?;
         Ok(Client { shared, _thread: Arc::new(thread) })
     }
 

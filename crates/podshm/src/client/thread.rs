@@ -6,12 +6,13 @@ use crate::broker_socket::{BrokerSocket, Received, wait};
 use crate::error::Error;
 use podshm_layout::step::{self, Step};
 use podshm_proto::{Down, RegionIds, Up};
+use podshm_region::WriteMap;
 use rustix::event::PollFlags;
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Ends the thread when the last client handle is gone.
 #[derive(Debug)]
@@ -19,6 +20,8 @@ pub(crate) struct Joined {
     stop: Arc<AtomicBool>,
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
+    /// Until the thread has taken it.
+    _work: Arc<Mutex<Option<(Worker, WriteMap)>>>,
 }
 
 impl Drop for Joined {
@@ -36,26 +39,62 @@ impl Drop for Joined {
     }
 }
 
-pub(crate) fn start(
-    shared: Arc<Shared>,
-    broker: BrokerSocket,
-    early: Vec<Received>,
-    speaks: Speaks,
-) -> Result<Joined, Error> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let mut worker =
-        Worker { shared: Arc::clone(&shared), broker: Some(broker), speaks, stop: Arc::clone(&stop), hung_up: 0 };
-    for received in early {
-        worker.message(received);
-    }
-    let thread = std::thread::Builder::new()
-        .name("podshm-client".into())
-        .stack_size(128 * 1024)
-        .spawn(move || worker.run())
-        .map_err(Error::system("starting the library thread"))?;
-    Ok(Joined { stop, shared, thread: Some(thread) })
+/// A thread that looks for its work from time to time: starting one takes as long as the broker's answer does, so both are
+/// waited for together, and waking one on another core takes a quarter as long.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    work: Arc<Mutex<Option<(Worker, WriteMap)>>>,
+    thread: JoinHandle<()>,
 }
 
+pub(crate) fn prepare() -> Result<Waiting, Error> {
+    let work = Arc::new(Mutex::new(None));
+    let slot = Arc::downgrade(&work);
+    let run = move || {
+        let mut pause = Duration::from_micros(100);
+        let (mut worker, region): (Worker, WriteMap) = loop {
+            std::thread::sleep(pause);
+            // Dropped where the join failed.
+            let Some(slot) = slot.upgrade() else { return };
+            if let Some(work) = slot.lock().unwrap_or_else(PoisonError::into_inner).take() {
+                break work;
+            }
+            pause = (pause * 2).min(Duration::from_millis(10));
+        };
+        // So that no push waits for its pages to be zeroed and mapped. Those that come before this touch their own.
+        if let Err(error) = region.touch() {
+            tracing::debug!(%error, "pages are touched as they are used");
+        }
+        drop(region);
+        worker.run();
+    };
+    let builder = std::thread::Builder::new().name("podshm-client".into()).stack_size(128 * 1024);
+    let thread = builder.spawn(run).map_err(Error::system("starting the library thread"))?;
+    Ok(Waiting { work, thread })
+}
+
+impl Waiting {
+    /// Puts the thread to work; `region` is the client's own.
+    pub(crate) fn start(
+        self,
+        shared: Arc<Shared>,
+        broker: BrokerSocket,
+        early: Vec<Received>,
+        speaks: Speaks,
+        region: WriteMap,
+    ) -> Result<Joined, Error> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut worker =
+            Worker { shared: Arc::clone(&shared), broker: Some(broker), speaks, stop: Arc::clone(&stop), hung_up: 0 };
+        for received in early {
+            worker.message(received);
+        }
+        *self.work.lock().unwrap_or_else(PoisonError::into_inner) = Some((worker, region));
+        Ok(Joined { stop, shared, thread: Some(self.thread), _work: self.work })
+    }
+}
+
+#[derive(Debug)]
 struct Worker {
     shared: Arc<Shared>,
     broker: Option<BrokerSocket>,
