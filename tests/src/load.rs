@@ -31,6 +31,7 @@ pub struct Load {
     stop: Arc<AtomicBool>,
     done: Vec<Arc<Done>>,
     threads: Vec<JoinHandle<Sent>>,
+    comers: Option<JoinHandle<Vec<Sent>>>,
     /// Held so that clients leave when the test says so.
     _clients: Vec<Client>,
 }
@@ -39,7 +40,7 @@ impl Load {
     /// Senders 0 to `clients`, each in a pod of its own. An agent must serve.
     pub fn start(node: &Node, clients: u32) -> Load {
         let stop = Arc::new(AtomicBool::new(false));
-        let mut load = Load { stop, done: Vec::new(), threads: Vec::new(), _clients: Vec::new() };
+        let mut load = Load { stop, done: Vec::new(), threads: Vec::new(), comers: None, _clients: Vec::new() };
         for sender in 0..clients {
             let client = Client::join(node.pod(&format!("steady-{sender}")), PATIENCE).unwrap();
             let done = Arc::new(Done::default());
@@ -50,6 +51,31 @@ impl Load {
             load._clients.push(client);
         }
         load
+    }
+
+    /// Lets further clients join, work a little and leave again, one after another.
+    pub fn with_comers(mut self, node: &Node) -> Load {
+        let (stop, directory) = (Arc::clone(&self.stop), node.pod("comers"));
+        let come = move || {
+            let mut all = Vec::new();
+            while !stop.load(Ordering::Relaxed) {
+                let mut sent = Sent { sender: 100_000 + all.len() as u32, ..Sent::default() };
+                let client = Client::join(&directory, PATIENCE).expect("a domain with room lets clients in");
+                let (mut pushes, mut calls) = (Pushes::new(&client, sent.sender), Calls::new(&client, sent.sender));
+                calls.next = all.len() as u64; // of every kind and length
+                for _ in 0..10 {
+                    // Full where no agent serves: then it leaves with what it has.
+                    let _ = pushes.some();
+                }
+                let (number, outcome) = calls.one();
+                if Calls::is_once(number) { &mut sent.once } else { &mut sent.again }.insert(number, outcome);
+                sent.accepted = pushes.accepted;
+                all.push(sent);
+            }
+            all
+        };
+        self.comers = Some(std::thread::Builder::new().name("comers".into()).spawn(come).unwrap());
+        self
     }
 
     /// Waits until every client has reported, been answered and looked up some more.
@@ -105,6 +131,7 @@ impl Load {
                 None => sent.push(part),
             }
         }
+        sent.extend(self.comers.into_iter().flat_map(|comers| comers.join().expect("clients join and leave well")));
         sent
     }
 }

@@ -21,7 +21,7 @@ fn agents_killed_at_random_moments_lose_nothing() {
     let mut random = Random(0x2545_f491_4f6c_dd1d);
     let mut agent = start(1);
     node.settle("the first agent serves", |s| s.agent);
-    let load = Load::start(&node, CLIENTS);
+    let load = Load::start(&node, CLIENTS).with_comers(&node);
     for kill in 0..KILLS {
         let epoch = node.broker.stats("d").unwrap().epoch;
         // Every fourth dies while it takes over, the others at work.

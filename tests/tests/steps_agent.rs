@@ -141,7 +141,7 @@ fn plan(step: Step, nth: u64, action: Action) -> Plan {
 fn an_agent_killed_at_any_step_loses_nothing() {
     let stage = Stage::new();
     let mut current = stage.plain();
-    let load = Load::start(&stage.node, CLIENTS);
+    let load = Load::start(&stage.node, CLIENTS).with_comers(&stage.node);
     let (mut killed, mut at_work) = (0, 0);
     for step in Step::ALL {
         let kill = |nth| plan(*step, nth, Action::Kill);
@@ -187,7 +187,7 @@ fn an_agent_killed_at_any_step_loses_nothing() {
 fn an_agent_stopped_at_any_step_does_no_harm_when_it_wakes_up() {
     let stage = Stage::new();
     let mut current = stage.plain();
-    let load = Load::start(&stage.node, CLIENTS);
+    let load = Load::start(&stage.node, CLIENTS).with_comers(&stage.node);
     for step in Step::ALL {
         let stop = |nth| Some(plan(*step, nth, Action::Stop));
         let epoch = stage.epoch();

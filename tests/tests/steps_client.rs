@@ -3,7 +3,7 @@
 
 use podshm::steps::{Action, Plan, Step};
 use podshm_broker::{DomainConfig, DomainStats};
-use podshm_tests::deliveries::{self, Sent, Tally};
+use podshm_tests::deliveries::{self, Kind, Sent, Tally};
 use podshm_tests::load::Load;
 use podshm_tests::participant::Participant;
 use podshm_tests::raw::Random;
@@ -217,6 +217,11 @@ fn clients_stopped_at_every_step_hold_nobody_up_and_go_on_when_they_wake_up() {
         }
         victim.await_stop();
         stage.load.await_progress(victim.what());
+        let accepted = written_down(&stage.noted(sender), sender).1.accepted;
+        let delivered = || {
+            deliveries::read_so_far(&stage.file).iter().filter(|l| l.sender == sender && l.kind == Kind::Record).count()
+        };
+        stage.wait_for("delivery of what a stopped client has sent", || delivered() as u64 >= accepted);
         if when(*step) == When::Joining { &mut joining } else { &mut stopped }.push((sender, victim));
     }
     stage.crash();
