@@ -39,12 +39,7 @@ impl Answers {
 
     /// The hot path: an answer that fits one record is written at once by `fill`, if there is room and none waits before it.
     #[inline(always)]
-    pub(super) fn at_once(
-        &mut self,
-        head: ResponseHead,
-        peer: &impl Load,
-        fill: impl FnOnce(&mut [u8]),
-    ) -> bool {
+    pub(super) fn at_once(&mut self, head: ResponseHead, peer: &impl Load, fill: impl FnOnce(&mut [u8])) -> bool {
         let len = RESPONSE + head.total as usize;
         if !self.waiting.is_empty() || len > frames::fragment(self.producer.bytes()) {
             return false;

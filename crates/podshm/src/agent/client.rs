@@ -1,9 +1,9 @@
 //! One client as its agent holds it: regions, cursors, sleep and wake.
 
+use super::Own;
 use super::answer::Inbound;
 use super::answers::Answers;
 use super::serve::Ring;
-use super::Own;
 use crate::broker_socket::Received;
 use crate::error::Error;
 use crate::frames::ResponseHead;

@@ -134,7 +134,8 @@ impl Client {
         broker.send(Up::Mapped(RegionIds { ids: vec![c.id] }))?;
         step::at(Step::JoinAcknowledged);
         // The broker seals while the rest is mapped.
-        let link = Link::from_message(&services, regions.collect(), &mut received, welcome.epoch, speaks, &notice, &released)?;
+        let link =
+            Link::from_message(&services, regions.collect(), &mut received, welcome.epoch, speaks, &notice, &released)?;
         let own = map.window(0, PAGE);
         let (mut queues, mut calls) = (BTreeMap::new(), BTreeMap::new());
         for (index, (_, kind)) in services.iter().enumerate().filter(|(_, (_, kind))| *kind != ServiceKind::Table) {
