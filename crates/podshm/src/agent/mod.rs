@@ -256,7 +256,8 @@ impl Agent {
     /// Arms everybody and sleeps; whoever has something by then stays hot.
     fn sleep(&mut self, timeout: Duration) -> Result<(), Error> {
         if self.clients.cool_down() {
-            self.idle_since = None;
+            // Whoever comes next is waited for anew: it may have nothing to say.
+            (self.idle, self.idle_since) = (0, None);
             self.look(timeout)?;
         }
         Ok(())
