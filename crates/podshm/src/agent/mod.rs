@@ -169,6 +169,7 @@ impl Agent {
 
     /// Says that the tables are filled. The broker lets this agent take over at once, or when its predecessor has closed.
     pub fn ready(&mut self) -> Result<(), Error> {
+        self.check_fork()?;
         let broker = self.broker.as_ref().ok_or(Error::BrokerAway { what: "taking over" })?;
         broker.send(Up::Ready(podshm_proto::Nothing {}))?;
         step::at(Step::HandoverReady);
