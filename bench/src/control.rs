@@ -5,8 +5,10 @@ use std::io::{IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
     recvmsg, sendmsg,
@@ -61,6 +63,18 @@ impl Control {
         })
     }
 
+    /// Whether something can be received now.
+    pub fn has_order(&self) -> Result<bool> {
+        self.has_order_within(Duration::ZERO)
+    }
+
+    /// Whether something can be received, waiting for it for so long.
+    pub fn has_order_within(&self, wait: Duration) -> Result<bool> {
+        let timeout = Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: wait.subsec_nanos().into() };
+        let mut fds = [PollFd::new(&self.socket, PollFlags::IN)];
+        Ok(poll(&mut fds, Some(&timeout))? > 0)
+    }
+
     /// Hands a descriptor over; it stays open here too.
     pub fn send_fd(&mut self, fd: impl AsFd) -> Result<()> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -86,13 +100,6 @@ impl Control {
                 _ => None,
             })
             .context("expected a descriptor on the control line, found none")
-    }
-}
-
-impl AsFd for Control {
-    /// For those who wait for the next order in `poll`.
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
     }
 }
 

@@ -11,7 +11,8 @@
 //!
 //! Rounds are interleaved over all rows (A B C A B C …), and a ratio is the median over rounds of
 //! a row's figure divided by its baseline's *in the same round*, so that a machine that slows down
-//! half-way doesn't tilt it. The sender writes every payload byte and the receiver sums it; sums
+//! half-way doesn't tilt it. How far apart the cores are is measured around each row ([`placement`]),
+//! and rounds of near and of far cores are added up, reported and judged apart ([`outcome`]). The sender writes every payload byte and the receiver sums it; sums
 //! are checked, so a transport that skips work fails instead of winning.
 //!
 //! # Adding a row
@@ -43,8 +44,10 @@ pub mod control;
 pub mod harness;
 pub mod machine;
 pub mod metric;
+pub mod outcome;
 pub mod payload;
 pub mod peer;
+pub mod placement;
 pub mod record;
 pub mod report;
 pub mod routes;

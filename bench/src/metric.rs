@@ -82,6 +82,11 @@ impl Metric {
         }
     }
 
+    /// Whether it matters how far apart the cores are.
+    pub fn depends_on_place(self) -> bool {
+        !matches!(self, Self::Memory { .. })
+    }
+
     /// Whether more is better.
     pub fn is_rate(self) -> bool {
         matches!(self, Self::Rate { .. } | Self::Copy { .. })

@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::clock::Clock;
 use crate::control::Control;
@@ -22,7 +21,7 @@ pub fn write_at_1_khz(control: &mut Control, mut publish: impl FnMut(u64) -> Res
     for version in 1_u32.. {
         publish(version.into())?;
         let wait = (begun + PERIOD * version).saturating_duration_since(Instant::now());
-        if readable_within(control, wait)? && matches!(control.recv()?, Order::End) {
+        if control.has_order_within(wait)? && matches!(control.recv()?, Order::End) {
             break;
         }
     }
@@ -63,12 +62,6 @@ fn whole_version(record: &[u8; SIZE]) -> Result<u64> {
     let whole = (version..).zip(words).all(|(expected, word)| u64::from_le_bytes(*word) == expected);
     anyhow::ensure!(whole, "the record of version {version} is torn");
     Ok(version)
-}
-
-fn readable_within(control: &Control, wait: Duration) -> Result<bool> {
-    let timeout = Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: wait.subsec_nanos().into() };
-    let mut fds = [PollFd::new(control, PollFlags::IN)];
-    Ok(poll(&mut fds, Some(&timeout))? > 0)
 }
 
 #[cfg(test)]

@@ -72,6 +72,11 @@ pub trait Row {
         Vec::new()
     }
 
+    /// Measured in every so many-th round only: what takes long, or is always the same.
+    fn every(&self) -> u32 {
+        1
+    }
+
     /// Measures once, on core 0. `peer` talks to [`Row::serve`].
     fn measure(&self, peer: &mut Control, plan: Plan) -> Result<Vec<Sample>>;
 

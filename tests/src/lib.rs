@@ -3,7 +3,9 @@
 pub mod deliveries;
 pub mod gates;
 pub mod load;
+pub mod many;
 pub mod participant;
+pub mod programs;
 pub mod raw;
 pub mod roles;
 pub mod serving;

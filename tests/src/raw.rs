@@ -8,6 +8,7 @@ use podshm_proto::{
 };
 use podshm_region::{Memory, Window, WriteMap, descriptors};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
@@ -101,8 +102,13 @@ pub struct RawClient {
 impl RawClient {
     /// Says hello and takes the welcome.
     pub fn hello(directory: impl AsRef<Path>) -> RawClient {
+        Self::hello_as(directory, hello(false, Vec::new()))
+    }
+
+    /// Says this hello and takes the welcome.
+    pub fn hello_as(directory: impl AsRef<Path>, hello: Hello) -> RawClient {
         let raw = Raw::connect(directory);
-        raw.send(Up::Hello(hello(false, Vec::new())));
+        raw.send(Up::Hello(hello));
         match raw.receive() {
             Some((Down::Welcome(welcome), mut fds)) => {
                 assert_eq!(fds.len(), welcome.regions.len() + 2);
@@ -155,22 +161,44 @@ pub struct RawAgent {
     pub clients: Vec<(Serve, Vec<OwnedFd>)>,
     /// It has taken over.
     pub serves: bool,
-    sealed: usize,
+    /// It was asked to close for its successor.
+    pub asked_to_close: bool,
+    /// Regions that are sealed.
+    pub sealed: BTreeSet<u64>,
+    /// The table that it was asked to write once more.
+    pub rewrite: Option<Region>,
+    /// It publishes such tables, as they are.
+    pub rewrites: bool,
 }
 
 impl RawAgent {
     /// Connects, maps everything, takes over.
     pub fn start(directory: impl AsRef<Path>, services: Vec<Service>) -> RawAgent {
-        let raw = Raw::connect(directory);
-        raw.send(Up::Hello(hello(true, services)));
-        let mut agent = RawAgent { raw, writable: Vec::new(), clients: Vec::new(), serves: false, sealed: 0 };
-        while agent.writable.is_empty() || agent.sealed < agent.writable.len() {
-            agent.step();
-        }
-        agent.raw.send(Up::Ready(Nothing {}));
+        let mut agent = Self::ready(directory, services);
         while !agent.serves {
             agent.step();
         }
+        agent
+    }
+
+    /// Connects, maps everything, says that it is ready.
+    pub fn ready(directory: impl AsRef<Path>, services: Vec<Service>) -> RawAgent {
+        let raw = Raw::connect(directory);
+        raw.send(Up::Hello(hello(true, services)));
+        let mut agent = RawAgent {
+            raw,
+            writable: Vec::new(),
+            clients: Vec::new(),
+            serves: false,
+            asked_to_close: false,
+            sealed: BTreeSet::new(),
+            rewrite: None,
+            rewrites: false,
+        };
+        while agent.writable.is_empty() || agent.sealed.len() < agent.writable.len() {
+            agent.step();
+        }
+        agent.raw.send(Up::Ready(Nothing {}));
         agent
     }
 
@@ -186,7 +214,19 @@ impl RawAgent {
                 }
                 self.raw.send(Up::Mapped(RegionIds { ids }));
             }
-            (Down::Sealed(ids), _) => self.sealed += ids.ids.len(),
+            (Down::Sealed(ids), _) => {
+                self.sealed.extend(&ids.ids);
+                if let Some(table) = self.rewrite.filter(|table| self.rewrites && ids.ids.contains(&table.id)) {
+                    self.raw.send(Up::Publish(podshm_proto::Publish { region: table.id }));
+                }
+            }
+            (Down::Rewrite(region), mut fds) => {
+                let mut map = WriteMap::map(&Memory::from_fd(fds.remove(0)).unwrap()).unwrap();
+                self.writable.push((region, map.window(0, region.bytes as usize)));
+                self.rewrite = Some(region);
+                self.raw.send(Up::Mapped(RegionIds { ids: vec![region.id] }));
+            }
+            (Down::Close(_), _) => self.asked_to_close = true,
             (Down::TakeOver(_), _) => self.serves = true,
             (Down::Serve(serve), fds) => self.clients.push((serve, fds)),
             (Down::Refused(refused), _) => panic!("{refused:?}"),

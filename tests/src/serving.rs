@@ -1,6 +1,6 @@
 //! An honest agent in a thread: it keeps records and reverses requests.
 
-use podshm::{Agent, Answer, Handler, Progress, Record, Request};
+use podshm::{Agent, AgentBuilder, Answer, Handler, Progress, Record, Request};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -36,17 +36,26 @@ pub struct Serving {
 impl Serving {
     /// Starts it on `directory`, with table `routes`, queue `reports` and call `decide`.
     pub fn start(directory: PathBuf) -> Serving {
+        Self::start_with(directory, 1, |agent| agent)
+    }
+
+    /// The same with more services, and with values of bytes `version` in the table.
+    pub fn start_with(
+        directory: PathBuf,
+        version: u8,
+        offer: impl FnOnce(AgentBuilder) -> AgentBuilder + Send + 'static,
+    ) -> Serving {
         let (stop, mut keep) = (Arc::new(AtomicBool::new(false)), Keep::default());
         let (stopped, records) = (Arc::clone(&stop), Arc::clone(&keep.0));
         let (ready, is_ready) = std::sync::mpsc::channel();
         let thread = std::thread::spawn(move || {
-            let mut agent = Agent::builder()
-                .table("routes", 100, 64 * 1024)
-                .queue("reports", 16 * 1024, 1024)
-                .call("decide", 16 * 1024, 64 * 1024)
-                .connect(directory, crate::PATIENCE)
-                .unwrap();
-            agent.table("routes").unwrap().put(b"key", &[1; 200]).unwrap();
+            let agent = Agent::builder().table("routes", 100, 64 * 1024).queue("reports", 16 * 1024, 1024).call(
+                "decide",
+                16 * 1024,
+                64 * 1024,
+            );
+            let mut agent = offer(agent).connect(directory, crate::PATIENCE).unwrap();
+            agent.table("routes").unwrap().put(b"key", &[version; 200]).unwrap();
             agent.ready().unwrap();
             ready.send(()).unwrap();
             while !stopped.load(Ordering::Relaxed) {

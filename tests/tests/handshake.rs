@@ -145,7 +145,8 @@ fn wrong_versions_are_told_which_ones_are_right() {
     let node = Node::new(Limits::default());
     let agent = Serving::start(node.pod("agent"));
     let before = node.broker.stats("d").unwrap().regions;
-    for (protocol, layout, word) in [((2, 9), (1, 1), "protocol 2 to 9"), ((1, 1), (7, 8), "layout 7 to 8")] {
+    let cases = [((2, 9), (1, 1), "protocol 2 to 9", "1 to 1"), ((1, 1), (7, 8), "layout 7 to 8", "1 to 2")];
+    for (protocol, layout, word, ours) in cases {
         let raw = Raw::connect(node.pod("a"));
         raw.send(Up::Hello(podshm_proto::Hello {
             protocol_oldest: protocol.0,
@@ -156,13 +157,13 @@ fn wrong_versions_are_told_which_ones_are_right() {
         }));
         let refused = raw.refused();
         assert_eq!(refused.kind(), RefusalKind::Version);
-        says(&refused.message, &["by hand", word, "1 to 1", "upgrade"]);
+        says(&refused.message, &["by hand", word, ours, "upgrade"]);
     }
     // A newer one that still speaks ours works.
     let raw = Raw::connect(node.pod("a"));
     raw.send(Up::Hello(podshm_proto::Hello { protocol_newest: 9, layout_newest: 9, ..hello(false, Vec::new()) }));
     match raw.receive() {
-        Some((Down::Welcome(welcome), _)) => assert_eq!((welcome.protocol, welcome.layout), (1, 1)),
+        Some((Down::Welcome(welcome), _)) => assert_eq!((welcome.protocol, welcome.layout), (1, 2)),
         other => panic!("{other:?}"),
     }
     drop(raw);

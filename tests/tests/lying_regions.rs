@@ -1,8 +1,9 @@
 //! Regions whose writer lies: a client's to an honest agent, an agent's to an honest client.
 
 use podshm::{Client, ErrorKind};
+use podshm_layout::Layout;
 use podshm_layout::mem::Store;
-use podshm_proto::{Service, Services};
+use podshm_proto::{Service, Services, Written};
 use podshm_tests::raw::{Random, RawAgent, RawClient, poke};
 use podshm_tests::serving::Serving;
 use podshm_tests::{Node, PATIENCE};
@@ -51,7 +52,7 @@ fn scribble(spared: u64) {
                     let (client, mut window) = RawClient::join(&directory);
                     joins += 1;
                     let services = Services::check(client.welcome.services.clone()).unwrap();
-                    let geometry = services.channel(client.welcome.client, 0).unwrap();
+                    let geometry = services.channel(client.welcome.client, 0, Written::both(Layout::NEWEST)).unwrap();
                     let size = client.regions[0].0.bytes;
                     for round in 0..200 {
                         for ring in &geometry.to_agent {
@@ -145,7 +146,7 @@ fn an_agent_whose_cursors_lie_gets_errors_not_panics() {
     for lie in [u64::MAX, u64::MAX - 7, 1 << 63, 1 << 40, 0] {
         let (client, serve, _fds) = join(&node, &mut agent);
         let checked = Services::check(services()).unwrap();
-        let geometry = checked.channel(client.id(), 0).unwrap();
+        let geometry = checked.channel(client.id(), 0, Written::both(Layout::NEWEST)).unwrap();
         let (_, window) = agent.writable.iter().find(|(r, _)| r.id == serve.answer).unwrap();
         let queue = client.queue("q").unwrap();
         let mut outcomes = Vec::new();
@@ -180,7 +181,7 @@ fn an_agent_that_answers_garbage_gets_errors_not_panics() {
         let (client, serve, _fds) = join(&node, &mut agent);
         let (region, window) = agent.writable.iter_mut().find(|(r, _)| r.id == serve.answer).unwrap();
         let checked = Services::check(services()).unwrap();
-        let ring = checked.channel(0, region.owner).unwrap().to_client[0];
+        let ring = checked.channel(0, region.owner, Written::both(Layout::NEWEST)).unwrap().to_client[0];
         let call = client.call("c").unwrap();
         let at = ring.offset as usize + (ring.start % u64::from(ring.bytes)) as usize;
         window.copy_in(ring.offset as usize, &(0..ring.bytes).map(|_| random.word() as u8).collect::<Vec<_>>());

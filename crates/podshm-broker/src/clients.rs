@@ -4,9 +4,9 @@ use crate::connections::Role;
 use crate::regions::ConnId;
 use crate::state::State;
 use podshm_domain::Identity;
-use podshm_layout::RegionKind;
 use podshm_layout::step::{self, Step};
-use podshm_proto::{Down, RefusalKind, Region, RegionIds, Serve, Welcome};
+use podshm_layout::{Layout, RegionKind};
+use podshm_proto::{Down, Left, RefusalKind, Region, RegionIds, Serve, Welcome, Written};
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
@@ -27,43 +27,63 @@ pub(crate) struct Client {
     pub(crate) next_doorbell: Option<OwnedFd>,
     /// It has not got the serving agent's regions.
     pub(crate) stale: bool,
+    /// Its process died while somebody kept its socket open.
+    pub(crate) held_open: bool,
     joined: Instant,
     left: Option<Instant>,
 }
 
 impl State {
     pub(crate) fn client_hello(&mut self, conn: ConnId) {
-        if let Some(connection) = self.connections.get_mut(&conn) {
-            connection.role = Role::Waiting;
-        }
-        let Some(domain) = self.domain_of(conn) else {
+        let Some(connection) = self.connections.get_mut(&conn) else {
+            return;
+        };
+        connection.role = Role::Waiting;
+        let Some(domain) = self.domains.get_mut(&connection.domain) else {
             return;
         };
         domain.waiting.push_back(conn);
-        if let Some(agent) = domain.agent {
+        let agent = domain.agent;
+        if let Err((kind, reason)) = self.still_meets(conn) {
+            return self.reject(conn, kind, reason);
+        }
+        if let Some(agent) = agent {
             self.serve_waiting(agent);
         }
     }
 
-    /// Lets clients in that waited for an agent, or for an answer region of its.
+    fn still_meets(&self, conn: ConnId) -> Result<(), (RefusalKind, String)> {
+        self.home(conn).map_or(Ok(()), |domain| self.check_client(domain, conn))
+    }
+
+    /// Lets clients in that waited for an agent, for an answer region of its, or for tables that they can read.
     pub(crate) fn serve_waiting(&mut self, agent: ConnId) {
-        loop {
-            let Some(domain) = self.domain_of(agent) else {
-                return;
-            };
-            if domain.agent != Some(agent) {
-                return;
+        let Some(domain) = self.domain_of(agent) else {
+            return;
+        };
+        if domain.agent != Some(agent) {
+            return;
+        }
+        self.rewrite_tables(agent);
+        self.sort_out(agent);
+        self.top_up(agent);
+        for conn in self.domain_of(agent).map_or_else(Vec::new, |d| d.waiting.iter().copied().collect()) {
+            if let Err((kind, reason)) = self.still_meets(conn) {
+                self.stop_waiting(conn);
+                self.reject(conn, kind, reason);
+                continue;
             }
-            let Some(conn) = domain.waiting.pop_front() else {
-                return;
-            };
+            if !self.reads_tables(conn) {
+                // The agent was asked to write them once more; others need not wait for that.
+                continue;
+            }
             let Some(answer) = self.take_answer(agent) else {
-                if let Some(domain) = self.domain_of(agent) {
-                    domain.waiting.push_front(conn);
-                }
                 return;
             };
-            if let Err((kind, reason)) = self.let_in(conn, answer) {
+            // It has its say in the layout by waiting until it has it by being in.
+            let result = self.let_in(conn, answer);
+            self.stop_waiting(conn);
+            if let Err((kind, reason)) = result {
                 if self.regions.is_held_by(answer, conn) {
                     self.discard_answer(agent, answer);
                 } else {
@@ -72,6 +92,18 @@ impl State {
                 self.reject(conn, kind, reason);
             }
         }
+    }
+
+    fn stop_waiting(&mut self, conn: ConnId) {
+        if let Some(domain) = self.domain_of(conn) {
+            domain.waiting.retain(|c| *c != conn);
+        }
+    }
+
+    fn reads_tables(&self, conn: ConnId) -> bool {
+        let (Some(connection), Some(domain)) = (self.connections.get(&conn), self.home(conn)) else { return true };
+        let layout = |id: &u64| self.regions.at(*id).map_or(0, |held| held.region.layout);
+        domain.tables.values().all(|id| connection.layouts.reads(layout(id)))
     }
 
     fn let_in(&mut self, conn: ConnId, answer: u64) -> Result<(), (RefusalKind, String)> {
@@ -87,15 +119,20 @@ impl State {
             return Ok(());
         };
         domain.last_client += 1;
-        let (client, layout) = (domain.last_client, domain.layout);
-        let geometry = services.channel(client, 0).map_err(|e| (RefusalKind::Services, e.to_string()))?;
+        let client = domain.last_client;
+        let layout = self.domains.get(&name).map_or(Layout::OLDEST, |domain| self.meeting(domain, None).layout());
+        let geometry =
+            services.channel(client, 0, Written::both(layout)).map_err(|e| (RefusalKind::Services, e.to_string()))?;
+        let Some(domain) = self.domains.get_mut(&name) else {
+            return Ok(());
+        };
         domain
             .books
             .admit_client(client, &member, geometry.client_bytes, geometry.agent_bytes)
             .map_err(|refusal| (RefusalKind::OverLimit, refusal.to_string()))?;
         let welcome = Welcome {
             protocol: podshm_proto::PROTOCOL,
-            layout,
+            layout: layout.number(),
             domain: name.clone(),
             member: member.name(),
             client,
@@ -111,9 +148,10 @@ impl State {
                 generation: 1,
                 bytes: geometry.client_bytes,
                 owner: client,
+                layout: layout.number(),
                 ..Region::default()
             };
-            let c = self.regions.make(c, layout).map_err(region_error)?;
+            let c = self.regions.make(c).map_err(region_error)?;
             let mut regions = Vec::new();
             for id in [c, answer].into_iter().chain(tables) {
                 let (region, fd) = self.regions.lend(id, conn).map_err(region_error)?;
@@ -148,6 +186,7 @@ impl State {
                     agent_doorbell: Some(agent_end),
                     next_doorbell: None,
                     stale: false,
+                    held_open: false,
                     joined: Instant::now(),
                     left: None,
                 },
@@ -222,12 +261,13 @@ impl State {
         client.stale = false;
         client.next_doorbell = None;
         client.left = Some(Instant::now());
+        let left = Left { client: id, held_open: client.held_open };
         step::at(Step::BrokerLeft);
         let (sealed, agent, name) = (client.sealed, domain.agent, domain.config.name.clone());
         if !sealed {
             self.forget_client(&name, id);
         } else if let Some(agent) = agent {
-            self.tell_left(agent, id);
+            self.tell_left(agent, left);
         }
     }
 

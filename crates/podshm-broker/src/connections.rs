@@ -1,9 +1,10 @@
 //! One connection: a socket that keeps message borders, with what could not be sent yet.
 
 use crate::regions::ConnId;
-use podshm_domain::{Identity, Rights};
+use podshm_domain::{Identity, Rights, Spoken};
 use podshm_proto::{Down, MAX_MESSAGE, RefusalKind, Refused, encode_down};
 use podshm_region::descriptors;
+use podshm_region::fork::ProcessFd;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -25,30 +26,40 @@ pub(crate) enum Role {
 #[derive(Debug)]
 pub(crate) struct Connection {
     pub(crate) id: ConnId,
-    pub(crate) socket: OwnedFd,
+    pub(crate) socket: ProcessFd,
+    /// The process that connected, while it lives and can be watched.
+    pub(crate) process: Option<ProcessFd>,
+    /// Since when that process is known to be dead.
+    pub(crate) dead_since: Option<Instant>,
     pub(crate) domain: String,
     pub(crate) who: Identity,
     pub(crate) rights: Rights,
     pub(crate) role: Role,
-    pub(crate) layout: u32,
+    /// Its own name and version, as it said.
+    pub(crate) software: String,
+    /// What it reads and writes, as it said.
+    pub(crate) layouts: Spoken,
     pub(crate) since: Instant,
     pub(crate) ending: bool,
     pub(crate) ending_since: Option<Instant>,
     /// The loop has asked the kernel to say when the socket is writable.
     pub(crate) wants_out: bool,
-    waiting: VecDeque<(Vec<u8>, Vec<OwnedFd>)>,
+    waiting: VecDeque<(Vec<u8>, Vec<ProcessFd>)>,
 }
 
 impl Connection {
     pub(crate) fn new(id: ConnId, socket: OwnedFd, domain: String, who: Identity, rights: Rights) -> Self {
         Connection {
             id,
-            socket,
+            socket: ProcessFd::new(socket),
+            process: None,
+            dead_since: None,
             domain,
             who,
             rights,
             role: Role::New,
-            layout: 0,
+            software: String::new(),
+            layouts: Spoken::OURS,
             since: Instant::now(),
             ending: false,
             ending_since: None,
@@ -65,6 +76,7 @@ impl Connection {
             self.waiting.clear();
             return;
         }
+        let fds = fds.into_iter().map(ProcessFd::new).collect();
         self.waiting.push_back((encode_down(message), fds));
         self.flush();
     }

@@ -1,9 +1,11 @@
 //! The thread, its epoll, its sockets; and the handle that an embedding process holds.
 
 use crate::connections::Connection;
+use crate::liveness::{Liveness, process_token};
 use crate::state::{Domain, DomainConfig, DomainStats, State};
 use crate::{BrokerError, Identity, Rights};
 use podshm_proto::{MAX_MESSAGE, RefusalKind, decode_up};
+use podshm_region::fork::{self, ProcessFd};
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, socket_with};
 use std::collections::BTreeMap;
@@ -19,11 +21,12 @@ const COMMAND: u64 = 0;
 /// Messages read from one connection before the next one has its turn.
 const TURN: usize = 32;
 
-type Act = Box<dyn FnOnce(&mut Loop) + Send>;
+pub(crate) type Act = Box<dyn FnOnce(&mut Loop) + Send>;
 
 /// A running broker. Dropping it ends it; channels that are open go on without it.
 #[derive(Debug)]
 pub struct Broker {
+    process: u32,
     commands: Option<Sender<Act>>,
     wake: Arc<OwnedFd>,
     thread: Option<JoinHandle<()>>,
@@ -42,20 +45,12 @@ impl Broker {
         epoll::add(&poll, &*wake, epoll::EventData::new_u64(COMMAND), epoll::EventFlags::IN)
             .map_err(system("epoll_ctl"))?;
         let (commands, inbox) = channel();
-        let mut event_loop = Loop {
-            poll,
-            wake: Arc::clone(&wake),
-            inbox,
-            state: State::default(),
-            listeners: BTreeMap::new(),
-            last_token: COMMAND,
-            stop: false,
-        };
+        let mut event_loop = Loop::new(poll, Arc::clone(&wake), inbox);
         let thread = std::thread::Builder::new()
             .name("podshm-broker".into())
             .spawn(move || event_loop.run())
             .map_err(|source| BrokerError::System { what: "starting the broker's thread".into(), source })?;
-        Ok(Broker { commands: Some(commands), wake, thread: Some(thread) })
+        Ok(Broker { process: fork::install(), commands: Some(commands), wake, thread: Some(thread) })
     }
 
     /// Adds a domain.
@@ -90,6 +85,10 @@ impl Broker {
     }
 
     fn ask<R: Send + 'static>(&self, act: impl FnOnce(&mut Loop) -> R + Send + 'static) -> Result<R, BrokerError> {
+        // The thread that answers is in the process that forked.
+        if fork::epoch() != self.process {
+            return Err(BrokerError::Forked);
+        }
         let (answer, answered) = channel();
         let act: Act = Box::new(move |l| drop(answer.send(act(l))));
         self.commands.as_ref().and_then(|c| c.send(act).ok()).ok_or(BrokerError::Stopped)?;
@@ -100,7 +99,9 @@ impl Broker {
 
 impl Drop for Broker {
     fn drop(&mut self) {
-        let _ = self.ask(|l| l.stop = true);
+        if let Err(BrokerError::Forked) = self.ask(|l| l.stop = true) {
+            std::mem::forget(self.thread.take());
+        }
         self.commands = None;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -110,7 +111,7 @@ impl Drop for Broker {
 
 #[derive(Debug)]
 struct Listener {
-    socket: OwnedFd,
+    socket: ProcessFd,
     path: PathBuf,
     inode: u64,
     domain: String,
@@ -120,16 +121,30 @@ struct Listener {
 
 #[derive(Debug)]
 pub(crate) struct Loop {
-    poll: OwnedFd,
+    pub(crate) poll: OwnedFd,
     wake: Arc<OwnedFd>,
     inbox: Receiver<Act>,
-    state: State,
+    pub(crate) state: State,
+    liveness: Liveness,
     listeners: BTreeMap<u64, Listener>,
     last_token: u64,
     stop: bool,
 }
 
 impl Loop {
+    pub(crate) fn new(poll: OwnedFd, wake: Arc<OwnedFd>, inbox: Receiver<Act>) -> Self {
+        Loop {
+            poll,
+            wake,
+            inbox,
+            state: State::default(),
+            liveness: Liveness::default(),
+            listeners: BTreeMap::new(),
+            last_token: COMMAND,
+            stop: false,
+        }
+    }
+
     fn run(&mut self) {
         let mut events = Vec::with_capacity(64);
         let mut buffer = Box::new([0u8; MAX_MESSAGE]);
@@ -152,16 +167,19 @@ impl Loop {
                     while let Ok(act) = self.inbox.try_recv() {
                         act(self);
                     }
+                } else if let Some(conn) = process_token(token) {
+                    self.process_died(conn, Instant::now());
                 } else if self.listeners.contains_key(&token) {
                     self.accept(token);
                 } else {
-                    self.read(token, &mut buffer);
+                    let _ = self.read(token, &mut buffer);
                 }
             }
             if checked.elapsed() > Duration::from_millis(200) {
                 checked = Instant::now();
                 self.state.check_agents(checked);
                 self.state.check_clients(checked);
+                self.check_dead(checked, &mut buffer);
             }
             self.settle();
         }
@@ -201,6 +219,7 @@ impl Loop {
         let token = self.token();
         epoll::add(&self.poll, &socket, epoll::EventData::new_u64(token), epoll::EventFlags::IN)
             .map_err(|e| fail(e.into()))?;
+        let socket = ProcessFd::new(socket);
         self.listeners.insert(token, Listener { socket, path, inode, domain, who, rights });
         Ok(())
     }
@@ -248,32 +267,36 @@ impl Loop {
             }
             let id = self.token();
             if epoll::add(&self.poll, &socket, epoll::EventData::new_u64(id), epoll::EventFlags::IN).is_ok() {
-                self.state.connections.insert(id, Connection::new(id, socket, domain, who, rights));
+                let mut connection = Connection::new(id, socket, domain, who, rights);
+                self.liveness.watch(&self.poll, &mut connection);
+                self.state.connections.insert(id, connection);
             }
         }
     }
 
-    fn read(&mut self, conn: u64, buffer: &mut [u8; MAX_MESSAGE]) {
+    /// Reads for one turn; says whether there may be more.
+    pub(crate) fn read(&mut self, conn: u64, buffer: &mut [u8; MAX_MESSAGE]) -> bool {
         for _ in 0..TURN {
             let Some(connection) = self.state.connections.get_mut(&conn) else {
-                return;
+                return false;
             };
             connection.flush();
             if connection.ending {
-                return;
+                return false;
             }
             match connection.receive(buffer) {
-                Ok(None) => return,
+                Ok(None) => return false,
                 Ok(Some(bytes)) => match decode_up(&buffer[..bytes]) {
                     Ok(message) => self.state.message(conn, message),
                     Err(error) => self.state.reject(conn, RefusalKind::Protocol, error),
                 },
                 Err(_) => {
                     self.state.end(conn);
-                    return;
+                    return false;
                 }
             }
         }
+        true
     }
 
     /// Ends what is to end, and asks for writability where something waits.

@@ -12,6 +12,8 @@ mod agents;
 mod clients;
 mod connections;
 mod event_loop;
+mod layouts;
+mod liveness;
 mod regions;
 mod state;
 
@@ -49,6 +51,9 @@ pub enum BrokerError {
     /// The notice page could not be made.
     #[error(transparent)]
     Region(#[from] podshm_region::RegionError),
+    /// The handle came over a fork.
+    #[error("this broker runs in the process that forked; start another one in the child")]
+    Forked,
     /// The broker has stopped.
     #[error("the broker has stopped")]
     Stopped,

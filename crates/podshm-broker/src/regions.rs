@@ -9,6 +9,9 @@ use std::os::fd::OwnedFd;
 /// A connection's number.
 pub(crate) type ConnId = u64;
 
+/// Largest table that is moved into huge pages: a tenth of a second or so of the broker's time.
+const MOST_COLLAPSED: u64 = 256 << 20;
+
 #[derive(Debug)]
 pub(crate) struct Held {
     pub(crate) region: Region,
@@ -36,7 +39,7 @@ pub(crate) struct RegionBook {
 
 impl RegionBook {
     /// Makes a region, all pages allocated and touched here, its header written.
-    pub(crate) fn make(&mut self, mut region: Region, layout: u32) -> Result<u64, RegionError> {
+    pub(crate) fn make(&mut self, mut region: Region) -> Result<u64, RegionError> {
         self.last += 1;
         region.id = self.last;
         let kind = match region.kind {
@@ -47,7 +50,11 @@ impl RegionBook {
         let memory = Memory::create(kind, region.bytes)?;
         let mut map = WriteMap::map(&memory)?;
         map.touch()?;
-        if let Some(header) = region.header(layout) {
+        // Lookups over a large table miss the translation cache otherwise. Larger ones would keep joins waiting.
+        if region.kind == RegionKind::Table as u32 && region.bytes <= MOST_COLLAPSED && !map.collapse() {
+            tracing::debug!(region = region.id, bytes = region.bytes, "no huge pages for a table");
+        }
+        if let Some(header) = region.header() {
             header.write(&map.window(0, podshm_layout::PAGE));
         }
         self.all.insert(region.id, Held { region, memory, holders: BTreeSet::new(), wanted: true });

@@ -5,11 +5,11 @@ use crate::agents::AgentState;
 use crate::clients::Client;
 use crate::connections::{Connection, Role};
 use crate::regions::{ConnId, RegionBook};
-use podshm_domain::{Books, Limits};
+use podshm_domain::{Books, Limits, Spoken};
 use podshm_layout::geometry::{NOTICE_AGENT_EPOCH, NOTICE_TABLES};
 use podshm_layout::mem::Store;
 use podshm_layout::sync::Ordering;
-use podshm_layout::{LAYOUT_OLDEST, LAYOUT_VERSION, PAGE, RegionKind};
+use podshm_layout::{LAYOUT_OLDEST, PAGE, RegionKind};
 use podshm_proto::{Hello, PROTOCOL, PROTOCOL_OLDEST, RefusalKind, Region, Services, Up};
 use podshm_region::{Memory, Window, WriteMap};
 use std::collections::{BTreeMap, VecDeque};
@@ -53,6 +53,8 @@ pub struct DomainStats {
     pub agent: bool,
     /// Clients, dead ones that are not drained included.
     pub clients: Vec<ClientStats>,
+    /// The memory layout that the next region is written at: the newest that all participants speak.
+    pub layout: u32,
     /// Bytes reserved of the budget, successors included.
     pub reserved: u64,
     /// Bytes of regions alive in the broker, all domains.
@@ -65,6 +67,8 @@ pub struct DomainStats {
     pub refused: u64,
     /// Clients whose records were discarded after the drain grace.
     pub discarded: u64,
+    /// Participants whose process died while somebody kept their socket open: noticed late, treated as gone.
+    pub held_open: u64,
 }
 
 /// One client of a domain.
@@ -98,7 +102,7 @@ pub(crate) struct Domain {
     pub(crate) last_place: u64,
     pub(crate) refused: u64,
     pub(crate) discarded: u64,
-    pub(crate) layout: u32,
+    pub(crate) held_open: u64,
     /// What the last agent that closed in order left to its successor.
     pub(crate) left_state: Vec<u8>,
     notice: Memory,
@@ -111,8 +115,10 @@ impl Domain {
         let mut map = WriteMap::map(&notice)?;
         map.touch()?;
         let notice_page = map.window(0, PAGE);
-        let region = Region { kind: RegionKind::Notice as u32, bytes: PAGE as u64, ..Region::default() };
-        if let Some(header) = region.header(LAYOUT_VERSION) {
+        // It is there before anybody else, so it is written for everybody.
+        let (kind, layout) = (RegionKind::Notice as u32, LAYOUT_OLDEST);
+        let region = Region { kind, bytes: PAGE as u64, layout, ..Region::default() };
+        if let Some(header) = region.header() {
             header.write(&notice_page);
         }
         // The broker is this page's one writer; nobody else ever has it writable.
@@ -133,7 +139,7 @@ impl Domain {
             last_place: 0,
             refused: 0,
             discarded: 0,
-            layout: LAYOUT_VERSION,
+            held_open: 0,
             left_state: Vec::new(),
             notice,
             notice_page,
@@ -173,8 +179,9 @@ impl State {
             (_, Up::Hello(_)) => self.reject(conn, RefusalKind::Protocol, "a second hello; open another connection"),
             (_, Up::Bye(_)) => self.end(conn),
             (_, Up::Release(released)) => {
-                for id in &released.ids {
-                    self.regions.drop_holder(*id, conn);
+                for &id in &released.ids {
+                    self.rewrite_declined(conn, id);
+                    self.regions.drop_holder(id, conn);
                 }
                 self.agent_released(conn, &released.ids);
                 self.catch_up(conn);
@@ -204,14 +211,9 @@ impl State {
             );
             return self.reject(conn, RefusalKind::Version, reason);
         }
-        if hello.layout_oldest > LAYOUT_VERSION || hello.layout_newest < LAYOUT_OLDEST {
-            let reason = format!(
-                "{} speaks memory layout {} to {}, this broker {LAYOUT_OLDEST} to {LAYOUT_VERSION}; upgrade the older of the two",
-                hello.software, hello.layout_oldest, hello.layout_newest
-            );
-            return self.reject(conn, RefusalKind::Version, reason);
-        }
-        connection.layout = hello.layout_newest.min(LAYOUT_VERSION);
+        // It is shown to others: no more of it than a name needs.
+        connection.software = hello.software.chars().filter(|c| !c.is_control()).take(64).collect();
+        connection.layouts = Spoken { oldest: hello.layout_oldest, newest: hello.layout_newest };
         let (rights, name, domain) = (connection.rights, connection.who.name(), connection.domain.clone());
         if hello.agent && !rights.serve {
             let reason = format!("{name} may not serve domain {domain}; add it to the domain's agents");
@@ -220,6 +222,9 @@ impl State {
         if !hello.agent && !rights.join {
             let reason = format!("{name} may not join domain {domain}; add it to the domain's members");
             return self.reject(conn, RefusalKind::NotAllowed, reason);
+        }
+        if let Err((kind, reason)) = self.check_layouts(conn) {
+            return self.reject(conn, kind, reason);
         }
         if hello.agent {
             self.agent_hello(conn, hello.services);
@@ -259,6 +264,12 @@ impl State {
         }
     }
 
+    /// The domain that a participant belongs to.
+    pub(crate) fn home(&self, conn: ConnId) -> Option<&Domain> {
+        self.domains.get(&self.connections.get(&conn)?.domain)
+    }
+
+    /// [`State::home`], to change it.
     pub(crate) fn domain_of(&mut self, conn: ConnId) -> Option<&mut Domain> {
         let connection = self.connections.get(&conn)?;
         self.domains.get_mut(&connection.domain)
@@ -276,12 +287,14 @@ impl State {
             epoch: domain.epoch,
             agent: domain.agent.is_some(),
             clients: clients.collect(),
+            layout: self.meeting(domain, None).layout().number(),
             reserved: domain.books.reserved(),
             region_bytes: self.regions.bytes(),
             region_bytes_peak: self.regions.peak(),
             regions: self.regions.count(),
             refused: domain.refused,
             discarded: domain.discarded,
+            held_open: domain.held_open,
         })
     }
 }

@@ -4,6 +4,10 @@
 //! per client, a client takes C once and A for the K that it may pin, the one that serves and its successor; a table likewise.
 #![forbid(unsafe_code)]
 
+mod layouts;
+
+pub use layouts::{Meeting, NoMeeting, Spoken};
+
 use std::collections::BTreeMap;
 
 /// Who a pod is, as the kubelet (or the operator of a plain machine) told the node daemon. Never what the pod says of itself.

@@ -1,16 +1,18 @@
 //! Where everything lies in a region. Computed by the broker, sent to both sides, checked by both; never read from a peer.
 
-use crate::{CACHE_LINE, PAGE, cursor::CursorLine};
+use crate::{CACHE_LINE, Layout, PAGE, cursor::CursorLine};
 use alloc::vec::Vec;
 
 /// Offset of the armed word in C and in A.
 pub const ARMED: usize = 64;
 /// Offset of the futex word in A that an agent increments to wake its client.
 pub const WAKE: usize = 128;
+/// Word in A that is 1 where the agent makes its clients' processes go through a fence before it sleeps.
+pub const SLEEPER_FENCES: usize = 192;
 /// First cursor line in C and in A.
 pub const CURSORS: usize = 256;
-/// Most rings in one direction of a channel: their cursor lines fit the first page.
-pub const MAX_RINGS: usize = (PAGE - CURSORS) / CACHE_LINE;
+/// Most rings in one direction of a channel at any layout; [`Layout::max_rings`] says what one layout holds.
+pub const MAX_RINGS: usize = Layout::V1.max_rings();
 /// Smallest and largest ring, in bytes.
 pub const RING_BYTES: core::ops::RangeInclusive<u32> = 4096..=(64 << 20);
 /// Notice page: the agent's epoch, bumped when a successor takes over.
@@ -41,10 +43,12 @@ pub enum GeometryError {
         most: u64,
     },
     /// Too many rings in one channel.
-    #[error("{found} rings in one direction: expected at most {most}; split the domain")]
+    #[error("{found} rings in one direction: expected at most {most} at memory layout {layout}; split the domain")]
     TooManyRings {
         /// Rings asked for.
         found: usize,
+        /// The layout.
+        layout: Layout,
         /// The limit.
         most: usize,
     },
@@ -147,44 +151,42 @@ pub struct ChannelGeometry {
 }
 
 impl ChannelGeometry {
-    /// Lays the rings out one behind another; `spread` is any number that differs from client to client.
-    pub fn lay_out(to_agent: &[RingSize], to_client: &[RingSize], spread: u64) -> Result<Self, GeometryError> {
-        let place = |sizes: &[RingSize]| -> Result<(u64, Vec<RingGeometry>), GeometryError> {
-            if sizes.len() > MAX_RINGS {
-                return Err(GeometryError::TooManyRings { found: sizes.len(), most: MAX_RINGS });
-            }
-            let mut at = PAGE as u64;
-            let mut rings = Vec::with_capacity(sizes.len());
-            for (i, size) in sizes.iter().enumerate() {
-                let ring = RingGeometry {
-                    offset: u32::try_from(at).unwrap_or(u32::MAX),
-                    bytes: size.bytes,
-                    max_record: size.max_record,
-                    // A multiple of the line, within the first quarter so that a first lap looks like any other.
-                    // Never 0: a zeroed cursor line means "not started yet".
-                    start: CACHE_LINE as u64
-                        + (spread.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) % u64::from(size.bytes.max(256) / 4)
-                            / CACHE_LINE as u64
-                            * CACHE_LINE as u64,
-                    cursor: (CURSORS + i * CACHE_LINE) as u32,
-                };
-                at += u64::from(size.bytes);
-                ring.check(at)?;
-                rings.push(ring);
-            }
-            Ok((at, rings))
-        };
-        let (client_bytes, to_agent) = place(to_agent)?;
-        let (agent_bytes, to_client) = place(to_client)?;
-        Ok(ChannelGeometry { client_bytes, agent_bytes, to_agent, to_client })
+    /// Lays rings out one behind another in their producer's region, and says how many bytes that takes; `spread` is any number that
+    /// differs from client to client. `cursors` is the layout of the *consumer's* region, where their cursor lines are.
+    pub fn lay_out(
+        sizes: &[RingSize],
+        spread: u64,
+        cursors: Layout,
+    ) -> Result<(u64, Vec<RingGeometry>), GeometryError> {
+        if sizes.len() > cursors.max_rings() {
+            let (found, most) = (sizes.len(), cursors.max_rings());
+            return Err(GeometryError::TooManyRings { found, layout: cursors, most });
+        }
+        let mut at = PAGE as u64;
+        let mut rings = Vec::with_capacity(sizes.len());
+        for (i, size) in sizes.iter().enumerate() {
+            let ring = RingGeometry {
+                offset: u32::try_from(at).unwrap_or(u32::MAX),
+                bytes: size.bytes,
+                max_record: size.max_record,
+                // A multiple of the line, within the first quarter so that a first lap looks like any other.
+                // Never 0: a zeroed cursor line means "not started yet".
+                start: CACHE_LINE as u64
+                    + (spread.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) % u64::from(size.bytes.max(256) / 4)
+                        / CACHE_LINE as u64
+                        * CACHE_LINE as u64,
+                cursor: cursors.cursor(i) as u32,
+            };
+            at += u64::from(size.bytes);
+            ring.check(at)?;
+            rings.push(ring);
+        }
+        Ok((at, rings))
     }
 
     /// Checks what came in a message: every ring inside its region, none over another.
     pub fn check(&self) -> Result<(), GeometryError> {
         for (rings, size) in [(&self.to_agent, self.client_bytes), (&self.to_client, self.agent_bytes)] {
-            if rings.len() > MAX_RINGS {
-                return Err(GeometryError::TooManyRings { found: rings.len(), most: MAX_RINGS });
-            }
             let (mut end, mut line) = (PAGE as u64, 0);
             for ring in rings {
                 ring.check(size)?;

@@ -28,6 +28,7 @@ pub mod cursor;
 pub mod geometry;
 pub mod header;
 pub mod heap;
+pub mod layouts;
 pub mod mem;
 pub mod ring;
 pub mod step;
@@ -37,12 +38,13 @@ pub mod wake;
 
 pub use geometry::{ChannelGeometry, GeometryError, RingGeometry, TableGeometry};
 pub use header::{HeaderError, RegionHeader, RegionKind};
+pub use layouts::{Layout, Layouts, UnknownLayout};
 pub use mem::{Load, Store};
 
 /// The layout that this release writes when every participant of a domain speaks it.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = Layout::NEWEST.number();
 /// The oldest layout that this release reads and writes.
-pub const LAYOUT_OLDEST: u32 = 1;
+pub const LAYOUT_OLDEST: u32 = Layout::OLDEST.number();
 /// Bytes of a cache line; words that different processes write never share one.
 pub const CACHE_LINE: usize = 64;
 /// Bytes of a page; regions are whole pages.

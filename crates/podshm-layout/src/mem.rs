@@ -25,6 +25,9 @@ pub trait Store: Load {
     fn store(&self, offset: usize, value: u64, order: Ordering);
     /// Copies `src` in.
     fn copy_in(&mut self, offset: usize, src: &[u8]);
+    /// Asks for the cache line at `offset` ahead of writing to it. An offset outside the window is ignored.
+    #[inline(always)]
+    fn prefetch_write(&self, _offset: usize) {}
     /// Lets `fill` write `len` bytes in place. The bytes are this process's own until it publishes them.
     fn fill<R>(&mut self, offset: usize, len: usize, fill: impl FnOnce(&mut [u8]) -> R) -> R;
 }

@@ -13,6 +13,7 @@
 //!
 //! Positions are bytes since the ring was made and never wrap; a record's position is its sequence number.
 
+use crate::CACHE_LINE;
 use crate::cursor::CursorLine;
 use crate::geometry::RingGeometry;
 use crate::mem::{Load, Store};
@@ -20,6 +21,8 @@ use crate::step::{self, Step};
 use crate::sync::Ordering;
 
 const HEADER: u64 = 8;
+/// How far ahead of its head a producer asks for lines: half a dozen small records.
+const AHEAD: u64 = 512;
 const PRESENT: u64 = 1 << 31;
 const KIND_SHIFT: u32 = 26;
 const LEN_MASK: u64 = (1 << KIND_SHIFT) - 1;
@@ -38,6 +41,7 @@ pub enum Part {
     Last = 3,
 }
 
+const PARTS: [Part; 4] = [Part::Whole, Part::First, Part::Middle, Part::Last];
 const PAD: u64 = 4;
 
 fn tag(position: u64) -> u64 {
@@ -136,6 +140,11 @@ impl<W: Store> Producer<W> {
         self
     }
 
+    /// Another consumer has its cursors elsewhere: looks for them there from now on.
+    pub fn read_cursors_at(&mut self, cursor: CursorLine) {
+        self.cursor = cursor;
+    }
+
     /// Position of the next record.
     pub fn head(&self) -> u64 {
         self.head
@@ -170,8 +179,14 @@ impl<W: Store> Producer<W> {
         Ok(self.bytes - (self.head - self.acked))
     }
 
+    #[cold]
+    fn look_for(&mut self, needed: u64, peer: &impl Load) -> Result<(), PushError> {
+        let free = self.refresh(peer)?;
+        if needed > free { Err(PushError::Full { needed, free }) } else { Ok(()) }
+    }
+
     /// Makes room for a record of `len` bytes; looks at the peer's cursor only when the last known one doesn't do.
-    #[inline]
+    #[inline(always)]
     pub fn reserve(&mut self, len: usize, peer: &impl Load) -> Result<Reservation, PushError> {
         let len = len as u64;
         if len > self.max_record {
@@ -187,17 +202,14 @@ impl<W: Store> Producer<W> {
         // The next record's header is zeroed too, so its word must be free.
         let needed = pad + need + HEADER;
         if self.head + needed > self.acked + self.bytes {
-            let free = self.refresh(peer)?;
-            if needed > free {
-                return Err(PushError::Full { needed, free });
-            }
+            self.look_for(needed, peer)?;
         }
         step::at(Step::PushReserved);
         Ok(Reservation { position: self.head + pad, at, len, pad })
     }
 
     /// Writes into the reserved room, in place.
-    #[inline]
+    #[inline(always)]
     pub fn fill<R>(&mut self, room: &Reservation, fill: impl FnOnce(&mut [u8]) -> R) -> R {
         let result = self.mem.fill((room.at + HEADER) as usize, room.len as usize, fill);
         step::at(Step::PushWritten);
@@ -205,7 +217,7 @@ impl<W: Store> Producer<W> {
     }
 
     /// Copies `bytes` into the reserved room at `offset`.
-    #[inline]
+    #[inline(always)]
     pub fn write(&mut self, room: &Reservation, offset: usize, bytes: &[u8]) {
         assert!(offset + bytes.len() <= room.len as usize, "write past the reserved record");
         self.mem.copy_in((room.at + HEADER) as usize + offset, bytes);
@@ -213,7 +225,7 @@ impl<W: Store> Producer<W> {
     }
 
     /// Ends the record; it is published by the next [`Producer::publish`], together with all before it.
-    #[inline]
+    #[inline(always)]
     pub fn commit(&mut self, room: Reservation, part: Part) -> u64 {
         let word = header(room.position, part as u64, room.len);
         let next = room.position + footprint(room.len);
@@ -226,12 +238,15 @@ impl<W: Store> Producer<W> {
             self.put_header(room.at, word, false);
         }
         self.head = next;
+        // Lines that the consumer has read a lap ago: asked for while there is time.
+        self.mem.prefetch_write(((next + CACHE_LINE as u64) & (self.bytes - 1)) as usize);
+        self.mem.prefetch_write(((next + AHEAD) & (self.bytes - 1)) as usize);
         step::at(Step::PushCommitted);
         room.position
     }
 
     /// Publishes everything committed. Release: pairs with the acquire load of the header in [`Consumer::peek`].
-    #[inline]
+    #[inline(always)]
     pub fn publish(&mut self) -> bool {
         match self.held.take() {
             Some((at, word)) => {
@@ -254,7 +269,7 @@ impl<W: Store> Producer<W> {
     }
 
     /// The consumer can't get past the first unpublished header, so only that one is held back.
-    #[inline]
+    #[inline(always)]
     fn put_header(&mut self, at: u64, word: u64, behind_pad: bool) {
         if self.held.is_none() && !behind_pad {
             self.held = Some((at, word));
@@ -325,59 +340,81 @@ impl<R: Load> Consumer<R> {
     }
 
     /// Looks for the next record. Work is bounded: at most one pad is passed.
-    #[inline]
+    #[inline(always)]
     pub fn peek(&mut self) -> Result<Option<Record>, RingError> {
-        for pads in 0..2 {
-            let position = self.position;
-            let at = position & (self.bytes - 1);
-            // Acquire: pairs with the release in Producer::publish; the record's bytes are read after it.
-            let word = self.mem.load(at as usize, Ordering::Acquire);
-            if word == 0 {
-                return Ok(None);
-            }
-            let len = word & LEN_MASK;
-            let kind = (word >> KIND_SHIFT) & 0x1f;
-            let bad = |reason| Err(RingError { position, found: word, reason });
-            if word & PRESENT == 0 || word & (0xffff_ffff << 32) != tag(position) {
-                return bad("expected the position's own tag");
-            }
-            if kind == PAD {
-                if pads == 1 || at + HEADER + len != self.bytes {
-                    return bad("expected a pad that ends with the ring");
-                }
-                self.position += HEADER + len;
-                continue;
-            }
-            let part = match kind {
-                0 => Part::Whole,
-                1 => Part::First,
-                2 => Part::Middle,
-                3 => Part::Last,
-                _ => return bad("expected a kind from 0 to 4"),
-            };
-            if len > self.max_record || at + HEADER + len > self.bytes {
-                return bad("expected a length within the ring's limit");
-            }
-            return Ok(Some(Record {
-                position,
-                next: position + footprint(len),
-                len: len as usize,
-                part,
-                at: at + HEADER,
-            }));
+        let at = self.position & (self.bytes - 1);
+        // Acquire: pairs with the release in Producer::publish; the record's bytes are read after it.
+        let word = self.mem.load(at as usize, Ordering::Acquire);
+        if word == 0 {
+            return Ok(None);
         }
-        Ok(None)
+        if let Some(record) = self.record(word, at) {
+            return Ok(Some(record));
+        }
+        let word = self.pass_pad(word, at)?;
+        Ok(if word == 0 { None } else { self.record(word, 0) })
+    }
+
+    /// The record whose header `word` is; `None` for a pad and for what no correct producer writes.
+    #[inline(always)]
+    fn record(&self, word: u64, at: u64) -> Option<Record> {
+        let (len, kind) = (word & LEN_MASK, (word >> KIND_SHIFT) & 0x1f);
+        let is_sound = word & (0xffff_ffff << 32 | PRESENT) == tag(self.position) | PRESENT
+            && kind < PAD
+            && len <= self.max_record
+            && at + HEADER + len <= self.bytes;
+        is_sound.then(|| Record {
+            position: self.position,
+            next: self.position + footprint(len),
+            len: len as usize,
+            part: PARTS[(kind & 3) as usize],
+            at: at + HEADER,
+        })
+    }
+
+    /// Goes on to the ring's start if `word` is a pad; returns the header there, 0 or a sound one.
+    #[cold]
+    fn pass_pad(&mut self, word: u64, at: u64) -> Result<u64, RingError> {
+        let len = word & LEN_MASK;
+        let is_tagged = word & (0xffff_ffff << 32 | PRESENT) == tag(self.position) | PRESENT;
+        if !is_tagged || (word >> KIND_SHIFT) & 0x1f != PAD || at + HEADER + len != self.bytes {
+            return Err(self.fault(word));
+        }
+        self.position += HEADER + len;
+        let word = self.mem.load(0, Ordering::Acquire); // as in peek()
+        if word == 0 || self.record(word, 0).is_some() { Ok(word) } else { Err(self.fault(word)) }
+    }
+
+    fn fault(&self, word: u64) -> RingError {
+        let kind = (word >> KIND_SHIFT) & 0x1f;
+        let reason = if word & (0xffff_ffff << 32 | PRESENT) != tag(self.position) | PRESENT {
+            "expected the position's own tag"
+        } else if kind == PAD {
+            "expected a pad that ends with the ring"
+        } else if kind > PAD {
+            "expected a kind from 0 to 4"
+        } else {
+            "expected a length within the ring's limit"
+        };
+        RingError { position: self.position, found: word, reason }
     }
 
     /// Copies `dst.len()` bytes of a record out, from `offset` on.
-    #[inline]
+    #[inline(always)]
     pub fn copy_out(&self, record: &Record, offset: usize, dst: &mut [u8]) {
         assert!(offset + dst.len() <= record.len, "copy past the record");
         self.mem.copy_out(record.at as usize + offset, dst);
     }
 
+    /// Word number `index` of a record's bytes, loaded once.
+    #[inline(always)]
+    pub fn word(&self, record: &Record, index: usize) -> u64 {
+        assert!(index * 8 + 8 <= record.len, "word past the record");
+        self.mem.load(record.at as usize + index * 8, Ordering::Relaxed)
+    }
+
     /// Goes on to the record behind `record`. Says nothing to the producer: see [`CursorLine::acknowledge`].
-    #[inline]
+    #[inline(always)]
     pub fn advance(&mut self, record: &Record) {
         self.position = record.next;
     }

@@ -4,3 +4,6 @@
 pub use core::sync::atomic::{Ordering, fence};
 #[cfg(loom)]
 pub use loom::sync::atomic::{Ordering, fence};
+
+/// Orders for the compiler alone; loom has none, and models of what relies on it use full fences.
+pub use core::sync::atomic::compiler_fence;

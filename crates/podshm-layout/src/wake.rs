@@ -8,10 +8,13 @@
 //! ```
 //! Either the sleeper's second look sees the record, or the waker sees `armed`: with both fences sequentially consistent one
 //! of the two loads must see the other side's store. Without them both may miss (the planted fault of the model).
+//!
+//! A fence per record is dear. Where the sleeper can make every waker go through one (membarrier(2)), it does so between arming
+//! and looking once more, and says so at [`SLEEPER_FENCES`](crate::geometry::SLEEPER_FENCES); wakers then fence no more ([`Waker::check_light`]).
 
 use crate::mem::{Load, Store};
 use crate::step::{self, Step};
-use crate::sync::{Ordering, fence};
+use crate::sync::{Ordering, compiler_fence, fence};
 
 /// How a sleeper wants to be woken; a bit set in the armed word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +29,11 @@ impl Wants {
     pub const BOTH: Wants = Wants(3);
     /// An agent's: its answers wait for room, so reading one is news too.
     pub const ROOM: Wants = Wants(3);
+
+    /// Whether making room is news.
+    pub fn room(self) -> bool {
+        self == Wants::ROOM
+    }
 
     /// Whether a futex wake is wanted.
     pub fn futex(self) -> bool {
@@ -53,16 +61,14 @@ impl Sleeper {
 
     /// Says "about to sleep". The caller looks once more after this, and only then sleeps.
     pub fn arm(&mut self, own: &impl Store, wants: Wants) {
-        self.epoch = (self.epoch + 1) & (u64::MAX >> 2);
-        own.store(self.offset, self.epoch << 2 | wants.0, Ordering::Relaxed);
+        self.announce(own, wants);
         fence(Ordering::SeqCst); // pairs with the fence in Waker::check
         step::at(Step::SleepArmed);
     }
 
-    /// Arms without the fence: the planted fault that the model must catch.
-    #[cfg(any(loom, feature = "planted-faults"))]
-    pub fn arm_without_fence(&mut self, own: &impl Store, wants: Wants) {
-        self.epoch += 1;
+    /// [`Sleeper::arm`] without a fence, for a sleeper that goes through a barrier with all its wakers before it looks once more.
+    pub fn announce(&mut self, own: &impl Store, wants: Wants) {
+        self.epoch = (self.epoch + 1) & (u64::MAX >> 2);
         own.store(self.offset, self.epoch << 2 | wants.0, Ordering::Relaxed);
     }
 
@@ -91,23 +97,35 @@ impl Waker {
     #[inline]
     pub fn check(&mut self, peer: &impl Load) -> Option<Wants> {
         fence(Ordering::SeqCst); // pairs with the fence in Sleeper::arm
+        self.armed(peer)
+    }
+
+    /// [`Waker::check`] without the fence, only for a process that takes part in its peer's barriers.
+    #[inline(always)]
+    pub fn check_light(&mut self, peer: &impl Load) -> Option<Wants> {
+        compiler_fence(Ordering::SeqCst); // pairs with the barrier between Sleeper::announce and the second look
+        self.armed(peer)
+    }
+
+    /// Call after making room: wakes a peer only if it waits for that. `light` as in [`Waker::check_light`].
+    #[inline(always)]
+    pub fn check_for_room(&mut self, peer: &impl Load, light: bool) -> bool {
+        if light {
+            compiler_fence(Ordering::SeqCst); // pairs with the barrier between Sleeper::announce and the second look
+        } else {
+            fence(Ordering::SeqCst); // pairs with the fence in Sleeper::arm
+        }
+        let armed = peer.load(self.offset, Ordering::Relaxed);
+        Wants(armed & 3).room() && self.armed(peer).is_some()
+    }
+
+    #[inline(always)]
+    fn armed(&mut self, peer: &impl Load) -> Option<Wants> {
         let armed = peer.load(self.offset, Ordering::Relaxed);
         if armed == 0 || armed == self.woken {
             return None;
         }
         self.woken = armed;
         Some(Wants(armed & 3))
-    }
-
-    /// Call after making room: wakes a peer only if it waits for that.
-    #[inline]
-    pub fn check_for_room(&mut self, peer: &impl Load) -> bool {
-        fence(Ordering::SeqCst); // pairs with the fence in Sleeper::arm
-        let armed = peer.load(self.offset, Ordering::Relaxed);
-        if armed & 3 != Wants::ROOM.0 || armed == self.woken {
-            return false;
-        }
-        self.woken = armed;
-        true
     }
 }

@@ -120,7 +120,7 @@ fn wake_model(faulty: bool) {
         });
         let mut sleeper = Sleeper::at(0);
         if faulty {
-            sleeper.arm_without_fence(&sleeper_region, Wants::FUTEX);
+            sleeper.announce(&sleeper_region, Wants::FUTEX);
         } else {
             sleeper.arm(&sleeper_region, Wants::FUTEX);
         }

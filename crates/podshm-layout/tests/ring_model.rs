@@ -4,7 +4,7 @@ use podshm_layout::heap::Heap;
 use podshm_layout::mem::{Load, Store};
 use podshm_layout::ring::{Consumer, Part, Producer, PushError};
 use podshm_layout::sync::Ordering;
-use podshm_layout::{ChannelGeometry, geometry::RingSize};
+use podshm_layout::{ChannelGeometry, Layout, geometry::RingSize};
 use proptest::prelude::*;
 use std::collections::VecDeque;
 
@@ -37,8 +37,7 @@ proptest! {
     #[test]
     fn behaves_as_a_queue(ops in ops(), spread in any::<u64>()) {
         let size = RingSize { bytes: 4096, max_record: 2032 };
-        let geometry = ChannelGeometry::lay_out(&[size], &[], spread).unwrap();
-        let ring = geometry.to_agent[0];
+        let ring = ChannelGeometry::lay_out(&[size], spread, Layout::NEWEST).unwrap().1[0];
         let memory = Heap::new(4096);
         let cursors = Heap::new(4096);
         ring.cursor_line().reset(&cursors, ring.start);
@@ -96,7 +95,7 @@ proptest! {
     #[test]
     fn survives_any_bytes(words in proptest::collection::vec(any::<u64>(), 512), start in 0u64..4096) {
         let size = RingSize { bytes: 4096, max_record: 1000 };
-        let ring = ChannelGeometry::lay_out(&[size], &[], 1).unwrap().to_agent[0];
+        let ring = ChannelGeometry::lay_out(&[size], 1, Layout::NEWEST).unwrap().1[0];
         let memory = Heap::new(4096);
         for (i, word) in words.iter().enumerate() {
             memory.store(i * 8, *word, Ordering::Relaxed);
@@ -123,7 +122,7 @@ proptest! {
     #[test]
     fn a_lying_cursor_is_refused(found in any::<u64>()) {
         let size = RingSize { bytes: 4096, max_record: 2032 };
-        let ring = ChannelGeometry::lay_out(&[size], &[], 0).unwrap().to_agent[0];
+        let ring = ChannelGeometry::lay_out(&[size], 0, Layout::NEWEST).unwrap().1[0];
         let cursors = Heap::new(4096);
         ring.cursor_line().reset(&cursors, ring.start);
         let mut producer = Producer::new(Heap::new(4096), &ring);

@@ -7,7 +7,7 @@
 
 mod services;
 
-pub use services::{BadService, ServiceKind, Services};
+pub use services::{BadService, ServiceKind, Services, Written};
 
 use prost::Message;
 
@@ -64,7 +64,7 @@ pub enum Up {
 #[derive(Clone, PartialEq, Message)]
 pub struct FromBroker {
     /// The one thing that this message says.
-    #[prost(oneof = "Down", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
+    #[prost(oneof = "Down", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12")]
     pub body: Option<Down>,
 }
 
@@ -95,7 +95,7 @@ pub enum Down {
     Serve(Serve),
     /// Agent: a client is gone; drain what it left, then say so.
     #[prost(message, tag = "8")]
-    Left(ClientId),
+    Left(Left),
     /// Agent: a successor is ready; finish what is in hand and close.
     #[prost(message, tag = "9")]
     Close(Nothing),
@@ -105,6 +105,10 @@ pub enum Down {
     /// Agent: these answer regions of the pool will not be used; let them go.
     #[prost(message, tag = "11")]
     Drop(RegionIds),
+    /// Agent: a table's next generation, of the same size and at another layout: somebody came who does not read the one that
+    /// stands, or went. Map it, copy everything over, publish it. Descriptor: the table.
+    #[prost(message, tag = "12")]
+    Rewrite(Region),
 }
 
 /// No content.
@@ -193,6 +197,9 @@ pub struct Region {
     /// T: units.
     #[prost(uint32, tag = "7")]
     pub units: u32,
+    /// The memory layout that it is written at, for as long as it lives.
+    #[prost(uint32, tag = "8")]
+    pub layout: u32,
 }
 
 /// Numbers of regions.
@@ -217,6 +224,17 @@ pub struct ClientId {
     /// The number.
     #[prost(uint64, tag = "1")]
     pub client: u64,
+}
+
+/// A client is gone.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct Left {
+    /// Its number.
+    #[prost(uint64, tag = "1")]
+    pub client: u64,
+    /// Its process is dead, and somebody keeps its sockets open: a child that it made, or whoever they were passed to.
+    #[prost(bool, tag = "2")]
+    pub held_open: bool,
 }
 
 /// A larger table, please.
@@ -247,7 +265,7 @@ pub struct Welcome {
     /// Protocol to speak.
     #[prost(uint32, tag = "1")]
     pub protocol: u32,
-    /// Layout to write.
+    /// Layout of what is written in the domain now, for people; each region says its own.
     #[prost(uint32, tag = "2")]
     pub layout: u32,
     /// The domain's name.

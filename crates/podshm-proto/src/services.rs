@@ -2,7 +2,7 @@
 
 use crate::{Region, Service};
 use podshm_layout::geometry::{GeometryError, MAX_SERVICES, RingGeometry, RingSize};
-use podshm_layout::{ChannelGeometry, RegionHeader, RegionKind, TableGeometry};
+use podshm_layout::{ChannelGeometry, Layout, RegionHeader, RegionKind, TableGeometry};
 
 /// What a service is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,10 +88,19 @@ impl Services {
                 found => return Err(BadService::Kind { name, found }),
             };
             let one = Services { all: vec![(service, kind)] };
-            one.channel(0, 0).map_err(size)?;
+            one.channel(0, 0, Written::both(Layout::OLDEST)).map_err(size)?;
             all.extend(one.all);
         }
         Ok(Services { all })
+    }
+
+    /// The newest layout whose first pages hold the cursor lines of all these services' rings.
+    pub fn newest_layout(&self) -> Result<Layout, GeometryError> {
+        let fits = |layout: &Layout| self.channel(0, 0, Written::both(*layout)).map(|_| *layout);
+        match Layout::ALL.iter().rev().find_map(|layout| fits(layout).ok()) {
+            Some(layout) => Ok(layout),
+            None => fits(&Layout::OLDEST),
+        }
     }
 
     /// The services in order.
@@ -129,8 +138,8 @@ impl Services {
         self.all[..index].iter().filter(|(_, k)| *k == ServiceKind::Call).count()
     }
 
-    /// Both regions of a channel, for a client and a place in the agent's pool.
-    pub fn channel(&self, client: u64, place: u64) -> Result<ChannelGeometry, GeometryError> {
+    /// Both regions of a channel, for a client and a place in the agent's pool, each written at its own layout.
+    pub fn channel(&self, client: u64, place: u64, at: Written) -> Result<ChannelGeometry, GeometryError> {
         let ring = |bytes: u32, longest: u32| RingSize {
             bytes,
             // Longer messages go in fragments; a call's header rides in front of each.
@@ -151,20 +160,32 @@ impl Services {
             .filter(|(_, k)| *k == ServiceKind::Call)
             .map(|(s, _)| ring(s.response_ring, u32::MAX))
             .collect();
-        let client = ChannelGeometry::lay_out(&to_agent, &[], client)?;
-        let agent = ChannelGeometry::lay_out(&[], &to_client, place)?;
-        Ok(ChannelGeometry {
-            client_bytes: client.client_bytes,
-            to_agent: client.to_agent,
-            agent_bytes: agent.agent_bytes,
-            to_client: agent.to_client,
-        })
+        // A ring's cursor line is in its consumer's region.
+        let (client_bytes, to_agent) = ChannelGeometry::lay_out(&to_agent, client, at.agent)?;
+        let (agent_bytes, to_client) = ChannelGeometry::lay_out(&to_client, place, at.client)?;
+        Ok(ChannelGeometry { client_bytes, to_agent, agent_bytes, to_client })
+    }
+}
+
+/// The layouts that both regions of a channel are written at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// C's.
+    pub client: Layout,
+    /// A's.
+    pub agent: Layout,
+}
+
+impl Written {
+    /// Both at the same one.
+    pub const fn both(layout: Layout) -> Self {
+        Written { client: layout, agent: layout }
     }
 }
 
 impl Region {
     /// The header that this region must carry.
-    pub fn header(&self, layout: u32) -> Option<RegionHeader> {
+    pub fn header(&self) -> Option<RegionHeader> {
         let kind = match self.kind {
             1 => RegionKind::Client,
             2 => RegionKind::Agent,
@@ -172,7 +193,8 @@ impl Region {
             4 => RegionKind::Notice,
             _ => return None,
         };
-        Some(RegionHeader { layout, kind, generation: self.generation, size: self.bytes, owner: self.owner })
+        let Region { layout, generation, owner, bytes: size, .. } = *self;
+        Some(RegionHeader { layout, kind, generation, size, owner })
     }
 
     /// The table geometry of a T region, checked against its size.

@@ -3,6 +3,8 @@
 //! An ordinary `memcpy` from such memory is a data race. Here the loads are `rep movsb` or vector moves inside `asm!`, which the
 //! compiler can neither see through nor repeat; elsewhere than on x86-64 they are relaxed atomic words. The bytes may be torn; the
 //! caller's protocol says afterwards whether they held still.
+//!
+//! Up to 256 bytes a copy is a fixed set of moves from both ends that overlap in the middle: no loop, one branch a size class.
 
 /// From this many bytes on, `rep movsb` beats vector moves (fast short rep moves assumed, any x86-64 of the last decade).
 #[cfg(target_arch = "x86_64")]
@@ -12,15 +14,17 @@ const REP_FROM: usize = 1024;
 ///
 /// # Safety
 /// `src` is readable and `dst` writable for `len` bytes, they don't overlap, and no reference of this process covers `src`.
-#[inline]
+#[inline(always)]
 pub unsafe fn copy_racy(src: *const u8, dst: *mut u8, len: usize) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: the caller's contract is passed on unchanged.
     unsafe {
-        if len >= REP_FROM {
-            rep_movsb(src, dst, len);
+        if len <= 64 {
+            up_to_64(src, dst, len);
+        } else if len <= 256 {
+            up_to_256(src, dst, len);
         } else {
-            vector_moves(src, dst, len);
+            longer(src, dst, len);
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
@@ -30,48 +34,63 @@ pub unsafe fn copy_racy(src: *const u8, dst: *mut u8, len: usize) {
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-#[inline]
-unsafe fn rep_movsb(src: *const u8, dst: *mut u8, len: usize) {
-    // SAFETY: reads and writes exactly the bytes of the contract; the direction flag is clear by the ABI.
+/// Asks for the cache line at `place` ahead of reading it. Any address will do: a prefetch never faults.
+#[inline(always)]
+pub fn prefetch_read(place: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: PREFETCHT0 has no effect but on caches, whatever the address is.
     unsafe {
-        core::arch::asm!("rep movsb", inout("rcx") len => _, inout("rsi") src => _, inout("rdi") dst => _,
-            options(nostack, preserves_flags));
+        core::arch::asm!("prefetcht0 [{p}]", p = in(reg) place, options(nostack, preserves_flags, readonly));
     }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = place;
 }
 
-/// Sixteen bytes at a time, the last ones overlapping; under sixteen by a word, half-word … that overlap likewise.
-#[cfg(target_arch = "x86_64")]
-#[inline]
-unsafe fn vector_moves(src: *const u8, dst: *mut u8, len: usize) {
-    use core::arch::asm;
-    // SAFETY: every access lies within [0, len): blocks start at i with i + width <= len, the last one at len - width.
+/// Asks for the cache line at `place` ahead of writing to it.
+#[inline(always)]
+pub fn prefetch_write(place: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: PREFETCHW has no effect but on caches, whatever the address is; where it is missing it does nothing.
     unsafe {
-        if len >= 16 {
-            let mut i = 0;
-            while i + 64 <= len {
-                asm!(
-                    "movups {a}, [{s}]", "movups {b}, [{s} + 16]", "movups {c}, [{s} + 32]", "movups {e}, [{s} + 48]",
-                    "movups [{d}], {a}", "movups [{d} + 16], {b}", "movups [{d} + 32], {c}", "movups [{d} + 48], {e}",
-                    s = in(reg) src.add(i), d = in(reg) dst.add(i),
-                    a = out(xmm_reg) _, b = out(xmm_reg) _, c = out(xmm_reg) _, e = out(xmm_reg) _,
-                    options(nostack, preserves_flags)
-                );
-                i += 64;
-            }
-            while i + 16 <= len {
-                move16(src.add(i), dst.add(i));
-                i += 16;
-            }
-            if i < len {
-                move16(src.add(len - 16), dst.add(len - 16));
-            }
+        core::arch::asm!("prefetchw [{p}]", p = in(reg) place, options(nostack, preserves_flags, readonly));
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = place;
+}
+
+/// Two moves of `$width` that cover `$len` bytes (from one width to two) by overlapping.
+#[cfg(target_arch = "x86_64")]
+macro_rules! both_ends {
+    ($src:ident, $dst:ident, $len:ident, $width:expr, $class:ident, $move:literal, $size:literal) => {
+        core::arch::asm!(
+            concat!($move, " {a", $size, "}, [{s}]"),
+            concat!($move, " {b", $size, "}, [{t}]"),
+            concat!($move, " [{d}], {a", $size, "}"),
+            concat!($move, " [{e}], {b", $size, "}"),
+            s = in(reg) $src, t = in(reg) $src.add($len - $width),
+            d = in(reg) $dst, e = in(reg) $dst.add($len - $width),
+            a = out($class) _, b = out($class) _,
+            options(nostack, preserves_flags)
+        )
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn up_to_64(src: *const u8, dst: *mut u8, len: usize) {
+    // SAFETY: in each class the moves start at 0 or end at `len` and are no wider than `len`: all within [0, len).
+    unsafe {
+        if len >= 32 {
+            four(src, dst, src.add(len - 32), dst.add(len - 32));
+        } else if len >= 16 {
+            both_ends!(src, dst, len, 16, xmm_reg, "movups", "");
         } else if len >= 8 {
-            move8(src, dst);
-            move8(src.add(len - 8), dst.add(len - 8));
+            both_ends!(src, dst, len, 8, reg, "mov", ":r");
+        } else if len >= 4 {
+            both_ends!(src, dst, len, 4, reg, "mov", ":e");
         } else {
             for i in 0..len {
-                asm!("mov {t}, byte ptr [{s}]", "mov byte ptr [{d}], {t}",
+                core::arch::asm!("mov {t}, byte ptr [{s}]", "mov byte ptr [{d}], {t}",
                     s = in(reg) src.add(i), d = in(reg) dst.add(i), t = out(reg_byte) _,
                     options(nostack, preserves_flags));
             }
@@ -79,26 +98,86 @@ unsafe fn vector_moves(src: *const u8, dst: *mut u8, len: usize) {
     }
 }
 
+/// 32 bytes at `s` to `d`, and 32 at `t` to `e`; everything is loaded before anything is stored.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-unsafe fn move16(src: *const u8, dst: *mut u8) {
-    // SAFETY: sixteen readable and writable bytes, by the caller.
+unsafe fn four(s: *const u8, d: *mut u8, t: *const u8, e: *mut u8) {
+    // SAFETY: 32 readable and writable bytes at each, by the caller.
     unsafe {
-        core::arch::asm!("movups {t}, [{s}]", "movups [{d}], {t}", s = in(reg) src, d = in(reg) dst,
-            t = out(xmm_reg) _, options(nostack, preserves_flags));
+        core::arch::asm!(
+            "movups {a}, [{s}]", "movups {b}, [{s} + 16]", "movups {c}, [{t}]", "movups {f}, [{t} + 16]",
+            "movups [{d}], {a}", "movups [{d} + 16], {b}", "movups [{e}], {c}", "movups [{e} + 16], {f}",
+            s = in(reg) s, d = in(reg) d, t = in(reg) t, e = in(reg) e,
+            a = out(xmm_reg) _, b = out(xmm_reg) _, c = out(xmm_reg) _, f = out(xmm_reg) _,
+            options(nostack, preserves_flags)
+        );
+    }
+}
+
+/// From 65 to 256 bytes: 64 or 128 from each end.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn up_to_256(src: *const u8, dst: *mut u8, len: usize) {
+    // SAFETY: 64 <= len, and 128 <= len where 128 bytes are taken: all within [0, len). AVX where the processor has it.
+    unsafe {
+        if len > 128 {
+            if std::arch::is_x86_feature_detected!("avx") {
+                return wide(src, dst, len);
+            }
+            four(src.add(64), dst.add(64), src.add(96), dst.add(96));
+            four(src.add(len - 128), dst.add(len - 128), src.add(len - 96), dst.add(len - 96));
+        }
+        let (end, out) = (src.add(len - 64), dst.add(len - 64));
+        four(src, dst, src.add(32), dst.add(32));
+        four(end, out, end.add(32), out.add(32));
+    }
+}
+
+/// From 128 to 256 bytes by moves of 32: 128 from each end, all loaded before anything is stored.
+///
+/// # Safety
+/// As [`copy_racy`], with 128 to 256 bytes, on a processor with AVX.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn wide(src: *const u8, dst: *mut u8, len: usize) {
+    // SAFETY: 128 bytes from the start and 128 up to the end: all within [0, len). The upper halves that are used are cleared
+    // again, so that no code around pays for them; the compiler keeps nothing there in code that is not made for AVX.
+    unsafe {
+        core::arch::asm!(
+            "vmovups ymm0, [{s}]", "vmovups ymm1, [{s} + 32]", "vmovups ymm2, [{s} + 64]", "vmovups ymm3, [{s} + 96]",
+            "vmovups ymm4, [{t}]", "vmovups ymm5, [{t} + 32]", "vmovups ymm6, [{t} + 64]", "vmovups ymm7, [{t} + 96]",
+            "vmovups [{d}], ymm0", "vmovups [{d} + 32], ymm1", "vmovups [{d} + 64], ymm2", "vmovups [{d} + 96], ymm3",
+            "vmovups [{e}], ymm4", "vmovups [{e} + 32], ymm5", "vmovups [{e} + 64], ymm6", "vmovups [{e} + 96], ymm7",
+            "vzeroupper",
+            s = in(reg) src, t = in(reg) src.add(len - 128), d = in(reg) dst, e = in(reg) dst.add(len - 128),
+            out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _, out("xmm4") _, out("xmm5") _, out("xmm6") _,
+            out("xmm7") _, out("xmm8") _, out("xmm9") _, out("xmm10") _, out("xmm11") _, out("xmm12") _,
+            out("xmm13") _, out("xmm14") _, out("xmm15") _,
+            options(nostack, preserves_flags)
+        );
     }
 }
 
 #[cfg(target_arch = "x86_64")]
-#[inline(always)]
-unsafe fn move8(src: *const u8, dst: *mut u8) {
-    // SAFETY: eight readable and writable bytes, by the caller.
+#[inline]
+unsafe fn longer(src: *const u8, dst: *mut u8, len: usize) {
+    // SAFETY: reads and writes exactly the bytes of the contract; the direction flag is clear by the ABI. The loop's blocks start
+    // at i with i + 64 <= len, the last one at len - 64.
     unsafe {
-        core::arch::asm!("mov {t}, [{s}]", "mov [{d}], {t}", s = in(reg) src, d = in(reg) dst,
-            t = out(reg) _, options(nostack, preserves_flags));
+        if len >= REP_FROM {
+            core::arch::asm!("rep movsb", inout("rcx") len => _, inout("rsi") src => _, inout("rdi") dst => _,
+                options(nostack, preserves_flags));
+            return;
+        }
+        let mut i = 0;
+        while i + 64 <= len {
+            four(src.add(i), dst.add(i), src.add(i + 32), dst.add(i + 32));
+            i += 64;
+        }
+        let (end, out) = (src.add(len - 64), dst.add(len - 64));
+        four(end, out, end.add(32), out.add(32));
     }
 }
-
 /// The portable way: relaxed atomic bytes up to alignment, then relaxed atomic words.
 #[cfg_attr(target_arch = "x86_64", cfg(test))]
 unsafe fn words(src: *const u8, dst: *mut u8, len: usize) {

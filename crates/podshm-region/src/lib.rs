@@ -15,12 +15,15 @@
 //! * mappings are not inherited by a forked child; [`mod@fork`] tells a child that it is one.
 #![deny(missing_docs)]
 
+pub mod barrier;
+pub mod biased;
 pub mod copy;
 pub mod descriptors;
 pub mod fork;
 pub mod futex;
 pub mod map;
 pub mod memory;
+pub mod peer;
 #[cfg(feature = "steps")]
 pub mod steps;
 

@@ -5,10 +5,14 @@ use crate::futex;
 use crate::memory::{Memory, RegionError};
 use podshm_layout::mem::{Load, Store};
 use podshm_layout::sync::Ordering;
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
+use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap, mmap_anonymous, mprotect, munmap};
+use std::ffi::c_void;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+
+/// Bytes of a huge page on x86-64 and, with 4 KiB pages, on arm64.
+const HUGE: usize = 2 << 20;
 
 #[derive(Debug)]
 struct Mapping {
@@ -23,17 +27,50 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    fn new(memory: &Memory, prot: ProtFlags) -> Result<Self, RegionError> {
+    fn new(memory: &Memory, prot: MprotectFlags) -> Result<Self, RegionError> {
         let bytes = memory.bytes() as usize;
         let epoch = crate::fork::install();
-        // SAFETY: a fresh mapping at an address of the kernel's choice; nothing of this process lies there.
-        let start = unsafe { mmap(std::ptr::null_mut(), bytes, prot, MapFlags::SHARED, memory, 0) }
-            .map_err(RegionError::system("mmap", memory.bytes()))?;
+        // Without access until a forked child can't get it: another thread may fork between the calls.
+        let start = if bytes < HUGE {
+            // SAFETY: a fresh mapping at an address of the kernel's choice; nothing of this process lies there.
+            unsafe { mmap(std::ptr::null_mut(), bytes, ProtFlags::empty(), MapFlags::SHARED, memory, 0) }
+        } else {
+            map_aligned(memory, bytes)
+        }
+        .map_err(RegionError::system("mmap", memory.bytes()))?;
         let mapping = Mapping { start: NonNull::new(start.cast()).expect("mmap never returns null"), bytes, epoch };
         // SAFETY: exactly the mapping made above. A forked child then has nothing there at all.
         unsafe { madvise(start, bytes, Advice::LinuxDontFork) }
             .map_err(RegionError::system("madvise(MADV_DONTFORK)", memory.bytes()))?;
+        // SAFETY: exactly the mapping made above, which nobody has used yet.
+        unsafe { mprotect(start, bytes, prot) }.map_err(RegionError::system("mprotect", memory.bytes()))?;
         Ok(mapping)
+    }
+}
+
+/// A mapping without access that starts at a huge page's border, so that huge pages of the memory are mapped as such.
+fn map_aligned(memory: &Memory, bytes: usize) -> rustix::io::Result<*mut c_void> {
+    let room = bytes.checked_add(HUGE).ok_or(rustix::io::Errno::NOMEM)?;
+    // SAFETY: a fresh mapping at an address of the kernel's choice.
+    let whole = unsafe { mmap_anonymous(std::ptr::null_mut(), room, ProtFlags::empty(), MapFlags::PRIVATE) }?;
+    let front = whole.align_offset(HUGE);
+    // SAFETY: `front < HUGE`, so `bytes` from there on lie within the mapping made above, which nobody else knows of: what is
+    // replaced and what is let go is its own.
+    unsafe {
+        let start = whole.add(front);
+        let mapped = mmap(start, bytes, ProtFlags::empty(), MapFlags::SHARED | MapFlags::FIXED, memory, 0);
+        if mapped.is_err() {
+            munmap(whole, room)?;
+            return mapped;
+        }
+        if front > 0 {
+            munmap(whole, front)?;
+        }
+        let end = front + bytes.next_multiple_of(4096);
+        if end < room {
+            munmap(whole.add(end), room - end)?;
+        }
+        Ok(start)
     }
 }
 
@@ -58,8 +95,18 @@ pub struct WriteMap {
 impl WriteMap {
     /// Maps a region for writing. Only possible before it is sealed.
     pub fn map(memory: &Memory) -> Result<Self, RegionError> {
-        let mapping = Mapping::new(memory, ProtFlags::READ | ProtFlags::WRITE)?;
+        let mapping = Mapping::new(memory, MprotectFlags::READ | MprotectFlags::WRITE)?;
         Ok(WriteMap { mapping: Arc::new(mapping), taken: Vec::new() })
+    }
+
+    /// Moves the memory into huge pages as far as there are any; says whether it is. For the broker, while nobody else has the
+    /// region: whoever does it pays for all of it. Takes about a millisecond for a huge page.
+    pub fn collapse(&self) -> bool {
+        let whole = self.mapping.bytes & !(HUGE - 1);
+        // Linux 6.1; rustix has no name for it.
+        const MADV_COLLAPSE: libc::c_int = 25;
+        // SAFETY: a part of exactly this mapping; its content does not change.
+        whole > 0 && unsafe { libc::madvise(self.mapping.start.as_ptr().cast(), whole, MADV_COLLAPSE) } == 0
     }
 
     /// A window on `bytes` at `offset` that nobody else gets.
@@ -72,6 +119,15 @@ impl WriteMap {
         assert!(self.taken.iter().all(|&(from, to)| end <= from || offset >= to), "window {offset}+{bytes} is taken");
         self.taken.push((offset, end));
         Window { view: View::new(&self.mapping, offset, bytes) }
+    }
+
+    /// Lets `write` write anywhere before any window is taken.
+    ///
+    /// # Panics
+    /// If a window was taken before.
+    pub fn prepare<R>(&mut self, write: impl FnOnce(&mut Window) -> R) -> R {
+        assert!(self.taken.is_empty(), "windows are taken already");
+        write(&mut Window { view: View::new(&self.mapping, 0, self.mapping.bytes) })
     }
 
     /// Touches every page, so that it is zeroed and mapped before anybody waits for it.
@@ -102,7 +158,7 @@ impl ReadMap {
         if memory.bytes() != bytes {
             return Err(RegionError::Refused { what: "its size", expected: bytes, found: memory.bytes() });
         }
-        let mapping = Arc::new(Mapping::new(memory, ProtFlags::READ)?);
+        let mapping = Arc::new(Mapping::new(memory, MprotectFlags::READ)?);
         Ok(ReadMap { view: View::new(&mapping, 0, bytes as usize) })
     }
 
@@ -193,6 +249,11 @@ macro_rules! load {
                 // SAFETY: `src` is inside the mapping for the length; `dst` is private memory, so they don't overlap.
                 unsafe { copy_racy(src, dst.as_mut_ptr(), dst.len()) }
             }
+
+            #[inline(always)]
+            fn prefetch(&self, offset: usize) {
+                crate::copy::prefetch_read(self.view.start.as_ptr().wrapping_add(offset));
+            }
         }
     };
 }
@@ -203,6 +264,11 @@ impl Store for Window {
     #[inline(always)]
     fn store(&self, offset: usize, value: u64, order: Ordering) {
         self.view.word(offset).store(value, order);
+    }
+
+    #[inline(always)]
+    fn prefetch_write(&self, offset: usize) {
+        crate::copy::prefetch_write(self.view.start.as_ptr().wrapping_add(offset));
     }
 
     #[inline(always)]

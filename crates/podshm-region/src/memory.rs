@@ -1,5 +1,6 @@
 //! Making and checking the memory itself: memfd, allocation, seals.
 
+use crate::fork::ProcessFd;
 use rustix::fs::{
     FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, fcntl_get_seals, fstat, memfd_create,
 };
@@ -60,10 +61,10 @@ const SEALED: SealFlags = BEFORE_WRITER.union(SealFlags::FUTURE_WRITE).union(Sea
 /// The kernel sets F_SEAL_EXEC by itself on a memfd made with MFD_NOEXEC_SEAL, which the broker asks for where it exists.
 const EXEC: u32 = 0x20;
 
-/// A region's memory: an unnamed memfd of fixed size.
+/// A region's memory: an unnamed memfd of fixed size. A forked child does not keep it: it would pin the memory unseen.
 #[derive(Debug)]
 pub struct Memory {
-    fd: OwnedFd,
+    fd: ProcessFd,
     bytes: u64,
 }
 
@@ -77,7 +78,7 @@ impl Memory {
             .or_else(|_| memfd_create(name, flags))
             .map_err(RegionError::system("memfd_create", bytes))?;
         rustix::fs::ftruncate(&fd, bytes).map_err(RegionError::system("ftruncate", bytes))?;
-        let memory = Memory { fd, bytes };
+        let memory = Memory { fd: ProcessFd::new(fd), bytes };
         memory.fill_holes()?;
         fcntl_add_seals(&memory.fd, BEFORE_WRITER).map_err(RegionError::system("F_ADD_SEALS", bytes))?;
         Ok(memory)
@@ -86,7 +87,7 @@ impl Memory {
     /// Takes a descriptor that came from elsewhere, without trusting it.
     pub fn from_fd(fd: OwnedFd) -> Result<Self, RegionError> {
         let stat = fstat(&fd).map_err(RegionError::system("fstat", 0))?;
-        Ok(Memory { fd, bytes: u64::try_from(stat.st_size).unwrap_or(0) })
+        Ok(Memory { fd: ProcessFd::new(fd), bytes: u64::try_from(stat.st_size).unwrap_or(0) })
     }
 
     /// Closes the memory to every writer but those who have it mapped already, for good. Holes that the writer punched meanwhile
@@ -130,14 +131,17 @@ impl Memory {
 
     /// Another descriptor of the same memory.
     pub fn try_clone(&self) -> Result<Self, RegionError> {
-        let fd =
-            self.fd.try_clone().map_err(|source| RegionError::System { call: "dup", bytes: self.bytes, source })?;
-        Ok(Memory { fd, bytes: self.bytes })
+        let fd = self.fd.as_fd().try_clone_to_owned();
+        let fd = fd.map_err(|source| RegionError::System { call: "dup", bytes: self.bytes, source })?;
+        Ok(Memory { fd: ProcessFd::new(fd), bytes: self.bytes })
     }
 
     /// The descriptor, to be kept or passed on.
+    ///
+    /// # Panics
+    /// In a forked child, which does not have it.
     pub fn into_fd(self) -> OwnedFd {
-        self.fd
+        self.fd.into_fd()
     }
 
     fn fill_holes(&self) -> Result<(), RegionError> {

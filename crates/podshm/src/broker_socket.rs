@@ -1,12 +1,12 @@
 //! The connection to the broker, as both kinds of participant use it.
 
 use crate::error::Error;
-use podshm_layout::{LAYOUT_OLDEST, LAYOUT_VERSION};
+use podshm_layout::Layouts;
 use podshm_proto::{
     Down, Hello, MAX_MESSAGE, PROTOCOL, PROTOCOL_OLDEST, RefusalKind, Refused, Service, Up, decode_down, encode_up,
 };
 use podshm_region::descriptors;
-use podshm_region::fork::CloseAtFork;
+use podshm_region::fork::ProcessFd;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use std::collections::VecDeque;
@@ -17,8 +17,7 @@ use std::time::{Duration, Instant};
 
 #[derive(Debug)]
 pub(crate) struct BrokerSocket {
-    _close_at_fork: CloseAtFork,
-    socket: OwnedFd,
+    socket: ProcessFd,
     buffer: Box<[u8]>,
 }
 
@@ -42,8 +41,8 @@ impl BrokerSocket {
         loop {
             match Self::connect_once(&path) {
                 Ok(socket) => {
-                    let close = CloseAtFork::register(socket.as_fd());
-                    return Ok(BrokerSocket { _close_at_fork: close, socket, buffer: vec![0; MAX_MESSAGE].into() });
+                    let socket = ProcessFd::new(socket);
+                    return Ok(BrokerSocket { socket, buffer: vec![0; MAX_MESSAGE].into() });
                 }
                 Err(e) if Instant::now() >= deadline => {
                     let what = format!("connecting to the broker at {} for {:?}", path.display(), start.elapsed());
@@ -61,12 +60,12 @@ impl BrokerSocket {
         Ok(socket)
     }
 
-    pub(crate) fn hello(&self, agent: bool, services: Vec<Service>) -> Result<(), Error> {
+    pub(crate) fn hello(&self, agent: bool, services: Vec<Service>, speaks: Layouts) -> Result<(), Error> {
         self.send(Up::Hello(Hello {
             protocol_oldest: PROTOCOL_OLDEST,
             protocol_newest: PROTOCOL,
-            layout_oldest: LAYOUT_OLDEST,
-            layout_newest: LAYOUT_VERSION,
+            layout_oldest: speaks.oldest().number(),
+            layout_newest: speaks.newest().number(),
             agent,
             software: concat!("podshm ", env!("CARGO_PKG_VERSION")).to_owned(),
             services,

@@ -48,6 +48,8 @@ pub enum ErrorKind {
     Cancelled = 18,
     /// The broker is away.
     BrokerAway = 19,
+    /// The handle is in use further up in the same thread.
+    Reentered = 20,
 }
 
 /// An error of the library.
@@ -69,6 +71,9 @@ pub enum Error {
     /// A region was not what it must be.
     #[error(transparent)]
     Region(#[from] podshm_region::RegionError),
+    /// A region is written at a layout that this participant does not speak.
+    #[error(transparent)]
+    Layout(#[from] podshm_layout::UnknownLayout),
     /// The deadline passed.
     #[error(
         "{what} did not happen within {waited:?}; try again with a longer deadline, or see whether the agent is at work"
@@ -159,6 +164,9 @@ pub enum Error {
     /// Another agent serves by now.
     #[error("another agent serves this domain by now; end this one")]
     Superseded,
+    /// The handle is in use further up in the same thread.
+    #[error(transparent)]
+    Reentered(#[from] podshm_region::biased::Reentered),
     /// The broker is away.
     #[error("the broker is away; {what} needs it, try again when it is back")]
     BrokerAway {
@@ -187,13 +195,14 @@ impl Error {
             Error::Forked => ErrorKind::Forked,
             Error::NoService { .. } => ErrorKind::NoService,
             Error::WrongKind { .. } => ErrorKind::WrongKind,
-            Error::Refused { kind: RefusalKind::Version, .. } => ErrorKind::Version,
+            Error::Layout(_) | Error::Refused { kind: RefusalKind::Version, .. } => ErrorKind::Version,
             Error::Refused { .. } => ErrorKind::Refused,
             Error::System { .. } => ErrorKind::System,
             Error::Failed { .. } => ErrorKind::Failed,
             Error::Cancelled => ErrorKind::Cancelled,
             Error::Superseded => ErrorKind::Superseded,
             Error::BrokerAway { .. } => ErrorKind::BrokerAway,
+            Error::Reentered(_) => ErrorKind::Reentered,
         }
     }
 

@@ -11,6 +11,12 @@ pub(crate) const REQUEST: usize = 24;
 pub(crate) const RESPONSE: usize = 16;
 /// Longest fragment's payload: what two copies pipeline best with, and what fits the first-level cache.
 pub(crate) const FRAGMENT: usize = 16 * 1024;
+
+/// Longest record of a message in a ring of `ring` bytes, header of the message included.
+pub(crate) fn fragment(ring: u64) -> usize {
+    (ring / 4).min(FRAGMENT as u64) as usize
+}
+
 /// Longest message of a call.
 pub(crate) const MAX_CALL: usize = 1 << 30;
 
@@ -40,9 +46,10 @@ impl RequestHead {
         bytes
     }
 
-    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
-        Some(RequestHead { id: word(bytes, 0)?, deadline: word(bytes, 8)?, total: half(bytes, 16)? })
-            .filter(|_| bytes.len() >= REQUEST)
+    /// From the first three words of a record.
+    #[inline(always)]
+    pub(crate) fn from_words(id: u64, deadline: u64, rest: u64) -> Self {
+        RequestHead { id, deadline, total: rest as u32 }
     }
 }
 
@@ -63,15 +70,9 @@ impl ResponseHead {
         bytes
     }
 
-    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
-        Some(ResponseHead { id: word(bytes, 0)?, total: half(bytes, 8)?, status: half(bytes, 12)? })
+    /// From the first two words of a record.
+    #[inline(always)]
+    pub(crate) fn from_words(id: u64, rest: u64) -> Self {
+        ResponseHead { id, total: rest as u32, status: (rest >> 32) as u32 }
     }
-}
-
-fn word(bytes: &[u8], at: usize) -> Option<u64> {
-    Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
-}
-
-fn half(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }

@@ -15,10 +15,11 @@ pub mod agent;
 mod broker_socket;
 pub mod client;
 mod clock;
+mod doorbell;
 mod error;
 mod frames;
 
-pub use agent::{Agent, AgentBuilder, Answer, Deferred, Handler, Progress, Record, Request, TableWriter};
+pub use agent::{Agent, AgentBuilder, Answer, DEFAULT_RING, Deferred, Handler, Progress, Record, Request, TableWriter};
 pub use client::{Caller, Client, Key, QueueSender, Spin, Table};
 pub use error::{Error, ErrorKind};
 pub use podshm_proto::ServiceKind;

@@ -1,6 +1,8 @@
 //! Answers: small ones at once, large ones part by part, late ones from any thread.
 
-use crate::frames::{STATUS_FAILED, STATUS_OK};
+use super::answers::Answers;
+use crate::frames::{ResponseHead, STATUS_FAILED, STATUS_OK};
+use podshm_region::{ReadMap, fork};
 use rustix::io::write;
 use std::fmt;
 use std::os::fd::OwnedFd;
@@ -9,22 +11,19 @@ use std::sync::{Arc, mpsc};
 /// Writes a part of an answer in place: offset, bytes.
 pub(super) type Fill = Box<dyn FnMut(usize, &mut [u8]) + Send>;
 
-/// The bytes of an answer.
+/// The bytes of an answer that has no room yet.
 pub(super) enum Body {
-    /// In the agent's reusable buffer.
-    InBuffer,
     /// Given.
     Bytes(Vec<u8>),
     /// Written on demand.
-    Fill(usize, Fill),
+    Fill(Fill),
 }
 
 impl fmt::Debug for Body {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Body::InBuffer => f.write_str("InBuffer"),
             Body::Bytes(bytes) => write!(f, "Bytes({})", bytes.len()),
-            Body::Fill(len, _) => write!(f, "Fill({len})"),
+            Body::Fill(_) => f.write_str("Fill"),
         }
     }
 }
@@ -39,45 +38,114 @@ pub(super) struct Inbound {
     pub(super) bytes: Vec<u8>,
 }
 
-/// Where a handler puts its answer.
+/// How answers that come later come.
+#[derive(Debug)]
+pub(super) struct Deferral {
+    pub(super) sender: mpsc::Sender<Inbound>,
+    pub(super) event: Arc<OwnedFd>,
+    /// Deferred and not answered yet.
+    pub(super) out: usize,
+}
+
+/// Where a handler puts its answer. The first one counts.
 #[derive(Debug)]
 pub struct Answer<'a> {
-    pub(super) buffer: &'a mut Vec<u8>,
-    pub(super) body: Option<Body>,
-    pub(super) deferral: (&'a mpsc::Sender<Inbound>, &'a Arc<OwnedFd>),
+    pub(super) answers: &'a mut Answers,
+    pub(super) peer: &'a ReadMap,
+    pub(super) deferral: &'a mut Deferral,
+    /// Client, ring of its answers, number of the call.
     pub(super) to: (u64, usize, u64),
-    pub(super) deferred: bool,
+    /// Longest answer of the service.
+    pub(super) longest: usize,
+    /// Answered, or to be answered later.
+    pub(super) is_given: bool,
 }
 
 impl Answer<'_> {
     /// Answers with `bytes`.
+    #[inline]
     pub fn reply(&mut self, bytes: &[u8]) {
-        self.buffer.clear();
-        self.buffer.extend_from_slice(bytes);
-        self.body = Some(Body::InBuffer);
+        if let Some(head) = self.head(bytes.len())
+            && !self.answers.at_once(head, self.peer, |place| place.copy_from_slice(bytes))
+        {
+            self.answers.push(head, Body::Bytes(bytes.to_vec()), self.peer);
+        }
     }
 
-    /// Answers with bytes that are not copied again.
+    /// Answers with bytes that are not copied again if they have to wait for room.
     pub fn reply_owned(&mut self, bytes: Vec<u8>) {
-        self.body = Some(Body::Bytes(bytes));
+        if let Some(head) = self.head(bytes.len())
+            && !self.answers.at_once(head, self.peer, |place| place.copy_from_slice(&bytes))
+        {
+            self.answers.push(head, Body::Bytes(bytes), self.peer);
+        }
     }
 
     /// Answers with `len` bytes that `fill(offset, part)` writes in place, part by part, as the client makes room.
-    pub fn reply_with(&mut self, len: usize, fill: impl FnMut(usize, &mut [u8]) + Send + 'static) {
-        self.body = Some(Body::Fill(len, Box::new(fill)));
+    #[inline]
+    pub fn reply_with(&mut self, len: usize, mut fill: impl FnMut(usize, &mut [u8]) + Send + 'static) {
+        if let Some(head) = self.head(len)
+            && !self.answers.at_once(head, self.peer, |place| fill(0, place))
+        {
+            self.answers.push(head, Body::Fill(Box::new(fill)), self.peer);
+        }
     }
 
     /// Answers later, from any thread.
     pub fn defer(&mut self) -> Deferred {
-        self.deferred = true;
-        let (client, ring, id) = self.to;
-        Deferred { to: Some((client, ring, id)), sender: self.deferral.0.clone(), event: Arc::clone(self.deferral.1) }
+        let to = (!self.is_given).then_some(self.to);
+        self.deferral.out += usize::from(!self.is_given);
+        self.is_given = true;
+        let (sender, event) = (self.deferral.sender.clone(), Arc::clone(&self.deferral.event));
+        Deferred { process: fork::epoch(), to, sender, event }
+    }
+
+    /// Says that the call failed, with a status of the agent's own from [`Answer::FIRST_STATUS`] on; 1 for no more than that.
+    pub fn fail(&mut self, status: u32) {
+        self.end(if status < Self::FIRST_STATUS { STATUS_FAILED } else { status });
+    }
+
+    /// The first status that agents may give a meaning to; callers find it in [`Error::Failed`](crate::Error::Failed).
+    pub const FIRST_STATUS: u32 = 16;
+
+    /// An answer without bytes.
+    pub(super) fn end(&mut self, status: u32) {
+        if std::mem::replace(&mut self.is_given, true) {
+            return;
+        }
+        let head = ResponseHead { id: self.to.2, total: 0, status };
+        if !self.answers.at_once(head, self.peer, |_| {}) {
+            self.answers.push(head, Body::Bytes(Vec::new()), self.peer);
+        }
+    }
+
+    /// The head of the first answer; `None` where one was given, or where it is too long.
+    #[inline(always)]
+    fn head(&mut self, len: usize) -> Option<ResponseHead> {
+        if len > self.longest {
+            tracing::error!(len, longest = self.longest, "an answer is longer than its service allows; the call fails");
+            self.end(STATUS_FAILED);
+            return None;
+        }
+        if std::mem::replace(&mut self.is_given, true) {
+            return None;
+        }
+        Some(ResponseHead { id: self.to.2, total: len as u32, status: STATUS_OK })
+    }
+}
+
+impl Drop for Answer<'_> {
+    /// A handler that gave none leaves no caller waiting.
+    #[inline]
+    fn drop(&mut self) {
+        self.end(STATUS_FAILED);
     }
 }
 
 /// The right and the duty to answer a request. Dropping it tells the caller that it failed.
 #[derive(Debug)]
 pub struct Deferred {
+    process: u32,
     to: Option<(u64, usize, u64)>,
     sender: mpsc::Sender<Inbound>,
     event: Arc<OwnedFd>,
@@ -90,7 +158,8 @@ impl Deferred {
     }
 
     fn send(&mut self, status: u32, bytes: Vec<u8>) {
-        if let Some((client, ring, id)) = self.to.take() {
+        // In a forked child the duty stays with the parent.
+        if let (Some((client, ring, id)), true) = (self.to.take(), fork::epoch() == self.process) {
             let _ = self.sender.send(Inbound { client, ring, id, status, bytes });
             let _ = write(&self.event, &1u64.to_ne_bytes());
         }

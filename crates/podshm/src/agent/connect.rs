@@ -1,13 +1,18 @@
 //! Describing an agent and connecting it.
 
+use super::answer::Deferral;
+use super::clients::Clients;
+use super::table::Why;
 use super::{Agent, BROKER, DEFERRED};
 use crate::broker_socket::{BrokerSocket, Received};
 use crate::error::Error;
-use podshm_layout::geometry::RingGeometry;
+use podshm_layout::geometry::{RingGeometry, SLEEPER_FENCES};
+use podshm_layout::mem::Store;
 use podshm_layout::step::{self, Step};
-use podshm_layout::{PAGE, RegionKind};
+use podshm_layout::sync::Ordering;
+use podshm_layout::{Layouts, PAGE, RegionKind};
 use podshm_proto::{Down, Region, RegionIds, Service, Services, Up};
-use podshm_region::{Memory, ReadMap, WriteMap};
+use podshm_region::{Memory, ReadMap, WriteMap, barrier, fork};
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::AsFd;
@@ -15,10 +20,15 @@ use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
+/// The ring to start with, for a queue or a call: 32 KiB, some four hundred records of 64 bytes. A client of one queue and one call
+/// of this size costs its node 104 KiB of regions. Payloads of 64 KiB and more go faster through a larger one: see the bench.
+pub const DEFAULT_RING: u32 = 32 * 1024;
+
 /// What an agent offers.
 #[derive(Clone, Debug, Default)]
 pub struct AgentBuilder {
     services: Vec<Service>,
+    layouts: Layouts,
 }
 
 impl AgentBuilder {
@@ -28,14 +38,14 @@ impl AgentBuilder {
         self
     }
 
-    /// A queue with a ring of `ring` bytes (a power of two from 4,096 on) in each client, for records of up to `longest` bytes
+    /// A queue with a ring of `ring` bytes (a power of two from 4,096 on, [`DEFAULT_RING`] to start with) in each client, for records of up to `longest` bytes
     /// (at most half the ring, less 16).
     pub fn queue(mut self, name: &str, ring: u32, longest: u32) -> Self {
         self.services.push(Service { name: name.into(), kind: 2, ring, longest, ..Service::default() });
         self
     }
 
-    /// A call with a ring of `ring` bytes each way, for requests and responses of up to `longest` bytes. Longer than a quarter
+    /// A call with a ring of `ring` bytes ([`DEFAULT_RING`] to start with) each way, for requests and responses of up to `longest` bytes. Longer than a quarter
     /// of the ring, they go in fragments. An agent that dies leaves the calls in its hand with an unknown outcome.
     pub fn call(self, name: &str, ring: u32, longest: u32) -> Self {
         self.call_full(name, ring, longest, false)
@@ -60,16 +70,23 @@ impl AgentBuilder {
         self
     }
 
+    /// Speaks these memory layouts only, as another release would; for tests.
+    #[doc(hidden)]
+    pub fn layouts(mut self, layouts: Layouts) -> Self {
+        self.layouts = layouts;
+        self
+    }
+
     /// Connects to the broker whose socket is in `directory`, waiting for it until `timeout`, and maps this agent's regions.
     pub fn connect(self, directory: impl AsRef<Path>, timeout: Duration) -> Result<Agent, Error> {
         let services = Services::check(self.services.clone())
             .map_err(|e| Error::Refused { kind: podshm_proto::RefusalKind::Services, message: e.to_string() })?;
         let deadline = Instant::now() + timeout;
         let mut broker = BrokerSocket::connect(directory.as_ref(), deadline)?;
-        broker.hello(true, self.services)?;
+        broker.hello(true, self.services, self.layouts)?;
         step::at(Step::JoinConnected);
         let mut received = broker.await_message("the broker's welcome", deadline)?;
-        let Down::Welcome(welcome) = received.message.clone() else {
+        let Down::Welcome(_) = received.message else {
             return Err(Error::Protocol("the first message must be a welcome".into()));
         };
         step::at(Step::JoinWelcomed);
@@ -84,13 +101,14 @@ impl AgentBuilder {
         }
         let longest =
             services.iter().map(|(s, _)| RingGeometry::most_record(s.ring.max(4096)) as usize).max().unwrap_or(4096);
+        let (sender, deferred) = mpsc::channel();
         let mut agent = Agent {
+            process: fork::install(),
             broker: Some(broker),
-            layout: welcome.layout,
+            layouts: self.layouts,
             notice,
             poll,
-            clients: BTreeMap::new(),
-            hot: Vec::new(),
+            clients: Clients::default(),
             pool: HashMap::new(),
             tables: BTreeMap::new(),
             epoch: u64::MAX,
@@ -98,12 +116,11 @@ impl AgentBuilder {
             close_asked: false,
             rounds: 0,
             spin: Duration::from_micros(50),
+            idle: 0,
             idle_since: None,
             scratch: vec![0; longest],
-            answer: Vec::new(),
-            deferred: mpsc::channel(),
-            deferred_event: event,
-            deferred_out: 0,
+            deferral: Deferral { sender, event, out: 0 },
+            deferred,
             services,
         };
         // Every table and the first answer regions must be here and sealed before the author fills the tables.
@@ -123,17 +140,21 @@ impl Agent {
     pub(super) fn map_for_writing(&mut self, regions: Vec<Region>, received: &mut Received) -> Result<(), Error> {
         let mut ids = Vec::new();
         for region in regions {
+            self.layouts.parse(region.layout)?;
             let memory = Memory::from_fd(received.fd("a region to write")?)?;
             if memory.bytes() != region.bytes {
                 let message =
                     format!("region {} has {} bytes, the broker said {}", region.id, memory.bytes(), region.bytes);
                 return Err(Error::Protocol(message));
             }
-            let map = WriteMap::map(&memory)?;
+            let mut map = WriteMap::map(&memory)?;
             map.touch()?;
             if region.kind == RegionKind::Table as u32 {
-                self.new_table_region(region, map, memory)?;
+                self.new_table_region(region, map, Why::Wanted)?;
             } else {
+                // Before any client has the region: it reads this once, when it maps it.
+                let fences = u64::from(barrier::global_works());
+                map.prepare(|region| region.store(SLEEPER_FENCES, fences, Ordering::Release));
                 self.pool.insert(region.id, (region, map));
             }
             ids.push(region.id);
@@ -142,5 +163,18 @@ impl Agent {
         self.tell(Up::Mapped(RegionIds { ids }))?;
         step::at(Step::JoinAcknowledged);
         Ok(())
+    }
+
+    /// A table that the broker wants to be written once more, at another layout.
+    pub(super) fn map_for_rewriting(&mut self, region: Region, received: &mut Received) -> Result<(), Error> {
+        self.layouts.parse(region.layout)?;
+        let memory = Memory::from_fd(received.fd("a table to write again")?)?;
+        if memory.bytes() != region.bytes || region.kind != RegionKind::Table as u32 {
+            return Err(Error::Protocol(format!("region {} of kind {} to be rewritten", region.id, region.kind)));
+        }
+        let map = WriteMap::map(&memory)?;
+        map.touch()?;
+        self.new_table_region(region, map, Why::Rewritten)?;
+        self.tell(Up::Mapped(RegionIds { ids: vec![region.id] }))
     }
 }

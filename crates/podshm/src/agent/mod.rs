@@ -9,25 +9,31 @@
 //! doorbell wakes the agent. So a thousand idle clients cost nothing.
 
 mod answer;
+mod answers;
+mod client;
+mod clients;
 mod connect;
+mod desk;
 mod serve;
 mod table;
 
 pub use answer::{Answer, Deferred};
-pub use connect::AgentBuilder;
+pub use connect::{AgentBuilder, DEFAULT_RING};
 pub use table::TableWriter;
 
 use crate::broker_socket::BrokerSocket;
 use crate::error::Error;
-use answer::Inbound;
+use answer::{Deferral, Inbound};
+use client::AgentClient;
+use clients::Clients;
+use podshm_layout::Layouts;
 use podshm_layout::step::{self, Step};
 use podshm_proto::{ClientId, Down, MAX_STATE, RegionIds, Serve, Services, State, Up};
-use podshm_region::{ReadMap, Window};
+use podshm_region::{ReadMap, Window, fork};
 use rustix::event::{Timespec, epoll};
-use serve::AgentClient;
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 const BROKER: u64 = 0;
@@ -35,6 +41,9 @@ const DEFERRED: u64 = 1;
 /// Rounds over the hot clients between two looks at the doorbells and the broker: a look is a system call, a round without work some
 /// ten nanoseconds.
 const ROUNDS: u32 = 1024;
+
+/// Rounds without work between two looks at the clock.
+const IDLE_ROUNDS: u32 = 64;
 
 /// A record as the handler gets it.
 #[derive(Clone, Copy, Debug)]
@@ -123,13 +132,13 @@ pub enum Progress {
 /// ```
 #[derive(Debug)]
 pub struct Agent {
+    process: u32,
     broker: Option<BrokerSocket>,
     services: Services,
-    layout: u32,
+    layouts: Layouts,
     notice: ReadMap,
     poll: OwnedFd,
-    clients: BTreeMap<u64, AgentClient>,
-    hot: Vec<u64>,
+    clients: Clients,
     /// Answer regions that are mapped, by their number, until a client gets them.
     pool: HashMap<u64, (podshm_proto::Region, podshm_region::WriteMap)>,
     tables: BTreeMap<usize, table::Slot>,
@@ -138,12 +147,12 @@ pub struct Agent {
     close_asked: bool,
     rounds: u32,
     spin: Duration,
+    /// Rounds without work since the last one with some.
+    idle: u32,
     idle_since: Option<Instant>,
     scratch: Vec<u8>,
-    answer: Vec<u8>,
-    deferred: (mpsc::Sender<Inbound>, mpsc::Receiver<Inbound>),
-    deferred_event: Arc<OwnedFd>,
-    deferred_out: usize,
+    deferral: Deferral,
+    deferred: mpsc::Receiver<Inbound>,
 }
 
 impl Agent {
@@ -160,7 +169,8 @@ impl Agent {
 
     /// Says that the tables are filled. The broker lets this agent take over at once, or when its predecessor has closed.
     pub fn ready(&mut self) -> Result<(), Error> {
-        self.tell(Up::Ready(podshm_proto::Nothing {}))?;
+        let broker = self.broker.as_ref().ok_or(Error::BrokerAway { what: "taking over" })?;
+        broker.send(Up::Ready(podshm_proto::Nothing {}))?;
         step::at(Step::HandoverReady);
         Ok(())
     }
@@ -182,7 +192,7 @@ impl Agent {
 
     /// Clients that are polled now; the others sleep on their doorbells.
     pub fn hot_clients(&self) -> usize {
-        self.hot.len()
+        self.clients.hot().len()
     }
 
     /// How long the agent goes on polling after the last record before it sleeps; 50 µs by default.
@@ -205,51 +215,55 @@ impl Agent {
     }
 
     /// One round: a bounded batch from each client that has something.
+    #[inline]
     pub fn poll(&mut self, handler: &mut impl Handler) -> Result<Progress, Error> {
+        self.check_fork()?;
         self.rounds += 1;
-        if self.rounds >= ROUNDS || self.hot.is_empty() {
+        if self.rounds >= ROUNDS || self.clients.hot().is_empty() {
             self.rounds = 0;
-            self.look(handler, Duration::ZERO)?;
+            self.look(Duration::ZERO)?;
         }
         if self.close_asked {
             return Ok(Progress::CloseAsked);
         }
         let handled = self.serve_hot(handler)?;
         if handled > 0 {
-            self.idle_since = None;
+            self.idle = 0;
             return Ok(Progress::Handled(handled));
         }
+        self.idle += 1;
         Ok(Progress::Idle)
     }
 
     /// Sleeps until something comes, for at most `timeout`. While clients were hot a moment ago it spins instead.
+    #[inline]
     pub fn wait(&mut self, timeout: Duration) -> Result<(), Error> {
-        let now = Instant::now();
-        let since = *self.idle_since.get_or_insert(now);
-        if !self.hot.is_empty() && now - since < self.spin {
-            std::hint::spin_loop();
-            return Ok(());
-        }
-        // Arm everybody; whoever has something by now stays hot.
-        let mut still_hot = Vec::new();
-        for id in std::mem::take(&mut self.hot) {
-            let Some(client) = self.clients.get_mut(&id) else { continue };
-            if client.cool_down() {
-                client.hot = false;
-            } else {
-                still_hot.push(id);
+        self.check_fork()?;
+        if !self.clients.hot().is_empty() && !self.spin.is_zero() {
+            // A look at the clock costs more than a round without work.
+            if self.idle == IDLE_ROUNDS {
+                self.idle_since = Some(Instant::now());
+            }
+            if !self.idle.is_multiple_of(IDLE_ROUNDS) || self.idle_since.is_none_or(|since| since.elapsed() < self.spin)
+            {
+                std::hint::spin_loop();
+                return Ok(());
             }
         }
-        self.hot = still_hot;
-        if self.hot.is_empty() {
+        self.sleep(timeout)
+    }
+
+    /// Arms everybody and sleeps; whoever has something by then stays hot.
+    fn sleep(&mut self, timeout: Duration) -> Result<(), Error> {
+        if self.clients.cool_down() {
             self.idle_since = None;
-            self.look(&mut Nobody, timeout)?;
+            self.look(timeout)?;
         }
         Ok(())
     }
 
     /// Looks at doorbells, the broker and deferred answers; waits for them for at most `timeout`.
-    fn look(&mut self, _handler: &mut impl Handler, timeout: Duration) -> Result<(), Error> {
+    fn look(&mut self, timeout: Duration) -> Result<(), Error> {
         let mut events = Vec::with_capacity(64);
         let timeout = Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: i64::from(timeout.subsec_nanos()) };
         match epoll::wait(&self.poll, rustix::buffer::spare_capacity(&mut events), Some(&timeout)) {
@@ -267,11 +281,9 @@ impl Agent {
     }
 
     fn doorbell(&mut self, client: u64, flags: epoll::EventFlags) {
-        let Some(c) = self.clients.get_mut(&client) else { return };
-        c.answer_doorbell(flags);
-        if !c.hot {
-            c.heat_up();
-            self.hot.push(client);
+        if let Some(c) = self.clients.get_mut(client) {
+            c.answer_doorbell(flags);
+            self.clients.heat_up(client);
         }
     }
 
@@ -281,35 +293,25 @@ impl Agent {
         if serve::serves(&self.notice, self.epoch) { Ok(()) } else { Err(Error::Superseded) }
     }
 
+    #[inline]
     fn serve_hot(&mut self, handler: &mut impl Handler) -> Result<usize, Error> {
         let mut handled = 0;
         let mut drained = Vec::new();
-        let mut i = 0;
-        while i < self.hot.len() {
-            let id = self.hot[i];
+        for at in 0..self.clients.hot().len() {
             self.check_epoch()?;
-            let Some(client) = self.clients.get_mut(&id) else {
-                self.hot.swap_remove(i);
-                continue;
-            };
+            let Some(client) = self.clients.hot_at(at) else { continue };
             let mut tools = serve::Tools {
                 services: &self.services,
                 scratch: &mut self.scratch,
-                answer: &mut self.answer,
-                deferred: &self.deferred.0,
-                deferred_event: &self.deferred_event,
-                deferred_out: &mut self.deferred_out,
+                deferral: &mut self.deferral,
                 notice: &self.notice,
                 epoch: self.epoch,
             };
             let done = client.serve(&mut tools, handler);
             handled += done;
             if done == 0 && client.gone && client.is_drained() {
-                drained.push(id);
-                self.hot.swap_remove(i);
-                continue;
+                drained.push(client.id);
             }
-            i += 1;
         }
         for id in drained {
             self.forget(id)?;
@@ -318,7 +320,7 @@ impl Agent {
     }
 
     fn forget(&mut self, id: u64) -> Result<(), Error> {
-        if let Some(client) = self.clients.remove(&id) {
+        if let Some(client) = self.clients.remove(id) {
             let ids = client.regions();
             drop(client);
             self.tell(Up::Drained(ClientId { client: id }))?;
@@ -329,7 +331,8 @@ impl Agent {
 
     /// Finishes what is in hand, closes every ring where it stands, leaves `state` to the successor and hangs up. Nothing is handled
     /// after this.
-    pub fn close(&mut self, handler: &mut impl Handler, mut state: Vec<u8>) -> Result<(), Error> {
+    pub fn close(&mut self, _handler: &mut impl Handler, mut state: Vec<u8>) -> Result<(), Error> {
+        self.check_fork()?;
         if state.len() > MAX_STATE {
             return Err(Error::TooLong { what: "state for the successor", found: state.len(), most: MAX_STATE });
         }
@@ -337,17 +340,17 @@ impl Agent {
         let until = Instant::now() + Duration::from_secs(1);
         while Instant::now() < until && self.check_epoch().is_ok() {
             self.take_deferred();
-            let mut waiting = self.deferred_out > 0;
-            for client in self.clients.values_mut() {
+            let mut waiting = self.deferral.out > 0;
+            for client in self.clients.iter_mut() {
                 client.flush_answers();
                 waiting |= client.has_answers_waiting();
             }
             if !waiting {
                 break;
             }
-            self.look(handler, Duration::from_millis(1))?;
+            self.look(Duration::from_millis(1))?;
         }
-        for client in self.clients.values_mut() {
+        for client in self.clients.iter_mut() {
             client.close();
         }
         step::at(Step::HandoverClosed);
@@ -358,8 +361,19 @@ impl Agent {
         Ok(())
     }
 
+    /// Refuses to touch the parent's memory and sockets. One load.
+    #[inline(always)]
+    fn check_fork(&self) -> Result<(), Error> {
+        if fork::epoch() == self.process { Ok(()) } else { Err(crate::client::forked()) }
+    }
+
+    /// Tells the broker, if it is there. If it is not, that is noticed where it is listened to; open channels go on.
     fn tell(&self, message: Up) -> Result<(), Error> {
-        self.broker.as_ref().map_or(Ok(()), |broker| broker.send(message))
+        self.check_fork()?;
+        match self.broker.as_ref().map(|broker| broker.send(message)) {
+            Some(Err(Error::System { source, .. })) if is_hang_up(&source) => Ok(()),
+            other => other.unwrap_or(Ok(())),
+        }
     }
 
     fn read_broker(&mut self) -> Result<(), Error> {
@@ -389,12 +403,12 @@ impl Agent {
             }
             Down::Serve(serve) => self.take_client(&serve, &mut received),
             Down::Left(left) => {
-                if let Some(client) = self.clients.get_mut(&left.client) {
+                if let Some(client) = self.clients.get_mut(left.client) {
                     client.gone = true;
-                    if !client.hot {
-                        client.heat_up();
-                        self.hot.push(left.client);
+                    if left.held_open {
+                        client.name_held_open();
                     }
+                    self.clients.heat_up(left.client);
                     return Ok(());
                 }
                 // One that was given up before: there is nothing to drain.
@@ -413,11 +427,9 @@ impl Agent {
             }
             Down::Sealed(sealed) => {
                 step::at(Step::JoinSealed);
-                for slot in self.tables.values_mut() {
-                    slot.sealed(&sealed.ids);
-                }
-                Ok(())
+                self.tables_sealed(&sealed.ids)
             }
+            Down::Rewrite(table) => self.map_for_rewriting(table, &mut received),
             other => Err(Error::Protocol(format!("{other:?} is not for an agent"))),
         }
     }
@@ -429,7 +441,7 @@ impl Agent {
             .remove(&serve.answer)
             .ok_or_else(|| Error::Protocol(format!("answer region {} is not in the pool", serve.answer)))?;
         let ids: Vec<u64> = serve.regions.iter().map(|r| r.id).chain([answer.id]).collect();
-        let client = match AgentClient::new(serve, received, answer, map, &self.services, self.layout) {
+        let client = match AgentClient::new(serve, received, answer, map, &self.services, self.layouts) {
             Ok(client) => client,
             Err(error) => {
                 // Its own fault or a broken predecessor's: nobody else must notice.
@@ -447,18 +459,17 @@ impl Agent {
         if let Some(id) = client.released_at_once() {
             self.tell(Up::Release(RegionIds { ids: vec![id] }))?;
         }
-        self.clients.insert(serve.client, client);
+        self.clients.insert(client);
         step::at(Step::HandoverClient);
-        self.hot.push(serve.client);
         Ok(())
     }
 
     fn take_deferred(&mut self) {
         let mut count = [0; 8];
-        let _ = rustix::io::read(&*self.deferred_event, &mut count);
-        while let Ok(inbound) = self.deferred.1.try_recv() {
-            self.deferred_out = self.deferred_out.saturating_sub(1);
-            if let Some(client) = self.clients.get_mut(&inbound.client) {
+        let _ = rustix::io::read(&*self.deferral.event, &mut count);
+        while let Ok(inbound) = self.deferred.try_recv() {
+            self.deferral.out = self.deferral.out.saturating_sub(1);
+            if let Some(client) = self.clients.get_mut(inbound.client) {
                 client.answer_later(inbound);
             }
         }
@@ -480,9 +491,9 @@ impl Agent {
     }
 }
 
-/// Handles nothing: for looks that only sort events.
-struct Nobody;
-impl Handler for Nobody {}
+fn is_hang_up(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::BrokenPipe | std::io::ErrorKind::ConnectionReset)
+}
 
 /// The first page of a region that this agent writes.
 type Own = Window;

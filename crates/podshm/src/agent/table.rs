@@ -6,7 +6,7 @@ use crate::error::Error;
 use podshm_layout::step::{self, Step};
 use podshm_layout::table::{MAX_KEY, MAX_VALUE, TableError, TableWriter as Writer};
 use podshm_proto::{Grow, Publish, Region, Up};
-use podshm_region::{Memory, Window, WriteMap};
+use podshm_region::{Window, WriteMap};
 use std::time::{Duration, Instant};
 
 /// How long growing waits for the broker.
@@ -18,7 +18,25 @@ pub(super) struct Slot {
     writer: Writer<Window>,
     region: u64,
     is_sealed: bool,
-    next: Option<(Region, Writer<Window>, bool)>,
+    next: Option<Next>,
+}
+
+/// The next generation, mapped and not filled.
+#[derive(Debug)]
+struct Next {
+    region: Region,
+    writer: Writer<Window>,
+    is_sealed: bool,
+    why: Why,
+}
+
+/// Why there is another generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Why {
+    /// This agent asked for it.
+    Wanted,
+    /// The broker asked for it: somebody does not read the layout of the one that stands.
+    Rewritten,
 }
 
 impl Slot {
@@ -28,24 +46,68 @@ impl Slot {
 
     pub(super) fn sealed(&mut self, ids: &[u64]) {
         self.is_sealed |= ids.contains(&self.region);
-        if let Some((region, _, sealed)) = &mut self.next {
-            *sealed |= ids.contains(&region.id);
+        if let Some(next) = &mut self.next {
+            next.is_sealed |= ids.contains(&next.region.id);
         }
+    }
+
+    /// The next generation, once it is there for this reason and sealed.
+    fn take_next(&mut self, why: Why) -> Option<Next> {
+        self.next.take_if(|next| next.is_sealed && next.why == why)
+    }
+
+    /// Copies everything over and goes on with the next generation; returns the number of the one before.
+    fn go_over(&mut self, mut next: Next) -> Result<u64, Error> {
+        self.writer.copy_into(&mut next.writer, clock::now())?;
+        self.writer = next.writer;
+        Ok(std::mem::replace(&mut self.region, next.region.id))
     }
 }
 
 impl Agent {
-    pub(super) fn new_table_region(&mut self, region: Region, mut map: WriteMap, _memory: Memory) -> Result<(), Error> {
+    pub(super) fn new_table_region(&mut self, region: Region, mut map: WriteMap, why: Why) -> Result<(), Error> {
         let geometry = region.table().map_err(podshm_region::RegionError::from)?;
         let writer = Writer::new(map.window(0, region.bytes as usize), geometry);
         match self.tables.get_mut(&(region.owner as usize)) {
-            Some(slot) => slot.next = Some((region, writer, false)),
+            Some(slot) => slot.next = Some(Next { region, writer, is_sealed: false, why }),
             None => {
                 let slot = Slot { writer, region: region.id, is_sealed: false, next: None };
                 self.tables.insert(region.owner as usize, slot);
             }
         }
         Ok(())
+    }
+
+    /// Tables that were to be written again and are sealed now get their content, and are published.
+    pub(super) fn tables_sealed(&mut self, ids: &[u64]) -> Result<(), Error> {
+        let (mut published, mut crowded) = (Vec::new(), Vec::new());
+        for (&service, slot) in &mut self.tables {
+            slot.sealed(ids);
+            let Some(next) = slot.take_next(Why::Rewritten) else { continue };
+            let new = next.region.id;
+            match slot.go_over(next) {
+                Ok(old) => published.push((old, new)),
+                Err(error) => crowded.push((service, new, error)),
+            }
+        }
+        for (old, new) in published {
+            self.published(old, new)?;
+        }
+        for (service, new, error) in crowded {
+            // What fitted in one order need not fit in another: then a larger one, which comes at the layout that is wanted, too.
+            self.tell(Up::Release(podshm_proto::RegionIds { ids: vec![new] }))?;
+            let full = TableError::Full { needed: 0, free: 0 };
+            if let Err(refused) = (TableWriter { agent: self, service }).grow(0, full) {
+                tracing::error!(%error, %refused, "a table could not be written at another layout; it stands as it is");
+            }
+        }
+        Ok(())
+    }
+
+    fn published(&self, old: u64, new: u64) -> Result<(), Error> {
+        self.tell(Up::Publish(Publish { region: new }))?;
+        step::at(Step::GrowthPublished);
+        self.tell(Up::Release(podshm_proto::RegionIds { ids: vec![old] }))
     }
 }
 
@@ -66,6 +128,7 @@ impl<'a> TableWriter<'a> {
     /// Publishes `value` (at most 64 KiB) under `key` (1 to 255 bytes). A table that is full goes over to a larger generation;
     /// if the broker is away or the budget too small, that fails and the table stands as it was.
     pub fn put(&mut self, key: &[u8], value: &[u8]) -> Result<(), Error> {
+        self.agent.check_fork()?;
         match self.writer().put(key, value, clock::now()) {
             Err(full) if full.wants_growth() => {
                 self.grow(key.len() + value.len(), full)?;
@@ -75,13 +138,14 @@ impl<'a> TableWriter<'a> {
         }
     }
 
-    /// Removes `key`; says whether it was there.
+    /// Removes `key`; says whether it was there (never in a forked child).
     pub fn remove(&mut self, key: &[u8]) -> bool {
-        self.writer().remove(key, clock::now())
+        self.agent.check_fork().is_ok() && self.writer().remove(key, clock::now())
     }
 
     /// Publishes several changes so that a snapshot sees all of them or none. `None` removes a key. Grows the table first if need be.
     pub fn publish(&mut self, changes: &[(Vec<u8>, Option<Vec<u8>>)]) -> Result<(), Error> {
+        self.agent.check_fork()?;
         let mut bytes = 0;
         for (key, value) in changes {
             let len = value.as_ref().map_or(0, Vec::len);
@@ -116,11 +180,16 @@ impl<'a> TableWriter<'a> {
 
     /// Says that the content is still true, so that readers see a young age.
     pub fn touch(&mut self) {
-        self.writer().touch(clock::now());
+        if self.agent.check_fork().is_ok() {
+            self.writer().touch(clock::now());
+        }
     }
 
-    /// Keys in the table.
+    /// Keys in the table; none in a forked child.
     pub fn keys(&mut self) -> u64 {
+        if self.agent.check_fork().is_err() {
+            return 0;
+        }
         self.writer().keys()
     }
 
@@ -144,20 +213,18 @@ impl<'a> TableWriter<'a> {
         self.agent.tell(Up::Grow(Grow { service, keys, bytes }))?;
         step::at(Step::GrowthAsked);
         let deadline = Instant::now() + GROW;
-        while !matches!(self.slot().next, Some((_, _, true))) {
+        let next = loop {
+            if let Some(next) = self.slot().take_next(Why::Wanted) {
+                break next;
+            }
             let Some(broker) = &mut self.agent.broker else { return Err(full.into()) };
             let received = broker.await_message("a larger table", deadline)?;
             self.agent.follow(received)?;
-        }
+        };
         step::at(Step::GrowthSealed);
-        let slot = self.slot();
-        let Some((region, mut next, _)) = slot.next.take() else { return Err(full.into()) };
-        slot.writer.copy_into(&mut next, clock::now())?;
+        let new = next.region.id;
+        let old = self.slot().go_over(next)?;
         step::at(Step::GrowthCopied);
-        slot.writer = next;
-        let old = std::mem::replace(&mut slot.region, region.id);
-        self.agent.tell(Up::Publish(Publish { region: region.id }))?;
-        step::at(Step::GrowthPublished);
-        self.agent.tell(Up::Release(podshm_proto::RegionIds { ids: vec![old] }))
+        self.agent.published(old, new)
     }
 }

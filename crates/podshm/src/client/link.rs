@@ -1,26 +1,29 @@
 //! The serving agent, as a client sees it: replaced as a whole when another one takes over, or when a table grows.
 
+use super::Speaks;
 use crate::broker_socket::Received;
 use crate::error::Error;
-use podshm_layout::geometry::{ARMED, NOTICE_AGENT_EPOCH, WAKE};
+use podshm_layout::cursor::CursorLine;
+use podshm_layout::geometry::{NOTICE_AGENT_EPOCH, SLEEPER_FENCES, WAKE};
 use podshm_layout::mem::Load;
 use podshm_layout::ring::Consumer;
 use podshm_layout::step::{self, Step};
 use podshm_layout::table::TableReader;
 use podshm_layout::wake::Waker;
 use podshm_layout::{PAGE, RegionKind};
-use podshm_proto::{Region, Services};
-use podshm_region::fork::CloseAtFork;
-use podshm_region::{Memory, ReadMap};
+use podshm_proto::{Region, Services, Written};
+use podshm_region::fork::{self, ProcessFd};
+use podshm_region::{Memory, ReadMap, barrier};
 use rustix::event::{EventfdFlags, eventfd};
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// Collects the numbers of regions that were dropped.
 #[derive(Debug)]
 pub(crate) struct Releaser {
+    epoch: u32,
     pub(crate) ids: Mutex<Vec<u64>>,
     pub(crate) event: OwnedFd,
 }
@@ -29,7 +32,7 @@ impl Releaser {
     pub(crate) fn new() -> Result<Self, Error> {
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|e| Error::system("eventfd")(e.into()))?;
-        Ok(Releaser { ids: Mutex::default(), event })
+        Ok(Releaser { epoch: fork::install(), ids: Mutex::default(), event })
     }
 
     pub(crate) fn wake(&self) {
@@ -47,10 +50,11 @@ pub(crate) struct Mapped {
 }
 
 impl Mapped {
-    pub(crate) fn new(fd: OwnedFd, region: &Region, layout: u32, releaser: &Arc<Releaser>) -> Result<Self, Error> {
+    pub(crate) fn new(fd: OwnedFd, region: &Region, speaks: Speaks, releaser: &Arc<Releaser>) -> Result<Self, Error> {
+        speaks.layouts.parse(region.layout)?;
         let memory = Memory::from_fd(fd)?;
         let map = ReadMap::map(&memory, region.bytes)?;
-        let header = region.header(layout).ok_or_else(|| Error::Protocol(format!("region of kind {}", region.kind)))?;
+        let header = region.header().ok_or_else(|| Error::Protocol(format!("region of kind {}", region.kind)))?;
         header.check(&map).map_err(podshm_region::RegionError::from)?;
         Ok(Mapped { map: Some(map), memory: Some(memory), id: region.id, releaser: Arc::clone(releaser) })
     }
@@ -65,6 +69,10 @@ impl Drop for Mapped {
         // The table readers and ring consumers that clone the mapping are dropped with the link that owns both.
         self.map = None;
         self.memory = None;
+        // What a forked child lets go of is the parent's: it is not named to the broker, and a thread that is not here may hold the lock.
+        if fork::epoch() != self.releaser.epoch {
+            return;
+        }
         if let Ok(mut ids) = self.releaser.ids.lock() {
             ids.push(self.id);
         }
@@ -81,9 +89,9 @@ pub(crate) struct TableGeneration {
 }
 
 impl TableGeneration {
-    pub(crate) fn new(fd: OwnedFd, region: &Region, layout: u32, releaser: &Arc<Releaser>) -> Result<Self, Error> {
+    pub(crate) fn new(fd: OwnedFd, region: &Region, speaks: Speaks, releaser: &Arc<Releaser>) -> Result<Self, Error> {
         let geometry = region.table().map_err(podshm_region::RegionError::from)?;
-        let mapped = Mapped::new(fd, region, layout, releaser)?;
+        let mapped = Mapped::new(fd, region, speaks, releaser)?;
         let reader = TableReader::new(mapped.map().clone(), geometry);
         Ok(TableGeneration { reader, generation: region.generation, _mapped: mapped })
     }
@@ -104,12 +112,39 @@ pub(crate) struct Channel {
     /// First page of A: armed word, wake word, cursor lines.
     pub(crate) head: ReadMap,
     rings: Vec<(ReadMap, podshm_layout::RingGeometry)>,
-    pub(crate) waker: Mutex<Waker>,
+    /// Where in it the cursors of each ring to the agent are.
+    cursors: Vec<CursorLine>,
+    /// The agent makes this process go through a fence before it sleeps.
+    light: bool,
     alive: AtomicBool,
-    _close_at_fork: CloseAtFork,
-    pub(crate) doorbell: OwnedFd,
+    pub(crate) doorbell: ProcessFd,
     place: u64,
+    epoch: u64,
+    notice: ReadMap,
     _mapped: Mapped,
+}
+
+/// An agent's cursors, for as long as it is the one that serves; nothing new from then on.
+///
+/// An agent that was stopped may wake up and acknowledge when its successor has read its cursors already: that is no room, the
+/// successor has yet to read what lies there. Its store comes after the new epoch then, so who has read it sees the epoch too.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cursors<'a>(&'a Channel);
+
+impl Load for Cursors<'_> {
+    fn size(&self) -> usize {
+        self.0.head.size()
+    }
+
+    fn load(&self, offset: usize, order: Ordering) -> u64 {
+        let word = self.0.head.load(offset, order);
+        let serves = self.0.notice.load(NOTICE_AGENT_EPOCH, Ordering::Acquire) == self.0.epoch;
+        if serves { word } else { 0 } // 0: it has not started
+    }
+
+    fn copy_out(&self, offset: usize, dst: &mut [u8]) {
+        self.0.head.copy_out(offset, dst);
+    }
 }
 
 impl Link {
@@ -118,8 +153,8 @@ impl Link {
         services: &Services,
         regions: Vec<Region>,
         received: &mut Received,
-        epoch: u64,
-        layout: u32,
+        (epoch, notice): (u64, &ReadMap),
+        speaks: Speaks,
         releaser: &Arc<Releaser>,
     ) -> Result<Self, Error> {
         let mut answer = None;
@@ -127,16 +162,19 @@ impl Link {
         for region in &regions {
             let fd = received.fd("a region")?;
             if region.kind == RegionKind::Agent as u32 && answer.is_none() {
-                answer = Some((Mapped::new(fd, region, layout, releaser)?, region.owner));
+                let agent = speaks.layouts.parse(region.layout)?;
+                answer = Some((Mapped::new(fd, region, speaks, releaser)?, region.owner, agent));
             } else if region.kind == RegionKind::Table as u32 && services.tables().any(|i| i as u64 == region.owner) {
-                let table = TableGeneration::new(fd, region, layout, releaser)?;
+                let table = TableGeneration::new(fd, region, speaks, releaser)?;
                 tables.insert(region.owner as usize, Arc::new(table));
             } else {
                 return Err(Error::Protocol(format!("region of kind {} was not expected here", region.kind)));
             }
         }
-        let (mapped, place) = answer.ok_or_else(|| Error::Protocol("the agent's region is missing".into()))?;
-        let geometry = services.channel(0, place).map_err(|e| Error::Protocol(e.to_string()))?;
+        let (mapped, place, agent) = answer.ok_or_else(|| Error::Protocol("the agent's region is missing".into()))?;
+        let geometry = services
+            .channel(0, place, Written { client: speaks.own, agent })
+            .map_err(|e| Error::Protocol(e.to_string()))?;
         if mapped.map().size() as u64 != geometry.agent_bytes {
             return Err(Error::Protocol(format!("agent's region is not of {} bytes", geometry.agent_bytes)));
         }
@@ -146,14 +184,18 @@ impl Link {
             .iter()
             .map(|ring| (mapped.map().part(ring.offset as usize, ring.bytes as usize), *ring))
             .collect();
+        let head = mapped.map().part(0, PAGE);
+        let fences = head.load(SLEEPER_FENCES, Ordering::Acquire) == 1;
         let channel = Channel {
-            head: mapped.map().part(0, PAGE),
+            head,
+            cursors: geometry.to_agent.iter().map(podshm_layout::RingGeometry::cursor_line).collect(),
             rings,
-            waker: Mutex::new(Waker::at(ARMED)),
+            light: fences && barrier::register_global(),
             alive: AtomicBool::new(true),
-            _close_at_fork: CloseAtFork::register(doorbell.as_fd()),
-            doorbell,
+            doorbell: ProcessFd::new(doorbell),
             place,
+            epoch,
+            notice: notice.clone(),
             _mapped: mapped,
         };
         Ok(Link { epoch, tables, channel: Arc::new(channel) })
@@ -166,14 +208,8 @@ impl Link {
         Link { epoch: self.epoch, tables, channel: Arc::clone(&self.channel) }
     }
 
-    /// The agent's cursors over this client's rings.
-    #[inline]
-    pub(crate) fn cursors<'a>(&'a self, notice: &'a ReadMap) -> Cursors<'a> {
-        Cursors { head: &self.channel.head, notice, epoch: self.epoch }
-    }
-
     pub(crate) fn is_alive(&self) -> bool {
-        self.channel.alive.load(Ordering::Acquire)
+        self.channel.is_alive()
     }
 
     pub(crate) fn set_dead(&self) {
@@ -181,35 +217,18 @@ impl Link {
     }
 }
 
-/// An agent's cursors, for as long as it is the one that serves; nothing new from then on.
-///
-/// An agent that was stopped may wake up and acknowledge when its successor has read its cursors already: that is no room, the
-/// successor has yet to read what lies there. Its store comes after the new epoch then, so who has read it sees the epoch too.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Cursors<'a> {
-    pub(crate) head: &'a ReadMap,
-    pub(crate) notice: &'a ReadMap,
-    pub(crate) epoch: u64,
-}
-
-impl Load for Cursors<'_> {
-    fn size(&self) -> usize {
-        self.head.size()
-    }
-
-    #[inline]
-    fn load(&self, offset: usize, order: podshm_layout::sync::Ordering) -> u64 {
-        let word = self.head.load(offset, order);
-        let serves = self.notice.load(NOTICE_AGENT_EPOCH, Ordering::Acquire) == self.epoch;
-        if serves { word } else { 0 } // 0: it has not started
-    }
-
-    fn copy_out(&self, offset: usize, dst: &mut [u8]) {
-        self.head.copy_out(offset, dst);
-    }
-}
-
 impl Channel {
+    /// The agent's cursors over this client's rings.
+    #[inline(always)]
+    pub(crate) fn cursors(&self) -> Cursors<'_> {
+        Cursors(self)
+    }
+
+    /// Where the agent's cursors of ring number `ring` are.
+    pub(crate) fn cursor(&self, ring: usize) -> CursorLine {
+        self.cursors[ring]
+    }
+
     /// A fresh consumer of the responses of call number `ring`.
     pub(crate) fn responses(&self, ring: usize) -> Consumer<ReadMap> {
         let (map, geometry) = &self.rings[ring];
@@ -220,27 +239,45 @@ impl Channel {
         self.rings[ring].1
     }
 
+    /// Whether something lies at `position` of a response ring. One load; a hint, whatever the agent has written there.
+    #[inline(always)]
+    pub(crate) fn has_response(&self, ring: usize, position: u64) -> bool {
+        let (map, geometry) = &self.rings[ring];
+        let at = position & (u64::from(geometry.bytes) - 1) & !7;
+        map.load(at as usize, Ordering::Relaxed) != 0
+    }
+
     /// The number that tells this agent's rings from its predecessor's.
     pub(crate) fn place(&self) -> u64 {
         self.place
     }
 
     /// After publishing: wakes the agent if it sleeps.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn ring_doorbell(&self, waker: &mut Waker) {
-        if waker.check(&self.head).is_some() {
-            // Full, or hung up: then the agent is awake, or gone.
-            let _ = rustix::io::write(&self.doorbell, &[1]);
+        let sleeps = if self.light { waker.check_light(&self.head) } else { waker.check(&self.head) };
+        if sleeps.is_some() {
+            self.ring();
         }
         step::at(Step::PushDoorbell);
     }
 
     /// After reading answers: wakes the agent if its next ones wait for room.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn ring_for_room(&self, waker: &mut Waker) {
-        if waker.check_for_room(&self.head) {
-            let _ = rustix::io::write(&self.doorbell, &[1]);
+        if waker.check_for_room(&self.head, self.light) {
+            self.ring();
         }
+    }
+
+    #[cold]
+    fn ring(&self) {
+        crate::doorbell::ring(&self.doorbell);
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_alive(&self) -> bool {
+        self.alive.load(Ordering::Acquire)
     }
 
     pub(crate) fn wake_word(&self) -> u32 {

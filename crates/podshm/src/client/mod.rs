@@ -1,7 +1,8 @@
 //! The client's side: one join by one process.
 //!
 //! ```text
-//!  Client ─ Arc ─► Shared ── own: C (armed word, cursors), a producer per ring, locked by a thread while it writes
+//!  Client ─ Arc ─► Shared ── own: C (armed word, cursors); an Outlet per queue, a CallService per call: each behind a
+//!                     │        lock that costs the one thread which uses it next to nothing
 //!                     │
 //!                     └─ link: ArcSwap<Link> ── the serving agent: A, tables, doorbell   ◄── swapped by the
 //!                                                                                      library thread
@@ -10,13 +11,18 @@
 //! one cached word. The thread also turns the doorbell into the event descriptor and wakes futures.
 
 mod call;
+mod future;
+mod inbox;
+mod line;
 mod link;
+mod outlet;
 mod queue;
 mod table;
 mod thread;
 mod waiting;
 
-pub use call::{CallFuture, Caller, Pending};
+pub use call::{Caller, Pending};
+pub use future::CallFuture;
 pub use queue::{QueueBatch, QueueSender};
 pub use table::{Guard, Key, Reader, Table, TableSnapshot};
 pub use waiting::Spin;
@@ -24,20 +30,25 @@ pub use waiting::Spin;
 use crate::broker_socket::BrokerSocket;
 use crate::error::Error;
 use arc_swap::ArcSwap;
+use inbox::Inbox;
+use line::CallService;
 use link::Link;
+use outlet::Outlet;
 use podshm_layout::geometry::{ARMED, NOTICE_AGENT_EPOCH};
 use podshm_layout::mem::Load;
 use podshm_layout::ring::Producer;
 use podshm_layout::step::{self, Step};
 use podshm_layout::sync::Ordering;
-use podshm_layout::{ChannelGeometry, PAGE, RegionKind};
-use podshm_proto::{Down, RegionIds, ServiceKind, Services, Up};
+use podshm_layout::{Layout, Layouts, PAGE, RegionKind};
+use podshm_proto::{Down, RegionIds, ServiceKind, Services, Up, Written};
+use podshm_region::biased::Biased;
 use podshm_region::{Memory, ReadMap, Window, WriteMap, fork};
 use rustix::event::{EventfdFlags, eventfd};
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use waiting::Sleepers;
 
@@ -48,6 +59,13 @@ pub struct Client {
     _thread: Arc<thread::Joined>,
 }
 
+/// What this client reads, and what its own region is written at.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Speaks {
+    pub(crate) layouts: Layouts,
+    pub(crate) own: Layout,
+}
+
 /// What handles and the library thread share.
 #[derive(Debug)]
 pub(crate) struct Shared {
@@ -56,17 +74,18 @@ pub(crate) struct Shared {
     pub(crate) domain: String,
     pub(crate) member: String,
     pub(crate) services: Services,
-    pub(crate) geometry: ChannelGeometry,
     /// First page of C: armed word and cursor lines.
     pub(crate) own: Window,
-    pub(crate) rings: Vec<Mutex<Producer<Window>>>,
-    pub(crate) calls: Vec<Mutex<call::Inbox>>,
+    /// By service index.
+    queues: BTreeMap<usize, Arc<Biased<Outlet>>>,
+    calls: BTreeMap<usize, Arc<CallService>>,
     pub(crate) notice: ReadMap,
     pub(crate) link: ArcSwap<Link>,
     /// Bumped after each swap of the link: the one cached word of every handle.
     pub(crate) version: AtomicU64,
     pub(crate) broker_away: AtomicBool,
     pub(crate) sleepers: Sleepers,
+    pub(crate) futures: future::Futures,
     /// Regions that were dropped and are to be named to the broker.
     pub(crate) released: Arc<link::Releaser>,
     pub(crate) event: OwnedFd,
@@ -78,9 +97,15 @@ impl Client {
     /// Joins the domain whose socket is in `directory` (in a pod: where the podshm volume is mounted). Waits until `timeout` for
     /// a broker and an agent to be there. Returns when records are accepted.
     pub fn join(directory: impl AsRef<Path>, timeout: Duration) -> Result<Self, Error> {
+        Self::join_speaking(Layouts::ALL, directory, timeout)
+    }
+
+    /// [`Client::join`] as a release that speaks these memory layouts only would do it; for tests.
+    #[doc(hidden)]
+    pub fn join_speaking(layouts: Layouts, directory: impl AsRef<Path>, timeout: Duration) -> Result<Self, Error> {
         let deadline = Instant::now() + timeout;
         let mut broker = BrokerSocket::connect(directory.as_ref(), deadline)?;
-        broker.hello(false, Vec::new())?;
+        broker.hello(false, Vec::new(), layouts)?;
         step::at(Step::JoinConnected);
         let mut received = broker.await_message("an agent to join", deadline)?;
         let Down::Welcome(welcome) = received.message.clone() else {
@@ -95,8 +120,10 @@ impl Client {
         let mut regions = welcome.regions.into_iter();
         let c = regions.next().ok_or_else(|| Error::Protocol("the client's region is missing".into()))?;
         let memory = Memory::from_fd(received.fd("the client's region")?)?;
-        let place = regions.clone().next().map_or(0, |a| a.owner);
-        let geometry = services.channel(welcome.client, place).map_err(|e| Error::Protocol(e.to_string()))?;
+        let speaks = Speaks { layouts, own: layouts.parse(c.layout)? };
+        let (place, agent) = regions.clone().next().map_or((0, c.layout), |a| (a.owner, a.layout));
+        let written = Written { client: speaks.own, agent: layouts.parse(agent)? };
+        let geometry = services.channel(welcome.client, place, written).map_err(|e| Error::Protocol(e.to_string()))?;
         if c.kind != RegionKind::Client as u32 || memory.bytes() != geometry.client_bytes {
             let what = format!("client's region of {} bytes, expected {}", memory.bytes(), geometry.client_bytes);
             return Err(Error::Protocol(what));
@@ -107,15 +134,29 @@ impl Client {
         step::at(Step::JoinAcknowledged);
         // The broker seals while the rest is mapped.
         map.touch()?;
-        let link =
-            Link::from_message(&services, regions.collect(), &mut received, welcome.epoch, welcome.layout, &released)?;
+        let link = Link::from_message(
+            &services,
+            regions.collect(),
+            &mut received,
+            (welcome.epoch, &notice),
+            speaks,
+            &released,
+        )?;
         let own = map.window(0, PAGE);
-        let rings = geometry
-            .to_agent
-            .iter()
-            .map(|ring| Mutex::new(Producer::new(map.window(ring.offset as usize, ring.bytes as usize), ring)))
-            .collect();
-        let calls = (0..geometry.to_client.len()).map(|_| Mutex::new(call::Inbox::new(welcome.epoch))).collect();
+        let (mut queues, mut calls) = (BTreeMap::new(), BTreeMap::new());
+        for (index, (_, kind)) in services.iter().enumerate().filter(|(_, (_, kind))| *kind != ServiceKind::Table) {
+            let to_agent = services.ring_to_agent(index);
+            let ring = geometry.to_agent[to_agent];
+            let producer = Producer::new(map.window(ring.offset as usize, ring.bytes as usize), &ring);
+            let outlet = Outlet::new(producer, to_agent, Arc::clone(&link.channel));
+            if kind == ServiceKind::Call {
+                let answers = services.ring_to_client(index);
+                let inbox = Inbox::new(answers, to_agent, &link.channel, &own);
+                calls.insert(index, Arc::new(CallService::new(outlet, inbox, answers)));
+            } else {
+                queues.insert(index, Arc::new(Biased::new(outlet)));
+            }
+        }
         // Nothing is accepted before the seal; an agent may take over or a table grow meanwhile.
         let mut early = Vec::new();
         loop {
@@ -134,20 +175,20 @@ impl Client {
             domain: welcome.domain,
             member: welcome.member,
             services,
-            geometry,
             own,
-            rings,
+            queues,
             calls,
             notice,
             link: ArcSwap::from_pointee(link),
             version: AtomicU64::new(1),
             broker_away: AtomicBool::new(false),
             sleepers: Sleepers::new(ARMED),
+            futures: future::Futures::default(),
             released,
             event,
             _region: memory,
         });
-        let thread = thread::start(Arc::clone(&shared), broker, early, welcome.layout)?;
+        let thread = thread::start(Arc::clone(&shared), broker, early, speaks)?;
         Ok(Client { shared, _thread: Arc::new(thread) })
     }
 
@@ -172,9 +213,9 @@ impl Client {
         Ok(self.shared.notice.load(NOTICE_AGENT_EPOCH, Ordering::Acquire))
     }
 
-    /// Whether the agent that this client is linked to has not hung up.
+    /// Whether the agent that this client is linked to has not hung up. Never so in a forked child.
     pub fn agent_present(&self) -> bool {
-        self.shared.link.load().is_alive()
+        self.shared.check_fork().is_ok() && self.shared.link.load().is_alive()
     }
 
     /// The table `name`.
@@ -186,13 +227,14 @@ impl Client {
     /// The queue `name`.
     pub fn queue(&self, name: &str) -> Result<QueueSender, Error> {
         let service = self.service(name, ServiceKind::Queue)?;
-        Ok(QueueSender::new(self.clone(), service))
+        Ok(QueueSender::new(self.clone(), Arc::clone(&self.shared.queues[&service])))
     }
 
     /// The call `name`.
     pub fn call(&self, name: &str) -> Result<Caller, Error> {
         let service = self.service(name, ServiceKind::Call)?;
-        Ok(Caller::new(self.clone(), service))
+        let longest = self.shared.services.at(service).map_or(0, |(s, _)| s.longest as usize);
+        Ok(Caller::new(self.clone(), Arc::clone(&self.shared.calls[&service]), longest))
     }
 
     fn service(&self, name: &str, expected: ServiceKind) -> Result<usize, Error> {
@@ -211,8 +253,15 @@ impl Client {
 
 impl Shared {
     /// Refuses to touch the parent's memory. One load.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn check_fork(&self) -> Result<(), Error> {
-        if fork::epoch() == self.epoch { Ok(()) } else { Err(Error::Forked) }
+        if fork::epoch() == self.epoch { Ok(()) } else { Err(forked()) }
     }
+}
+
+/// A child that passed the fork handlers by is found out here: it lets go of the parent's sockets now.
+#[cold]
+pub(crate) fn forked() -> Error {
+    fork::leave_parent();
+    Error::Forked
 }

@@ -1,16 +1,18 @@
 //! Pushing records to the agent.
 
+use super::outlet::Outlet;
 use super::waiting::Spin;
 use super::{Client, Shared};
 use crate::error::Error;
-use podshm_layout::ring::{Part, Producer, PushError};
-use podshm_region::Window;
+use podshm_layout::ring::{Part, PushError, Reservation};
+use podshm_region::biased::{Biased, Guard};
 use std::sync::Arc;
-use std::sync::MutexGuard;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// The way to the agent's queue. Clones and threads share one ring; each record is accepted or refused as a whole.
+///
+/// The first thread that pushes has the ring at hand: a push costs it about what writing the record does. Others take a lock.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), podshm::Error> {
@@ -28,27 +30,21 @@ use std::time::{Duration, Instant};
 #[derive(Clone, Debug)]
 pub struct QueueSender {
     client: Client,
-    ring: usize,
+    outlet: Arc<Biased<Outlet>>,
     dropped: Arc<AtomicU64>,
 }
 
 impl QueueSender {
-    pub(super) fn new(client: Client, service: usize) -> Self {
-        let ring = client.shared.services.ring_to_agent(service);
-        QueueSender { client, ring, dropped: Arc::default() }
+    pub(super) fn new(client: Client, outlet: Arc<Biased<Outlet>>) -> Self {
+        QueueSender { client, outlet, dropped: Arc::default() }
     }
 
     /// Accepts the record now or says that the ring is full. Returns the record's position: its sequence number.
-    #[inline]
+    #[inline(always)]
     pub fn try_push(&self, record: &[u8]) -> Result<u64, Error> {
-        let shared = &*self.client.shared;
-        shared.check_fork()?;
-        let mut producer = lock(shared, self.ring);
-        let link = shared.link.load();
-        let position = producer.push(record, &link.cursors(&shared.notice))?;
-        if let Ok(mut waker) = link.channel.waker.lock() {
-            link.channel.ring_doorbell(&mut waker);
-        }
+        let mut batch = self.batch()?;
+        let position = batch.try_push(record)?;
+        batch.publish();
         Ok(position)
     }
 
@@ -70,14 +66,19 @@ impl QueueSender {
     }
 
     /// Accepts the record, waiting for room until `timeout`.
+    #[inline]
     pub fn push(&self, record: &[u8], timeout: Duration) -> Result<u64, Error> {
         match self.try_push(record) {
-            Err(Error::Push(PushError::Full { .. })) => {}
-            other => return other,
+            Err(Error::Push(PushError::Full { .. })) => self.push_when_there_is_room(record, timeout),
+            other => other,
         }
+    }
+
+    #[cold]
+    fn push_when_there_is_room(&self, record: &[u8], timeout: Duration) -> Result<u64, Error> {
         let start = Instant::now();
         loop {
-            wait_for_room(&self.client.shared, self.ring, start + timeout, Spin::default())?;
+            wait_for_room(&self.client.shared, &self.outlet, start + timeout, Spin::default())?;
             match self.try_push(record) {
                 Err(Error::Push(PushError::Full { .. })) if start.elapsed() < timeout => {}
                 Err(Error::Push(PushError::Full { .. })) => {
@@ -88,8 +89,9 @@ impl QueueSender {
         }
     }
 
-    /// Writes `len` bytes in place by `fill` and accepts the record.
-    pub fn push_with(&self, len: usize, fill: impl FnOnce(&mut [u8])) -> Result<u64, Error> {
+    /// Writes `len` bytes in place by `fill` and accepts the record, or says that the ring is full.
+    #[inline(always)]
+    pub fn try_push_with(&self, len: usize, fill: impl FnOnce(&mut [u8])) -> Result<u64, Error> {
         let mut batch = self.batch()?;
         let position = batch.try_push_with(len, fill)?;
         batch.publish();
@@ -97,87 +99,91 @@ impl QueueSender {
     }
 
     /// Holds the ring for several records that are accepted together; other threads wait meanwhile.
+    #[inline(always)]
     pub fn batch(&self) -> Result<QueueBatch<'_>, Error> {
-        self.client.shared.check_fork()?;
-        Ok(QueueBatch { producer: lock(&self.client.shared, self.ring), shared: &self.client.shared })
+        let shared = &*self.client.shared;
+        shared.check_fork()?;
+        let mut outlet = self.outlet.enter()?;
+        outlet.follow(shared);
+        Ok(QueueBatch { outlet, shared })
     }
 }
 
 /// Several records. They are accepted when it is published or dropped.
 #[derive(Debug)]
 pub struct QueueBatch<'a> {
-    producer: MutexGuard<'a, Producer<Window>>,
+    outlet: Guard<'a, Outlet>,
     shared: &'a Shared,
 }
 
 impl QueueBatch<'_> {
     /// Adds a record, or says that the ring is full.
-    #[inline]
+    #[inline(always)]
     pub fn try_push(&mut self, record: &[u8]) -> Result<u64, Error> {
         let room = self.room(record.len())?;
-        self.producer.write(&room, 0, record);
-        Ok(self.producer.commit(room, Part::Whole))
+        let outlet = &mut *self.outlet;
+        outlet.producer.write(&room, 0, record);
+        Ok(outlet.producer.commit(room, Part::Whole))
     }
 
     /// Adds a record of `len` bytes that `fill` writes in place.
-    #[inline]
+    #[inline(always)]
     pub fn try_push_with(&mut self, len: usize, fill: impl FnOnce(&mut [u8])) -> Result<u64, Error> {
         let room = self.room(len)?;
-        self.producer.fill(&room, fill);
-        Ok(self.producer.commit(room, Part::Whole))
+        let outlet = &mut *self.outlet;
+        outlet.producer.fill(&room, fill);
+        Ok(outlet.producer.commit(room, Part::Whole))
     }
 
     /// Accepts everything so far and wakes the agent if it sleeps.
+    #[inline]
     pub fn publish(&mut self) {
-        if self.producer.publish() {
-            let link = self.shared.link.load();
-            if let Ok(mut waker) = link.channel.waker.lock() {
-                link.channel.ring_doorbell(&mut waker);
-            }
+        // A batch that came over a fork is the parent's: nothing is there to publish.
+        if self.shared.check_fork().is_ok() {
+            self.outlet.publish();
         }
     }
 
-    #[inline]
-    fn room(&mut self, len: usize) -> Result<podshm_layout::ring::Reservation, Error> {
-        let link = self.shared.link.load();
-        Ok(self.producer.reserve(len, &link.cursors(&self.shared.notice))?)
+    #[inline(always)]
+    fn room(&mut self, len: usize) -> Result<Reservation, Error> {
+        self.shared.check_fork()?;
+        let mut again = false;
+        loop {
+            match self.outlet.reserve(len) {
+                Ok(room) => return Ok(room),
+                // Another agent may have taken over since this batch began, and have made room.
+                Err(PushError::Full { .. }) if !again => self.outlet.follow(self.shared),
+                Err(error) => return Err(error.into()),
+            }
+            again = true;
+        }
     }
 }
 
 impl Drop for QueueBatch<'_> {
+    #[inline]
     fn drop(&mut self) {
         self.publish();
     }
 }
 
-/// A thread that panicked while it held a ring left a whole record or nothing: the lock's poison means nothing here.
-pub(super) fn lock(shared: &Shared, ring: usize) -> MutexGuard<'_, Producer<Window>> {
-    shared.rings[ring].lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-}
-
 /// Waits until an eighth of the ring is free: fewer wake-ups than one per record.
-pub(super) fn wait_for_room(shared: &Shared, ring: usize, until: Instant, spin: Spin) -> Result<(), Error> {
+fn wait_for_room(shared: &Shared, outlet: &Biased<Outlet>, until: Instant, spin: Spin) -> Result<(), Error> {
     let start = Instant::now();
-    let enough = |shared: &Shared| -> Result<bool, Error> {
-        let link = shared.link.load();
-        let mut producer = lock(shared, ring);
-        let free = producer.refresh(&link.cursors(&shared.notice))?;
-        Ok(free >= producer.bytes() / 8)
+    let enough = || -> Result<bool, Error> {
+        let mut outlet = outlet.enter()?;
+        outlet.follow(shared);
+        Ok(outlet.free()? >= outlet.producer.bytes() / 8)
     };
     loop {
-        if enough(shared)? || Instant::now() >= until {
+        if enough()? || Instant::now() >= until {
             return Ok(());
         }
-        let spinning = match spin {
-            Spin::Never => false,
-            Spin::For(budget) => start.elapsed() < budget,
-            Spin::Always => true,
-        };
-        if spinning {
+        if spin.goes_on(start.elapsed()) {
             std::hint::spin_loop();
             continue;
         }
         let link = shared.link.load_full();
-        shared.sleepers.sleep(&shared.own, &link.channel, until, || enough(shared).unwrap_or(true));
+        shared.sleepers.sleep(&shared.own, &link.channel, until, || enough().unwrap_or(true));
     }
 }

@@ -259,8 +259,9 @@ impl TableSnapshot {
         Ok(self.table.reader.copy(key, buffer)?)
     }
 
-    /// The version that everything was read at; `None` if the table changed meanwhile: read again.
+    /// The version that everything was read at; `None` if the table changed meanwhile: read again. In a forked child always `None`.
     pub fn finish(self) -> Option<u64> {
+        self.shared.check_fork().ok()?;
         podshm_layout::sync::fence(Ordering::Acquire);
         (self.version.is_multiple_of(2) && self.table.reader.version() == self.version).then_some(self.version)
     }

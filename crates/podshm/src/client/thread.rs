@@ -1,17 +1,17 @@
 //! The library thread: owns the broker's socket, swaps the link, turns the doorbell into events.
 
-use super::Shared;
 use super::link::{Link, TableGeneration};
-use super::waiting::SLICE;
+use super::{Shared, Speaks};
 use crate::broker_socket::{BrokerSocket, Received, wait};
 use crate::error::Error;
 use podshm_layout::step::{self, Step};
 use podshm_proto::{Down, RegionIds, Up};
 use rustix::event::PollFlags;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, TryLockError};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 /// Ends the thread when the last client handle is gone.
 #[derive(Debug)]
@@ -40,17 +40,11 @@ pub(crate) fn start(
     shared: Arc<Shared>,
     broker: BrokerSocket,
     early: Vec<Received>,
-    layout: u32,
+    speaks: Speaks,
 ) -> Result<Joined, Error> {
     let stop = Arc::new(AtomicBool::new(false));
-    let mut worker = Worker {
-        shared: Arc::clone(&shared),
-        broker: Some(broker),
-        layout,
-        stop: Arc::clone(&stop),
-        hung_up: 0,
-        unrung: Vec::new(),
-    };
+    let mut worker =
+        Worker { shared: Arc::clone(&shared), broker: Some(broker), speaks, stop: Arc::clone(&stop), hung_up: 0 };
     for received in early {
         worker.message(received);
     }
@@ -65,12 +59,10 @@ pub(crate) fn start(
 struct Worker {
     shared: Arc<Shared>,
     broker: Option<BrokerSocket>,
-    layout: u32,
+    speaks: Speaks,
     stop: Arc<AtomicBool>,
     /// Epoch of the agent whose hang-up was noticed already.
     hung_up: u64,
-    /// Rings that somebody has been writing since before the last swap of the link.
-    unrung: Vec<usize>,
 }
 
 impl Worker {
@@ -85,10 +77,11 @@ impl Worker {
             if let Some(broker) = &self.broker {
                 fds.push((broker.as_fd(), PollFlags::IN));
             }
-            let events = wait(&fds, (!self.unrung.is_empty()).then_some(SLICE));
+            let deadline = self.shared.futures.next_deadline();
+            let events = wait(&fds, deadline.map(|d| d.saturating_duration_since(Instant::now())));
             drop(fds);
-            if !self.unrung.is_empty() {
-                self.ring_new_agent();
+            if deadline.is_some_and(|d| d <= Instant::now()) {
+                self.shared.futures.serve(&self.shared);
             }
             if events[0].contains(PollFlags::IN) {
                 let mut count = [0; 8];
@@ -118,15 +111,11 @@ impl Worker {
         self.signal();
     }
 
-    /// Makes the event descriptor readable and wakes every future.
+    /// Makes the event descriptor readable and wakes the futures whose responses have come.
     fn signal(&self) {
         self.shared.sleepers.wants_doorbell.store(0, Ordering::Relaxed);
         let _ = rustix::io::write(&self.shared.event, &1u64.to_ne_bytes());
-        for call in &self.shared.calls {
-            if let Ok(mut inbox) = call.lock() {
-                inbox.wake_all();
-            }
-        }
+        self.shared.futures.serve(&self.shared);
     }
 
     fn release(&mut self) {
@@ -162,19 +151,15 @@ impl Worker {
                     &shared.services,
                     new.regions,
                     &mut received,
-                    new.epoch,
-                    self.layout,
+                    (new.epoch, &shared.notice),
+                    self.speaks,
                     &shared.released,
                 )
-                .map(|link| {
-                    self.swap(link);
-                    self.unrung = (0..self.shared.rings.len()).collect();
-                    self.ring_new_agent();
-                })
+                .map(|link| self.swap(link))
             }
             Down::NewTable(region) => (|| {
                 let fd = received.fd("a table")?;
-                let table = TableGeneration::new(fd, &region, self.layout, &self.shared.released)?;
+                let table = TableGeneration::new(fd, &region, self.speaks, &self.shared.released)?;
                 let link = self.shared.link.load().with_table(region.owner as usize, table);
                 self.swap(link);
                 Ok(())
@@ -186,25 +171,25 @@ impl Worker {
         }
     }
 
-    /// Who published by the old link looked whether the old agent slept; the new one may have gone to sleep meanwhile. A ring that is
-    /// free now was left by all of them, and whoever comes to it next finds the new link.
-    fn ring_new_agent(&mut self) {
-        let shared = &self.shared;
-        self.unrung.retain(|ring| matches!(shared.rings[*ring].try_lock(), Err(TryLockError::WouldBlock)));
-        let link = shared.link.load();
-        if let Ok(mut waker) = link.channel.waker.lock() {
-            link.channel.ring_doorbell(&mut waker);
-        }
-    }
-
     fn swap(&self, link: Link) {
         step::at(Step::LinkMapped);
         self.shared.link.store(Arc::new(link));
         self.shared.version.fetch_add(1, Ordering::Release);
         step::at(Step::LinkSwapped);
-        for (ring, call) in self.shared.calls.iter().enumerate() {
-            if let Ok(mut inbox) = call.lock() {
-                inbox.follow(&self.shared, ring);
+        // Nobody may call for a long time: the old agent's regions are let go here, after its last answers were taken.
+        for service in self.shared.calls.values() {
+            if let Ok(mut line) = service.visit() {
+                line.outlet.follow(&self.shared);
+                line.outlet.knock();
+                if let Err(error) = service.pump(&mut line, &self.shared, None) {
+                    tracing::error!(%error, "responses can't be read");
+                }
+            }
+        }
+        for outlet in self.shared.queues.values() {
+            if let Ok(mut outlet) = outlet.visit() {
+                outlet.follow(&self.shared);
+                outlet.knock();
             }
         }
         self.signal();

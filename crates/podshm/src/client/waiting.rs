@@ -27,6 +27,66 @@ impl Default for Spin {
     }
 }
 
+impl Spin {
+    /// Whether a wait that has lasted for `waited` goes on spinning.
+    pub(crate) fn goes_on(self, waited: Duration) -> bool {
+        match self {
+            Spin::Never => false,
+            Spin::For(budget) => waited < budget,
+            Spin::Always => true,
+        }
+    }
+}
+
+/// One wait: its deadline and its spinning. It first reads the clock when it is first asked, so that what is there at once costs
+/// no reading; a deadline counts from then, a microsecond late at most.
+#[derive(Debug)]
+pub(crate) struct Patience {
+    timeout: Duration,
+    spin: Spin,
+    start: Option<Instant>,
+    looks_for_room: u32,
+}
+
+/// Looks for room that a sender spins for before it sleeps, whatever its budget is: the agent is at work on the ring then.
+const LOOKS_FOR_ROOM: u32 = 2000;
+
+impl Patience {
+    pub(crate) fn new(timeout: Duration, spin: Spin) -> Self {
+        Patience { timeout, spin, start: None, looks_for_room: 0 }
+    }
+
+    fn waited(&mut self) -> Duration {
+        let now = Instant::now();
+        now - *self.start.get_or_insert(now)
+    }
+
+    pub(crate) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// The deadline.
+    pub(crate) fn until(&mut self) -> Instant {
+        *self.start.get_or_insert_with(Instant::now) + self.timeout
+    }
+
+    pub(crate) fn is_over(&mut self) -> bool {
+        self.waited() >= self.timeout
+    }
+
+    /// Whether to spin on: neither the budget nor the time is over.
+    pub(crate) fn spins(&mut self) -> bool {
+        let waited = self.waited();
+        waited < self.timeout && self.spin.goes_on(waited)
+    }
+
+    /// Whether to look for room once more before sleeping.
+    pub(crate) fn spins_for_room(&mut self) -> bool {
+        self.looks_for_room += 1;
+        self.spin != Spin::Never && !self.looks_for_room.is_multiple_of(LOOKS_FOR_ROOM)
+    }
+}
+
 /// Nobody sleeps longer than this without looking: a futex gets no hang-up.
 pub(crate) const SLICE: Duration = Duration::from_millis(20);
 

@@ -1,0 +1,87 @@
+//! The pool of answer regions that an agent has mapped and that are sealed: what joins and take-overs draw from.
+
+use super::SPARE;
+use crate::regions::ConnId;
+use crate::state::State;
+use podshm_layout::RegionKind;
+use podshm_proto::{Down, Region, RegionIds, Written};
+use std::collections::VecDeque;
+
+impl State {
+    pub(super) fn new_answer(&mut self, conn: ConnId) -> Region {
+        let layout = self.next_layout(conn);
+        let Some(domain) = self.domain_of(conn) else {
+            return Region::default();
+        };
+        domain.last_place += 1;
+        let place = domain.last_place;
+        let channel = domain.services.as_ref().and_then(|s| s.channel(0, place, Written::both(layout)).ok());
+        let (kind, bytes) = (RegionKind::Agent as u32, channel.map_or(0, |g| g.agent_bytes));
+        Region { kind, generation: 1, bytes, owner: place, layout: layout.number(), ..Region::default() }
+    }
+
+    /// Takes an answer region that everybody reads from the serving agent's pool.
+    pub(crate) fn take_answer(&mut self, agent: ConnId) -> Option<u64> {
+        self.sort_out(agent);
+        let id = self.agent_state(agent)?.pool.pop_front();
+        self.top_up(agent);
+        id
+    }
+
+    /// Discards what lies in the pool at a layout that somebody does not speak.
+    pub(crate) fn sort_out(&mut self, agent: ConnId) {
+        let Some(domain) = self.home(agent) else { return };
+        let Some(state) = domain.agents.get(&agent) else { return };
+        let meeting = self.meeting(domain, Some(agent));
+        let suits = |id: &u64| self.regions.at(*id).is_some_and(|held| meeting.suits(held.region.layout));
+        let (good, bad): (VecDeque<u64>, VecDeque<u64>) = state.pool.iter().copied().partition(suits);
+        if bad.is_empty() {
+            return;
+        }
+        if let Some(state) = self.agent_state(agent) {
+            state.pool = good;
+        }
+        for id in bad {
+            self.discard_answer(agent, id);
+        }
+    }
+
+    /// An answer region that no client has seen goes back to the pool.
+    pub(crate) fn give_answer_back(&mut self, agent: ConnId, id: u64) {
+        if let Some(agent) = self.agent_state(agent) {
+            agent.pool.push_front(id);
+        }
+    }
+
+    /// An answer region that a client may have mapped can't be given to another one.
+    pub(crate) fn discard_answer(&mut self, agent: ConnId, id: u64) {
+        self.regions.unwant(id);
+        if self.regions.is_held_by(id, agent)
+            && let Some(connection) = self.connections.get_mut(&agent)
+        {
+            connection.send(Down::Drop(RegionIds { ids: vec![id] }), Vec::new());
+        }
+    }
+
+    pub(crate) fn top_up(&mut self, conn: ConnId) {
+        let Some(agent) = self.agent_state(conn) else {
+            return;
+        };
+        let ready = agent.pool.len() + agent.unmapped.len();
+        if ready < SPARE.div_ceil(2) {
+            let wanted: Vec<Region> = (ready..SPARE).map(|_| self.new_answer(conn)).collect();
+            self.send_for_writing(conn, wanted);
+        }
+    }
+
+    /// Clients that left while this agent waited for its turn have their answer regions in its pool.
+    pub(super) fn trim(&mut self, conn: ConnId) {
+        let Some(agent) = self.agent_state(conn) else {
+            return;
+        };
+        let surplus = agent.pool.split_off(agent.pool.len().min(SPARE));
+        for id in surplus {
+            self.discard_answer(conn, id);
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! One client as its agent holds it: regions, cursors, sleep and wake.
+
+use super::Own;
+use super::answer::Inbound;
+use super::answers::Answers;
+use super::serve::Ring;
+use crate::broker_socket::Received;
+use crate::error::Error;
+use crate::frames::ResponseHead;
+use podshm_layout::geometry::{ARMED, WAKE};
+use podshm_layout::mem::Store;
+use podshm_layout::ring::{Consumer, Producer};
+use podshm_layout::step::{self, Step};
+use podshm_layout::sync::Ordering;
+use podshm_layout::wake::{Sleeper, Waker, Wants};
+use podshm_layout::{Layouts, PAGE};
+use podshm_proto::{Region, Serve, ServiceKind, Services, Written};
+use podshm_region::fork::ProcessFd;
+use podshm_region::{Memory, ReadMap, WriteMap};
+use rustix::event::epoll;
+
+/// Most bytes of a ring that are handled between claim and acknowledgement.
+pub(super) const BATCH: u64 = 16 * 1024;
+
+#[derive(Debug)]
+pub(super) struct AgentClient {
+    pub(super) id: u64,
+    pub(super) member: String,
+    pub(super) gone: bool,
+    pub(super) hot: bool,
+    pub(super) head: ReadMap,
+    pub(super) own: Own,
+    pub(super) rings: Vec<Ring>,
+    pub(super) answers: Vec<Answers>,
+    sleeper: Sleeper,
+    waker: Waker,
+    wake_word: u64,
+    regions: Vec<u64>,
+    old_answer: Option<u64>,
+    doorbell: Option<ProcessFd>,
+}
+
+impl AgentClient {
+    pub(super) fn new(
+        serve: &Serve,
+        received: &mut Received,
+        answer: Region,
+        mut map: WriteMap,
+        services: &Services,
+        layouts: Layouts,
+    ) -> Result<Self, Error> {
+        let wrong = |what: &str| Error::Protocol(format!("client {}: {what}", serve.client));
+        let c = serve.regions.first().ok_or_else(|| wrong("its region is missing"))?;
+        let channel = |answer: &Region| {
+            let written = Written { client: layouts.parse(c.layout)?, agent: layouts.parse(answer.layout)? };
+            services.channel(serve.client, answer.owner, written).map_err(|e| wrong(&e.to_string()))
+        };
+        let geometry = channel(&answer)?;
+        let memory = Memory::from_fd(received.fd("the client's region")?)?;
+        let region = ReadMap::map(&memory, geometry.client_bytes)?;
+        let header = c.header().ok_or_else(|| wrong("its region's kind"))?;
+        header.check(&region).map_err(podshm_region::RegionError::from)?;
+        let old = match serve.regions.get(1) {
+            Some(old) => {
+                let memory = Memory::from_fd(received.fd("the predecessor's region")?)?;
+                Some((old.id, ReadMap::map(&memory, old.bytes)?, channel(old)?.to_agent))
+            }
+            None => None,
+        };
+        let doorbell = if serve.gone { None } else { Some(received.fd("the doorbell")?) };
+        let doorbell = doorbell.map(ProcessFd::new);
+        let own = map.window(0, PAGE);
+        let answers = geometry
+            .to_client
+            .iter()
+            .map(|ring| {
+                let producer = Producer::new(map.window(ring.offset as usize, ring.bytes as usize), ring);
+                Answers::new(producer.of_incarnation(answer.owner))
+            })
+            .collect();
+        let mut rings = Vec::new();
+        for (service, _) in services.iter().enumerate().filter(|(_, (_, k))| *k != ServiceKind::Table) {
+            let ring = geometry.to_agent[services.ring_to_agent(service)];
+            let (start, maybe_seen) = match &old {
+                None => (ring.start, 0),
+                Some((_, old, rings)) => {
+                    let line = rings[services.ring_to_agent(service)].cursor_line();
+                    let (cursors, started) = (line.read(old), line.started(old).is_some());
+                    match cursors.closed {
+                        _ if !started => (ring.start, 0),
+                        Some(closed) => (closed, 0),
+                        // Not hung up and not closed: it may be at work on one batch even now.
+                        None if serve.forced => (cursors.acked, cursors.claim.max(cursors.acked + BATCH)),
+                        None => (cursors.acked, cursors.claim),
+                    }
+                }
+            };
+            step::at(Step::HandoverStarting);
+            ring.cursor_line().inherit(&own, start, maybe_seen);
+            let consumer = Consumer::new(region.part(ring.offset as usize, ring.bytes as usize), &ring, start);
+            rings.push(Ring::new(services, service, ring, consumer, maybe_seen));
+        }
+        Ok(AgentClient {
+            id: serve.client,
+            member: serve.member.clone(),
+            gone: serve.gone,
+            hot: true,
+            head: region.part(0, PAGE),
+            own,
+            rings,
+            answers,
+            sleeper: Sleeper::at(ARMED),
+            waker: Waker::at(ARMED),
+            wake_word: 0,
+            regions: vec![c.id, answer.id],
+            old_answer: old.map(|(id, ..)| id),
+            doorbell,
+        })
+    }
+
+    pub(super) fn longest_record(&self) -> usize {
+        self.rings.iter().map(Ring::longest_record).max().unwrap_or(0)
+    }
+
+    pub(super) fn doorbell(&self) -> Option<&ProcessFd> {
+        self.doorbell.as_ref()
+    }
+
+    pub(super) fn regions(&self) -> Vec<u64> {
+        self.regions.clone()
+    }
+
+    /// The predecessor's region: its cursors are read, it is not needed any more.
+    pub(super) fn released_at_once(&self) -> Option<u64> {
+        self.old_answer
+    }
+
+    /// Takes what the doorbell holds; a hang-up is the client's death, which the broker tells of as well.
+    pub(super) fn answer_doorbell(&mut self, flags: epoll::EventFlags) {
+        let Some(fd) = &self.doorbell else { return };
+        let mut bytes = [0; 64];
+        while rustix::io::read(fd, &mut bytes[..]).is_ok_and(|n| n > 0) {}
+        if flags.intersects(epoll::EventFlags::HUP | epoll::EventFlags::RDHUP | epoll::EventFlags::ERR) {
+            self.doorbell = None; // closing takes it out of the epoll
+        }
+    }
+
+    pub(super) fn name_held_open(&self) {
+        let (client, member) = (self.id, &self.member);
+        tracing::warn!(member, client, "its process is dead and its doorbell is kept open elsewhere; it is drained");
+    }
+
+    pub(super) fn heat_up(&mut self) {
+        self.hot = true;
+        self.sleeper.disarm(&self.own);
+    }
+
+    /// Says "about to sleep", to be followed by a barrier and [`AgentClient::stays_cold`].
+    pub(super) fn cool_down(&mut self) {
+        // Answers that wait for room: reading one is news then.
+        let wants = if self.has_answers_waiting() { Wants::ROOM } else { Wants::DOORBELL };
+        self.sleeper.announce(&self.own, wants);
+    }
+
+    /// Looks once more, and says whether the client may be left to its doorbell.
+    pub(super) fn stays_cold(&mut self) -> bool {
+        let moved = self.has_answers_waiting() && self.flush_answers();
+        let cold = self.is_drained() && !moved && !self.gone;
+        if cold {
+            self.hot = false;
+        } else {
+            self.sleeper.disarm(&self.own);
+        }
+        cold
+    }
+
+    /// Everything that it had sent is handled.
+    pub(super) fn is_drained(&mut self) -> bool {
+        self.rings.iter_mut().all(Ring::is_empty)
+    }
+
+    fn answers_left(&self) -> usize {
+        self.answers.iter().map(Answers::waiting_bytes).sum()
+    }
+
+    pub(super) fn has_answers_waiting(&self) -> bool {
+        !self.gone && self.answers.iter().any(Answers::is_waiting)
+    }
+
+    pub(super) fn answer_later(&mut self, inbound: Inbound) {
+        let head = ResponseHead { id: inbound.id, total: inbound.bytes.len() as u32, status: inbound.status };
+        if let Some(answers) = self.answers.get_mut(inbound.ring) {
+            answers.push(head, super::answer::Body::Bytes(inbound.bytes), &self.head);
+            self.wake();
+        }
+    }
+
+    /// Writes what there is room for; says whether anything moved.
+    pub(super) fn flush_answers(&mut self) -> bool {
+        let before = self.answers_left();
+        for answers in &mut self.answers {
+            answers.flush(&self.head);
+        }
+        let moved = self.answers_left() != before;
+        if moved {
+            self.wake();
+        }
+        moved
+    }
+
+    /// Wakes the client if it sleeps: on the futex, on its doorbell, or both.
+    pub(super) fn wake(&mut self) {
+        let Some(wants) = self.waker.check(&self.head) else { return };
+        if wants.futex() {
+            self.wake_word += 1;
+            self.own.store(WAKE, self.wake_word, Ordering::Release);
+            self.own.futex_wake(WAKE);
+        }
+        if let (true, Some(doorbell)) = (wants.doorbell(), &self.doorbell) {
+            crate::doorbell::ring(doorbell);
+        }
+    }
+
+    /// Closes every ring where it stands.
+    pub(super) fn close(&mut self) {
+        for ring in &self.rings {
+            ring.close(&self.own);
+            step::at(Step::HandoverClosing);
+        }
+    }
+}
