@@ -163,12 +163,14 @@ impl Agent {
 
     /// The writer of table `name`.
     pub fn table(&mut self, name: &str) -> Result<TableWriter<'_>, Error> {
+        self.check_fork()?;
         let index = self.service(name, podshm_proto::ServiceKind::Table)?;
         Ok(TableWriter::new(self, index))
     }
 
     /// Says that the tables are filled. The broker lets this agent take over at once, or when its predecessor has closed.
     pub fn ready(&mut self) -> Result<(), Error> {
+        self.check_fork()?;
         let broker = self.broker.as_ref().ok_or(Error::BrokerAway { what: "taking over" })?;
         broker.send(Up::Ready(podshm_proto::Nothing {}))?;
         step::at(Step::HandoverReady);
