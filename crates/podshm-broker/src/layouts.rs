@@ -75,7 +75,7 @@ impl State {
         meeting.map_err(|no| self.refusal(&no))?;
         let Some(speaks) = self.connections.get(&conn).map(|c| c.layouts) else { return Ok(()) };
         for (id, client) in &domain.clients {
-            for region in [Some(client.region), client.answer].into_iter().flatten() {
+            for region in [Some(client.region), client.answer, client.before].into_iter().flatten() {
                 let layout = self.regions.at(region).map_or(speaks.oldest, |held| held.region.layout);
                 if !speaks.reads(layout) {
                     let reason = format!(

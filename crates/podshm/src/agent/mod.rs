@@ -163,6 +163,7 @@ impl Agent {
 
     /// The writer of table `name`.
     pub fn table(&mut self, name: &str) -> Result<TableWriter<'_>, Error> {
+        self.check_fork()?;
         let index = self.service(name, podshm_proto::ServiceKind::Table)?;
         Ok(TableWriter::new(self, index))
     }
