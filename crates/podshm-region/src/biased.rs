@@ -15,8 +15,8 @@
 
 use crate::barrier;
 use std::cell::{Cell, UnsafeCell};
-use std::ops::{Deref, DerefMut};
 use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 

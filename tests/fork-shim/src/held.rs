@@ -107,7 +107,9 @@ impl Held {
             20 => (c"QueueSender::try_push", self.queue.try_push(b"held").map(drop)),
             21 => (c"QueueSender::push", self.queue.push(b"held", PATIENCE).map(drop)),
             22 => (c"QueueSender::push_or_drop", self.queue.push_or_drop(b"held").map(drop)),
-            23 => (c"QueueSender::try_push_with", self.queue.try_push_with(4, |b| b.copy_from_slice(b"held")).map(drop)),
+            23 => {
+                (c"QueueSender::try_push_with", self.queue.try_push_with(4, |b| b.copy_from_slice(b"held")).map(drop))
+            }
             24 => (c"QueueSender::batch", self.queue.batch().map(drop)),
             25 => (c"QueueBatch::try_push", self.batch.as_mut()?.try_push(b"held").map(drop)),
             26 => {

@@ -39,12 +39,7 @@ impl Answers {
 
     /// The hot path: an answer that fits one record is written at once by `fill`, if there is room and none waits before it.
     #[inline(always)]
-    pub(super) fn at_once(
-        &mut self,
-        head: ResponseHead,
-        peer: &impl Load,
-        fill: impl FnOnce(&mut [u8]),
-    ) -> bool {
+    pub(super) fn at_once(&mut self, head: ResponseHead, peer: &impl Load, fill: impl FnOnce(&mut [u8])) -> bool {
         let len = RESPONSE + head.total as usize;
         if !self.waiting.is_empty() || len > frames::fragment(self.producer.bytes()) {
             return false;
@@ -69,7 +64,9 @@ impl Answers {
         self.flush(peer);
     }
 
-    pub(super) fn flush(&mut self, peer: &impl Load) {
+    /// Writes what there is room for; says whether that was anything, a part of an answer included.
+    pub(super) fn flush(&mut self, peer: &impl Load) -> bool {
+        let mut moved = false;
         let most = frames::fragment(self.producer.bytes());
         while let Some(out) = self.waiting.front_mut() {
             let total = out.head.total as usize;
@@ -83,7 +80,7 @@ impl Answers {
                 (false, true) => Part::Last,
             };
             // A full ring, or a client whose cursor lies: its answers wait, and are bounded.
-            let Ok(room) = self.producer.reserve(front + len, peer) else { return };
+            let Ok(room) = self.producer.reserve(front + len, peer) else { return moved };
             step::at(Step::AnswerReserved);
             let offset = out.offset;
             self.producer.fill(&room, |bytes| {
@@ -98,11 +95,13 @@ impl Answers {
             self.producer.commit(room, part);
             self.producer.publish();
             step::at(Step::AnswerPublished);
+            moved = true;
             out.offset += len;
             if last {
                 self.waiting_bytes -= total + 1;
                 self.waiting.pop_front();
             }
         }
+        moved
     }
 }

@@ -1,9 +1,9 @@
 //! All clients of an agent: the hot ones, which are polled, and the cold ones, which sleep on their doorbells.
 
 use super::client::AgentClient;
-use podshm_region::barrier;
 use podshm_layout::step::{self, Step};
 use podshm_layout::sync::{Ordering, fence};
+use podshm_region::barrier;
 use std::collections::HashMap;
 
 /// Clients in slots that stay put, so that a round over the hot ones looks nothing up.
