@@ -64,7 +64,9 @@ impl Answers {
         self.flush(peer);
     }
 
-    pub(super) fn flush(&mut self, peer: &impl Load) {
+    /// Writes what there is room for; says whether that was anything, a part of an answer included.
+    pub(super) fn flush(&mut self, peer: &impl Load) -> bool {
+        let mut moved = false;
         let most = frames::fragment(self.producer.bytes());
         while let Some(out) = self.waiting.front_mut() {
             let total = out.head.total as usize;
@@ -78,7 +80,7 @@ impl Answers {
                 (false, true) => Part::Last,
             };
             // A full ring, or a client whose cursor lies: its answers wait, and are bounded.
-            let Ok(room) = self.producer.reserve(front + len, peer) else { return };
+            let Ok(room) = self.producer.reserve(front + len, peer) else { return moved };
             step::at(Step::AnswerReserved);
             let offset = out.offset;
             self.producer.fill(&room, |bytes| {
@@ -93,11 +95,13 @@ impl Answers {
             self.producer.commit(room, part);
             self.producer.publish();
             step::at(Step::AnswerPublished);
+            moved = true;
             out.offset += len;
             if last {
                 self.waiting_bytes -= total + 1;
                 self.waiting.pop_front();
             }
         }
+        moved
     }
 }

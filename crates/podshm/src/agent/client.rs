@@ -179,10 +179,6 @@ impl AgentClient {
         self.rings.iter_mut().all(Ring::is_empty)
     }
 
-    fn answers_left(&self) -> usize {
-        self.answers.iter().map(Answers::waiting_bytes).sum()
-    }
-
     pub(super) fn has_answers_waiting(&self) -> bool {
         !self.gone && self.answers.iter().any(Answers::is_waiting)
     }
@@ -197,11 +193,10 @@ impl AgentClient {
 
     /// Writes what there is room for; says whether anything moved.
     pub(super) fn flush_answers(&mut self) -> bool {
-        let before = self.answers_left();
+        let mut moved = false;
         for answers in &mut self.answers {
-            answers.flush(&self.head);
+            moved |= answers.flush(&self.head);
         }
-        let moved = self.answers_left() != before;
         if moved {
             self.wake();
         }

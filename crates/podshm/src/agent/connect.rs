@@ -117,7 +117,7 @@ impl AgentBuilder {
             rounds: 0,
             spin: Duration::from_micros(50),
             idle: 0,
-            idle_since: None,
+            idle_since: Instant::now(),
             scratch: vec![0; longest],
             deferral: Deferral { sender, event, out: 0 },
             deferred,

@@ -14,6 +14,7 @@ mod client;
 mod clients;
 mod connect;
 mod desk;
+mod event_loop;
 mod serve;
 mod table;
 
@@ -149,7 +150,7 @@ pub struct Agent {
     spin: Duration,
     /// Rounds without work since the last one with some.
     idle: u32,
-    idle_since: Option<Instant>,
+    idle_since: Instant,
     scratch: Vec<u8>,
     deferral: Deferral,
     deferred: mpsc::Receiver<Inbound>,
@@ -241,38 +242,37 @@ impl Agent {
     #[inline]
     pub fn wait(&mut self, timeout: Duration) -> Result<(), Error> {
         self.check_fork()?;
-        if !self.clients.hot().is_empty() && !self.spin.is_zero() {
-            // A look at the clock costs more than a round without work.
-            if self.idle == IDLE_ROUNDS {
-                self.idle_since = Some(Instant::now());
-            }
-            if !self.idle.is_multiple_of(IDLE_ROUNDS) || self.idle_since.is_none_or(|since| since.elapsed() < self.spin)
-            {
-                std::hint::spin_loop();
-                return Ok(());
-            }
-        }
-        self.sleep(timeout)
-    }
-
-    /// Arms everybody and sleeps; whoever has something by then stays hot.
-    fn sleep(&mut self, timeout: Duration) -> Result<(), Error> {
-        if self.clients.cool_down() {
-            // Whoever comes next is waited for anew: it may have nothing to say.
-            (self.idle, self.idle_since) = (0, None);
+        if self.spins() {
+            std::hint::spin_loop();
+        } else if self.clients.cool_down() {
+            self.idle = 0;
             self.look(timeout)?;
         }
         Ok(())
     }
 
-    /// Looks at doorbells, the broker and deferred answers; waits for them for at most `timeout`.
-    fn look(&mut self, timeout: Duration) -> Result<(), Error> {
+    /// Whether clients were hot a moment ago.
+    #[inline]
+    fn spins(&mut self) -> bool {
+        if self.clients.hot().is_empty() || self.spin.is_zero() {
+            return false;
+        }
+        // A look at the clock costs more than a round without work.
+        if self.idle == IDLE_ROUNDS {
+            self.idle_since = Instant::now();
+        }
+        self.idle == 0 || !self.idle.is_multiple_of(IDLE_ROUNDS) || self.idle_since.elapsed() < self.spin
+    }
+
+    /// Looks at doorbells, the broker and deferred answers; waits for them for at most `timeout`. Says how many had something.
+    fn look(&mut self, timeout: Duration) -> Result<usize, Error> {
         let mut events = Vec::with_capacity(64);
         let timeout = Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: i64::from(timeout.subsec_nanos()) };
         match epoll::wait(&self.poll, rustix::buffer::spare_capacity(&mut events), Some(&timeout)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(e) => return Err(Error::system("epoll_wait")(e.into())),
         }
+        let found = events.len();
         for event in events {
             match event.data.u64() {
                 BROKER => self.read_broker()?,
@@ -280,7 +280,7 @@ impl Agent {
                 token => self.doorbell(token - 2, event.flags),
             }
         }
-        Ok(())
+        Ok(found)
     }
 
     fn doorbell(&mut self, client: u64, flags: epoll::EventFlags) {
@@ -472,8 +472,13 @@ impl Agent {
         let _ = rustix::io::read(&*self.deferral.event, &mut count);
         while let Ok(inbound) = self.deferred.try_recv() {
             self.deferral.out = self.deferral.out.saturating_sub(1);
-            if let Some(client) = self.clients.get_mut(inbound.client) {
+            let id = inbound.client;
+            if let Some(client) = self.clients.get_mut(id) {
                 client.answer_later(inbound);
+                // An answer that has no room: its client is to ring for reading, too.
+                if client.has_answers_waiting() {
+                    self.clients.heat_up(id);
+                }
             }
         }
     }

@@ -135,20 +135,20 @@ impl Future for CallFuture {
                 Ok(Some(response)) => return Poll::Ready(Ok(response)),
                 Err(error) => return Poll::Ready(Err(error)),
             }
+            // Under the same entry as the look above: whoever fills the slot from now on wakes this task.
+            let waits_for_response = this.is_sent
+                && this.sending.as_ref().and_then(|s| line.inbox.slot(s.id)).is_some_and(|slot| {
+                    slot.waker = Some(context.waker().clone());
+                    slot.expires = Some(this.until);
+                    true
+                });
+            drop(line);
             if !armed {
-                let waits_for_response = this.is_sent
-                    && this.sending.as_ref().and_then(|s| line.inbox.slot(s.id)).is_some_and(|slot| {
-                        slot.waker = Some(context.waker().clone());
-                        slot.expires = Some(this.until);
-                        true
-                    });
-                drop(line);
-                let futures = &shared.futures;
                 if !waits_for_response {
-                    let mut waiting = futures.for_room.lock().unwrap_or_else(PoisonError::into_inner);
+                    let mut waiting = shared.futures.for_room.lock().unwrap_or_else(PoisonError::into_inner);
                     waiting.push(context.waker().clone());
                 }
-                futures.look_at(this.until, shared);
+                shared.futures.look_at(this.until, shared);
                 shared.sleepers.arm_doorbell(&shared.own);
             }
         }
