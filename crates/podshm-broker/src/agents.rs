@@ -7,8 +7,8 @@ mod take_over;
 use crate::connections::Role;
 use crate::regions::ConnId;
 use crate::state::State;
-use podshm_layout::{RegionKind, TableGeometry};
 use podshm_layout::step::{self, Step};
+use podshm_layout::{RegionKind, TableGeometry};
 use podshm_proto::{ClientId, Down, Grow, RefusalKind, Region, RegionIds, Regions, Service, Services, Welcome};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Instant;
@@ -68,6 +68,11 @@ impl State {
         if domain.successor.is_some() {
             let reason = "a successor is already waiting to take over; try again when it serves";
             return self.reject(conn, RefusalKind::OverLimit, reason);
+        }
+        // What it is to write, kept and sent, and the notice page.
+        let regions = services.tables().count() + domain.clients.len() + SPARE;
+        if let Err(refusal) = domain.has_descriptors(2 * regions + 1) {
+            return self.reject(conn, RefusalKind::OverLimit, refusal);
         }
         if domain.services.is_none() {
             let tables: Vec<(u32, u64)> = services.tables().map(|i| (i as u32, table_bytes(&services, i))).collect();

@@ -1,6 +1,7 @@
 //! The thread, its epoll, its sockets; and the handle that an embedding process holds.
 
 use crate::connections::Connection;
+use crate::descriptors::Reserve;
 use crate::state::{Domain, DomainConfig, DomainStats, State};
 use crate::{BrokerError, Identity, Rights};
 use podshm_proto::{MAX_MESSAGE, RefusalKind, decode_up};
@@ -52,6 +53,8 @@ impl Broker {
             listeners: BTreeMap::new(),
             last_token: COMMAND,
             stop: false,
+            reserve: Reserve::of(&wake),
+            deaf: Vec::new(),
         };
         let thread = std::thread::Builder::new()
             .name("podshm-broker".into())
@@ -135,6 +138,9 @@ pub(crate) struct Loop {
     listeners: BTreeMap<u64, Listener>,
     last_token: u64,
     stop: bool,
+    reserve: Reserve,
+    /// Listeners that are not listened to until there is a descriptor for who comes.
+    deaf: Vec<u64>,
 }
 
 impl Loop {
@@ -235,6 +241,7 @@ impl Loop {
     }
 
     fn accept(&mut self, token: u64) {
+        let mut is_one_too_many = false;
         loop {
             let Some(listener) = self.listeners.get(&token) else {
                 return;
@@ -242,8 +249,17 @@ impl Loop {
             let socket = match accept_with(&listener.socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
                 Ok(socket) => socket,
                 Err(rustix::io::Errno::AGAIN) => return,
+                Err(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE) if self.reserve.spend() => {
+                    tracing::warn!(member = %listener.who.name(), "no descriptors are left; raise RLIMIT_NOFILE");
+                    is_one_too_many = true;
+                    continue;
+                }
                 Err(error) => {
-                    tracing::error!(%error, member = %listener.who.name(), "a connection could not be accepted; raise RLIMIT_NOFILE if it says too many files");
+                    tracing::error!(%error, member = %listener.who.name(), "a connection could not be accepted; its pod waits");
+                    // Until there is a descriptor for it: the kernel would say again and again that somebody is at the door.
+                    let none = epoll::EventFlags::empty();
+                    let _ = epoll::modify(&self.poll, &listener.socket, epoll::EventData::new_u64(token), none);
+                    self.deaf.push(token);
                     return;
                 }
             };
@@ -257,7 +273,9 @@ impl Loop {
             }
             let id = self.token();
             if epoll::add(&self.poll, &socket, epoll::EventData::new_u64(id), epoll::EventFlags::IN).is_ok() {
-                self.state.connections.insert(id, Connection::new(id, socket, domain, who, rights));
+                let mut connection = Connection::new(id, socket, domain, who, rights);
+                connection.is_one_too_many = std::mem::take(&mut is_one_too_many);
+                self.state.connections.insert(id, connection);
             }
         }
     }
@@ -313,6 +331,14 @@ impl Loop {
         }
         for conn in ended {
             self.state.end(conn);
+        }
+        if self.reserve.refill(&self.wake) {
+            for token in std::mem::take(&mut self.deaf) {
+                if let Some(listener) = self.listeners.get(&token) {
+                    let input = epoll::EventFlags::IN;
+                    let _ = epoll::modify(&self.poll, &listener.socket, epoll::EventData::new_u64(token), input);
+                }
+            }
         }
     }
 }

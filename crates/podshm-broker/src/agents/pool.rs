@@ -3,6 +3,7 @@
 use super::SPARE;
 use crate::regions::ConnId;
 use crate::state::State;
+use podshm_domain::Refusal;
 use podshm_layout::RegionKind;
 use podshm_proto::{Down, Region, RegionIds, Written};
 use std::collections::VecDeque;
@@ -24,7 +25,7 @@ impl State {
     pub(crate) fn take_answer(&mut self, agent: ConnId) -> Option<u64> {
         self.sort_out(agent);
         let id = self.agent_state(agent)?.pool.pop_front();
-        self.top_up(agent);
+        let _ = self.top_up(agent); // tried again when the next one is wanted
         id
     }
 
@@ -63,13 +64,17 @@ impl State {
         }
     }
 
-    pub(crate) fn top_up(&mut self, conn: ConnId) {
+    /// Asks the agent for more answer regions when few are left; refuses where the broker has no descriptors for them.
+    pub(crate) fn top_up(&mut self, conn: ConnId) -> Result<(), Refusal> {
         let Some(agent) = self.agent_state(conn) else {
-            return;
+            return Ok(());
         };
         if agent.pool.len() + agent.unmapped.len() < SPARE.div_ceil(2) {
+            // Each twice: to keep and to send.
+            self.home(conn).map_or(Ok(()), |domain| domain.has_descriptors(2 * SPARE))?;
             let wanted: Vec<Region> = (0..SPARE).map(|_| self.new_answer(conn)).collect();
             self.send_for_writing(conn, wanted);
         }
+        Ok(())
     }
 }

@@ -3,8 +3,8 @@
 use super::Growing;
 use crate::regions::ConnId;
 use crate::state::State;
-use podshm_layout::{Layout, RegionKind, TableGeometry};
 use podshm_layout::step::{self, Step};
+use podshm_layout::{Layout, RegionKind, TableGeometry};
 use podshm_proto::{Down, Grow, RefusalKind, Region, Services};
 use std::time::Instant;
 
