@@ -1,9 +1,9 @@
 //! What the tests that cross crates share: a broker with sockets in a directory of its own.
 
 pub mod attacks;
-pub mod c_program;
 pub mod many;
 pub mod pods;
+pub mod programs;
 pub mod raw;
 pub mod serving;
 

@@ -1,7 +1,7 @@
 //! fork, from a C program: what a child may do, what it finds, and that the parent's death is noticed while the child lives on.
 
 use podshm_tests::Node;
-use podshm_tests::c_program::{Talk, compile};
+use podshm_tests::programs::{Talk, compile};
 use podshm_tests::serving::Serving;
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -58,7 +58,7 @@ fn every_handle_refuses_in_a_child_and_works_on_in_the_parent() {
     program.end();
     node.settle("all are drained", |s| s.clients.is_empty());
     let after = node.broker.stats("d").unwrap();
-    assert_eq!((after.reserved, after.refused, after.discarded), (before.reserved, 0, 0));
+    assert_eq!((after.reserved, after.refused, after.discarded, after.held_open), (before.reserved, 0, 0, 0));
     let mut all = first.stop();
     all.extend(second.stop());
     let expected = counts(&[("parent", 5), ("held", 6), ("not published", 1)]);
@@ -100,6 +100,7 @@ fn a_parents_death_is_noticed_while_its_child_lives_on() {
     assert_eq!(node.broker.stats("d").unwrap().clients.len(), 1);
     program.kill();
     node.settle("the parent is drained", |s| s.clients.is_empty());
+    assert_eq!(node.broker.stats("d").unwrap().held_open, 0, "in time, not late");
     assert!(lives(child), "the child has ended, so that this shows nothing");
     program.tell();
     program.word("child ends");

@@ -3,9 +3,10 @@
 
 use podshm::{Agent, Client, Error, ErrorKind, Handler, Record};
 use podshm_broker::{Broker, BrokerError};
-use podshm_tests::c_program::Talk;
+use podshm_tests::programs::Talk;
 use podshm_tests::serving::Serving;
 use podshm_tests::{Node, PATIENCE};
+use std::io::Write;
 use std::process::Command;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -90,6 +91,8 @@ fn an_agent_and_a_broker_refuse_in_a_child_and_go_on_in_the_parent() {
     let reports = client.queue("reports").unwrap();
     reports.push(b"one", PATIENCE).unwrap();
 
+    // The broker has nothing in its hands when it answers: between two descriptors' being made and listed a child would keep them.
+    node.settle("all have joined", |s| s.clients.len() == 1);
     let mut second = Some(Broker::start().unwrap());
     let mut parents = Some((serving, client.clone(), reports.clone()));
     let status = in_child(|| {
@@ -148,17 +151,58 @@ fn role_agent_that_forks() {
             continue;
         }
         forked = true;
+        let raw = std::env::var("FORK_RAW").is_ok();
         // SAFETY: the child reads its input to the end, by system calls alone, and leaves by _exit.
-        let child = unsafe { libc::fork() };
+        let child = unsafe {
+            if raw { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) as i32 } else { libc::fork() }
+        };
         if child == 0 {
             let mut byte = 0u8;
-            // SAFETY: one byte of this stack; then the end.
+            // Not before the handlers have run here. (No allocation: a cloned child may find the allocator locked.)
+            let mut line = [0; 32];
+            let mut text = std::io::Cursor::new(&mut line[..]);
+            let _ = write!(text, "\nchild {}\n", std::process::id());
+            let len = text.position() as usize;
+            // SAFETY: bytes of this stack; then the end.
             unsafe {
+                libc::write(1, line.as_ptr().cast(), len);
                 while libc::read(0, (&raw mut byte).cast(), 1) > 0 {}
                 libc::_exit(0);
             }
         }
-        println!("\nchild {child}");
+    }
+}
+
+/// An agent that serves `client` and has a child, whose number it says; `raw` passes the fork handlers by.
+fn agent_with_a_child(node: &Node, raw: bool) -> (Talk, Client, String) {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "role_agent_that_forks", "--test-threads=1", "--nocapture"]);
+    command.env("FORK_AGENT", node.pod("agent"));
+    if raw {
+        command.env("FORK_RAW", "1");
+    }
+    let mut program = Talk::start(command);
+    let client = Client::join(node.pod("a"), PATIENCE).unwrap();
+    let child = program.find("child ");
+    (program, client, child)
+}
+
+fn must_live(child: &str) {
+    let stat = std::fs::read_to_string(format!("/proc/{child}/stat")).unwrap();
+    assert!(!stat.contains(") Z "), "the child has ended, so that this shows nothing");
+}
+
+/// Calls until the successor answers.
+fn call_the_successor(client: &Client) {
+    let mut answer = [0; 8];
+    let decide = client.call("decide").unwrap();
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match decide.call(b"ab", &mut answer, Duration::from_millis(200)) {
+            Ok(2) => return,
+            Err(_) if Instant::now() < until => std::thread::sleep(Duration::from_millis(1)),
+            other => panic!("{other:?}"),
+        }
     }
 }
 
@@ -166,38 +210,36 @@ fn role_agent_that_forks() {
 fn an_agents_death_is_noticed_while_its_child_lives_on() {
     let _alone = ALONE.lock();
     let node = Node::new(Default::default());
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "role_agent_that_forks", "--test-threads=1", "--nocapture"]);
-    command.env("FORK_AGENT", node.pod("agent"));
-    let mut program = Talk::start(command);
-    let client = Client::join(node.pod("a"), PATIENCE).unwrap();
-    let child = loop {
-        if let Some(pid) = program.line().strip_prefix("child ") {
-            break pid.to_owned();
-        }
-    };
+    let (mut program, client, child) = agent_with_a_child(&node, false);
     program.kill();
     node.settle("the agent is gone", |s| !s.agent);
+    assert_eq!(node.broker.stats("d").unwrap().held_open, 0, "in time, not late");
     let until = Instant::now() + PATIENCE;
     while client.agent_present() {
         assert!(Instant::now() < until, "the client does not see the agent's doorbell hang up");
         std::thread::sleep(Duration::from_millis(1));
     }
-    let stat = std::fs::read_to_string(format!("/proc/{child}/stat")).unwrap();
-    assert!(!stat.contains(") Z "), "the child has ended, so that this shows nothing");
+    must_live(&child);
     let successor = Serving::start(node.pod("agent"));
-    let mut answer = [0; 8];
-    let decide = client.call("decide").unwrap();
-    let until = Instant::now() + PATIENCE;
-    loop {
-        match decide.call(b"ab", &mut answer, PATIENCE) {
-            Ok(2) => break,
-            Err(e) if e.kind() == ErrorKind::AgentAway && Instant::now() < until => {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            other => panic!("{other:?}"),
-        }
-    }
-    drop((client, decide));
+    call_the_successor(&client);
+    drop(client);
+    successor.stop();
+}
+
+#[test]
+fn an_agent_whose_sockets_a_child_keeps_is_named_and_succeeded() {
+    let _alone = ALONE.lock();
+    let node = Node::new(Default::default());
+    let (mut program, client, child) = agent_with_a_child(&node, true);
+    program.kill();
+    node.settle("the agent is known to be dead", |s| !s.agent);
+    must_live(&child);
+    assert_eq!(node.broker.stats("d").unwrap().held_open, 1);
+    assert!(client.agent_present(), "its doorbell hangs up, so that this shows nothing");
+    let successor = Serving::start(node.pod("agent"));
+    call_the_successor(&client);
+    drop(client);
+    node.settle("the client is drained", |s| s.clients.is_empty());
+    assert_eq!(node.broker.stats("d").unwrap().held_open, 1);
     successor.stop();
 }

@@ -9,7 +9,7 @@ use crate::regions::ConnId;
 use crate::state::State;
 use podshm_layout::step::{self, Step};
 use podshm_layout::{RegionKind, TableGeometry};
-use podshm_proto::{ClientId, Down, Grow, RefusalKind, Region, RegionIds, Regions, Service, Services, Welcome};
+use podshm_proto::{Down, Grow, Left, RefusalKind, Region, RegionIds, Regions, Service, Services, Welcome};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Instant;
 use tables::{table_bytes, table_geometry};
@@ -258,9 +258,9 @@ impl State {
     }
 
     /// Tells the serving agent that a client is gone.
-    pub(crate) fn tell_left(&mut self, agent: ConnId, client: u64) {
+    pub(crate) fn tell_left(&mut self, agent: ConnId, left: Left) {
         if let Some(connection) = self.connections.get_mut(&agent) {
-            connection.send(Down::Left(ClientId { client }), Vec::new());
+            connection.send(Down::Left(left), Vec::new());
         }
     }
 

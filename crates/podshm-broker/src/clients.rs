@@ -6,7 +6,7 @@ use crate::state::State;
 use podshm_domain::Identity;
 use podshm_layout::step::{self, Step};
 use podshm_layout::{Layout, RegionKind};
-use podshm_proto::{Down, RefusalKind, Region, RegionIds, Serve, Welcome, Written};
+use podshm_proto::{Down, Left, RefusalKind, Region, RegionIds, Serve, Welcome, Written};
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
@@ -25,6 +25,8 @@ pub(crate) struct Client {
     pub(crate) next_doorbell: Option<OwnedFd>,
     /// It has not got the serving agent's regions.
     pub(crate) stale: bool,
+    /// Its process died while somebody kept its socket open.
+    pub(crate) held_open: bool,
     joined: Instant,
     left: Option<Instant>,
 }
@@ -189,6 +191,7 @@ impl State {
                     agent_doorbell: Some(agent_end),
                     next_doorbell: None,
                     stale: false,
+                    held_open: false,
                     joined: Instant::now(),
                     left: None,
                 },
@@ -263,12 +266,13 @@ impl State {
         client.stale = false;
         client.next_doorbell = None;
         client.left = Some(Instant::now());
+        let left = Left { client: id, held_open: client.held_open };
         step::at(Step::BrokerLeft);
         let (sealed, agent, name) = (client.sealed, domain.agent, domain.config.name.clone());
         if !sealed {
             self.forget_client(&name, id);
         } else if let Some(agent) = agent {
-            self.tell_left(agent, id);
+            self.tell_left(agent, left);
         }
     }
 

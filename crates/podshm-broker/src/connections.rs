@@ -27,6 +27,10 @@ pub(crate) enum Role {
 pub(crate) struct Connection {
     pub(crate) id: ConnId,
     pub(crate) socket: ProcessFd,
+    /// The process that connected, while it lives and can be watched.
+    pub(crate) process: Option<ProcessFd>,
+    /// Since when that process is known to be dead.
+    pub(crate) dead_since: Option<Instant>,
     pub(crate) domain: String,
     pub(crate) who: Identity,
     pub(crate) rights: Rights,
@@ -42,7 +46,7 @@ pub(crate) struct Connection {
     pub(crate) ending_since: Option<Instant>,
     /// The loop has asked the kernel to say when the socket is writable.
     pub(crate) wants_out: bool,
-    waiting: VecDeque<(Vec<u8>, Vec<OwnedFd>)>,
+    waiting: VecDeque<(Vec<u8>, Vec<ProcessFd>)>,
 }
 
 impl Connection {
@@ -50,6 +54,8 @@ impl Connection {
         Connection {
             id,
             socket: ProcessFd::new(socket),
+            process: None,
+            dead_since: None,
             domain,
             who,
             rights,
@@ -73,6 +79,7 @@ impl Connection {
             self.waiting.clear();
             return;
         }
+        let fds = fds.into_iter().map(ProcessFd::new).collect();
         self.waiting.push_back((encode_down(message), fds));
         self.flush();
     }

@@ -2,6 +2,7 @@
 
 use crate::connections::Connection;
 use crate::descriptors::Reserve;
+use crate::liveness::{Liveness, process_token};
 use crate::state::{Domain, DomainConfig, DomainStats, State};
 use crate::{BrokerError, Identity, Rights};
 use podshm_proto::{MAX_MESSAGE, RefusalKind, decode_up};
@@ -21,7 +22,7 @@ const COMMAND: u64 = 0;
 /// Messages read from one connection before the next one has its turn.
 const TURN: usize = 32;
 
-type Act = Box<dyn FnOnce(&mut Loop) + Send>;
+pub(crate) type Act = Box<dyn FnOnce(&mut Loop) + Send>;
 
 /// A running broker. Dropping it ends it; channels that are open go on without it.
 #[derive(Debug)]
@@ -45,17 +46,7 @@ impl Broker {
         epoll::add(&poll, &*wake, epoll::EventData::new_u64(COMMAND), epoll::EventFlags::IN)
             .map_err(system("epoll_ctl"))?;
         let (commands, inbox) = channel();
-        let mut event_loop = Loop {
-            poll,
-            wake: Arc::clone(&wake),
-            inbox,
-            state: State::default(),
-            listeners: BTreeMap::new(),
-            last_token: COMMAND,
-            stop: false,
-            reserve: Reserve::of(&wake),
-            deaf: Vec::new(),
-        };
+        let mut event_loop = Loop::new(poll, Arc::clone(&wake), inbox);
         let thread = std::thread::Builder::new()
             .name("podshm-broker".into())
             .spawn(move || event_loop.run())
@@ -131,10 +122,11 @@ struct Listener {
 
 #[derive(Debug)]
 pub(crate) struct Loop {
-    poll: OwnedFd,
+    pub(crate) poll: OwnedFd,
     wake: Arc<OwnedFd>,
     inbox: Receiver<Act>,
-    state: State,
+    pub(crate) state: State,
+    liveness: Liveness,
     listeners: BTreeMap<u64, Listener>,
     last_token: u64,
     stop: bool,
@@ -144,6 +136,22 @@ pub(crate) struct Loop {
 }
 
 impl Loop {
+    pub(crate) fn new(poll: OwnedFd, wake: Arc<OwnedFd>, inbox: Receiver<Act>) -> Self {
+        let reserve = Reserve::of(&wake);
+        Loop {
+            poll,
+            wake,
+            inbox,
+            reserve,
+            deaf: Vec::new(),
+            state: State::default(),
+            liveness: Liveness::default(),
+            listeners: BTreeMap::new(),
+            last_token: COMMAND,
+            stop: false,
+        }
+    }
+
     fn run(&mut self) {
         let mut events = Vec::with_capacity(64);
         let mut buffer = Box::new([0u8; MAX_MESSAGE]);
@@ -166,16 +174,19 @@ impl Loop {
                     while let Ok(act) = self.inbox.try_recv() {
                         act(self);
                     }
+                } else if let Some(conn) = process_token(token) {
+                    self.process_died(conn, Instant::now());
                 } else if self.listeners.contains_key(&token) {
                     self.accept(token);
                 } else {
-                    self.read(token, &mut buffer);
+                    let _ = self.read(token, &mut buffer);
                 }
             }
             if checked.elapsed() > Duration::from_millis(200) {
                 checked = Instant::now();
                 self.state.check_agents(checked);
                 self.state.check_clients(checked);
+                self.check_dead(checked, &mut buffer);
             }
             self.settle();
         }
@@ -275,32 +286,35 @@ impl Loop {
             if epoll::add(&self.poll, &socket, epoll::EventData::new_u64(id), epoll::EventFlags::IN).is_ok() {
                 let mut connection = Connection::new(id, socket, domain, who, rights);
                 connection.is_one_too_many = std::mem::take(&mut is_one_too_many);
+                self.liveness.watch(&self.poll, &mut connection);
                 self.state.connections.insert(id, connection);
             }
         }
     }
 
-    fn read(&mut self, conn: u64, buffer: &mut [u8; MAX_MESSAGE]) {
+    /// Reads for one turn; says whether there may be more.
+    pub(crate) fn read(&mut self, conn: u64, buffer: &mut [u8; MAX_MESSAGE]) -> bool {
         for _ in 0..TURN {
             let Some(connection) = self.state.connections.get_mut(&conn) else {
-                return;
+                return false;
             };
             connection.flush();
             if connection.ending {
-                return;
+                return false;
             }
             match connection.receive(buffer) {
-                Ok(None) => return,
+                Ok(None) => return false,
                 Ok(Some(bytes)) => match decode_up(&buffer[..bytes]) {
                     Ok(message) => self.state.message(conn, message),
                     Err(error) => self.state.reject(conn, RefusalKind::Protocol, error),
                 },
                 Err(_) => {
                     self.state.end(conn);
-                    return;
+                    return false;
                 }
             }
         }
+        true
     }
 
     /// Ends what is to end, and asks for writability where something waits.

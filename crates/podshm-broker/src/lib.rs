@@ -14,6 +14,7 @@ mod connections;
 mod descriptors;
 mod event_loop;
 mod layouts;
+mod liveness;
 mod regions;
 mod state;
 

@@ -9,6 +9,9 @@ use std::os::fd::OwnedFd;
 /// A connection's number.
 pub(crate) type ConnId = u64;
 
+/// Largest table that is moved into huge pages: a tenth of a second or so of the broker's time.
+const MOST_COLLAPSED: u64 = 256 << 20;
+
 #[derive(Debug)]
 pub(crate) struct Held {
     pub(crate) region: Region,
@@ -38,6 +41,10 @@ impl RegionBook {
         let memory = Memory::create(kind, region.bytes)?;
         let mut map = WriteMap::map(&memory)?;
         map.touch()?;
+        // Lookups over a large table miss the translation cache otherwise. Larger ones would keep joins waiting.
+        if region.kind == RegionKind::Table as u32 && region.bytes <= MOST_COLLAPSED && !map.collapse() {
+            tracing::debug!(region = region.id, bytes = region.bytes, "no huge pages for a table");
+        }
         if let Some(header) = region.header() {
             header.write(&map.window(0, podshm_layout::PAGE));
         }

@@ -66,6 +66,8 @@ pub struct DomainStats {
     pub refused: u64,
     /// Clients whose records were discarded after the drain grace.
     pub discarded: u64,
+    /// Participants whose process died while somebody kept their socket open: noticed late, treated as gone.
+    pub held_open: u64,
 }
 
 /// One client of a domain.
@@ -99,6 +101,7 @@ pub(crate) struct Domain {
     pub(crate) last_place: u64,
     pub(crate) refused: u64,
     pub(crate) discarded: u64,
+    pub(crate) held_open: u64,
     /// What the last agent that closed in order left to its successor.
     pub(crate) left_state: Vec<u8>,
     notice: Memory,
@@ -135,6 +138,7 @@ impl Domain {
             last_place: 0,
             refused: 0,
             discarded: 0,
+            held_open: 0,
             left_state: Vec::new(),
             notice,
             notice_page,
@@ -295,6 +299,7 @@ impl State {
             regions: self.regions.count(),
             refused: domain.refused,
             discarded: domain.discarded,
+            held_open: domain.held_open,
         })
     }
 }

@@ -95,7 +95,7 @@ pub enum Down {
     Serve(Serve),
     /// Agent: a client is gone; drain what it left, then say so.
     #[prost(message, tag = "8")]
-    Left(ClientId),
+    Left(Left),
     /// Agent: a successor is ready; finish what is in hand and close.
     #[prost(message, tag = "9")]
     Close(Nothing),
@@ -224,6 +224,17 @@ pub struct ClientId {
     /// The number.
     #[prost(uint64, tag = "1")]
     pub client: u64,
+}
+
+/// A client is gone.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct Left {
+    /// Its number.
+    #[prost(uint64, tag = "1")]
+    pub client: u64,
+    /// Its process is dead, and somebody keeps its sockets open: a child that it made, or whoever they were passed to.
+    #[prost(bool, tag = "2")]
+    pub held_open: bool,
 }
 
 /// A larger table, please.

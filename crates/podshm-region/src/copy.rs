@@ -118,15 +118,43 @@ unsafe fn four(s: *const u8, d: *mut u8, t: *const u8, e: *mut u8) {
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 unsafe fn up_to_256(src: *const u8, dst: *mut u8, len: usize) {
-    // SAFETY: 64 <= len, and 128 <= len where 128 bytes are taken: all within [0, len).
+    // SAFETY: 64 <= len, and 128 <= len where 128 bytes are taken: all within [0, len). AVX where the processor has it.
     unsafe {
-        let (end, out) = (src.add(len - 64), dst.add(len - 64));
-        four(src, dst, src.add(32), dst.add(32));
         if len > 128 {
+            if std::arch::is_x86_feature_detected!("avx") {
+                return wide(src, dst, len);
+            }
             four(src.add(64), dst.add(64), src.add(96), dst.add(96));
             four(src.add(len - 128), dst.add(len - 128), src.add(len - 96), dst.add(len - 96));
         }
+        let (end, out) = (src.add(len - 64), dst.add(len - 64));
+        four(src, dst, src.add(32), dst.add(32));
         four(end, out, end.add(32), out.add(32));
+    }
+}
+
+/// From 128 to 256 bytes by moves of 32: 128 from each end, all loaded before anything is stored.
+///
+/// # Safety
+/// As [`copy_racy`], with 128 to 256 bytes, on a processor with AVX.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn wide(src: *const u8, dst: *mut u8, len: usize) {
+    // SAFETY: 128 bytes from the start and 128 up to the end: all within [0, len). The upper halves that are used are cleared
+    // again, so that no code around pays for them; the compiler keeps nothing there in code that is not made for AVX.
+    unsafe {
+        core::arch::asm!(
+            "vmovups ymm0, [{s}]", "vmovups ymm1, [{s} + 32]", "vmovups ymm2, [{s} + 64]", "vmovups ymm3, [{s} + 96]",
+            "vmovups ymm4, [{t}]", "vmovups ymm5, [{t} + 32]", "vmovups ymm6, [{t} + 64]", "vmovups ymm7, [{t} + 96]",
+            "vmovups [{d}], ymm0", "vmovups [{d} + 32], ymm1", "vmovups [{d} + 64], ymm2", "vmovups [{d} + 96], ymm3",
+            "vmovups [{e}], ymm4", "vmovups [{e} + 32], ymm5", "vmovups [{e} + 64], ymm6", "vmovups [{e} + 96], ymm7",
+            "vzeroupper",
+            s = in(reg) src, t = in(reg) src.add(len - 128), d = in(reg) dst, e = in(reg) dst.add(len - 128),
+            out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _, out("xmm4") _, out("xmm5") _, out("xmm6") _,
+            out("xmm7") _, out("xmm8") _, out("xmm9") _, out("xmm10") _, out("xmm11") _, out("xmm12") _,
+            out("xmm13") _, out("xmm14") _, out("xmm15") _,
+            options(nostack, preserves_flags)
+        );
     }
 }
 

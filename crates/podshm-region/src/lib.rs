@@ -23,6 +23,7 @@ pub mod fork;
 pub mod futex;
 pub mod map;
 pub mod memory;
+pub mod peer;
 #[cfg(feature = "steps")]
 pub mod steps;
 

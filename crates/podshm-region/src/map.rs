@@ -5,10 +5,14 @@ use crate::futex;
 use crate::memory::{Memory, RegionError};
 use podshm_layout::mem::{Load, Store};
 use podshm_layout::sync::Ordering;
-use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap, mprotect, munmap};
+use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap, mmap_anonymous, mprotect, munmap};
+use std::ffi::c_void;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+
+/// Bytes of a huge page on x86-64 and, with 4 KiB pages, on arm64.
+const HUGE: usize = 2 << 20;
 
 #[derive(Debug)]
 struct Mapping {
@@ -27,9 +31,13 @@ impl Mapping {
         let bytes = memory.bytes() as usize;
         let epoch = crate::fork::install();
         // Without access until a forked child can't get it: another thread may fork between the calls.
-        // SAFETY: a fresh mapping at an address of the kernel's choice; nothing of this process lies there.
-        let start = unsafe { mmap(std::ptr::null_mut(), bytes, ProtFlags::empty(), MapFlags::SHARED, memory, 0) }
-            .map_err(RegionError::system("mmap", memory.bytes()))?;
+        let start = if bytes < HUGE {
+            // SAFETY: a fresh mapping at an address of the kernel's choice; nothing of this process lies there.
+            unsafe { mmap(std::ptr::null_mut(), bytes, ProtFlags::empty(), MapFlags::SHARED, memory, 0) }
+        } else {
+            map_aligned(memory, bytes)
+        }
+        .map_err(RegionError::system("mmap", memory.bytes()))?;
         let mapping = Mapping { start: NonNull::new(start.cast()).expect("mmap never returns null"), bytes, epoch };
         // SAFETY: exactly the mapping made above. A forked child then has nothing there at all.
         unsafe { madvise(start, bytes, Advice::LinuxDontFork) }
@@ -37,6 +45,32 @@ impl Mapping {
         // SAFETY: exactly the mapping made above, which nobody has used yet.
         unsafe { mprotect(start, bytes, prot) }.map_err(RegionError::system("mprotect", memory.bytes()))?;
         Ok(mapping)
+    }
+}
+
+/// A mapping without access that starts at a huge page's border, so that huge pages of the memory are mapped as such.
+fn map_aligned(memory: &Memory, bytes: usize) -> rustix::io::Result<*mut c_void> {
+    let room = bytes.checked_add(HUGE).ok_or(rustix::io::Errno::NOMEM)?;
+    // SAFETY: a fresh mapping at an address of the kernel's choice.
+    let whole = unsafe { mmap_anonymous(std::ptr::null_mut(), room, ProtFlags::empty(), MapFlags::PRIVATE) }?;
+    let front = whole.align_offset(HUGE);
+    // SAFETY: `front < HUGE`, so `bytes` from there on lie within the mapping made above, which nobody else knows of: what is
+    // replaced and what is let go is its own.
+    unsafe {
+        let start = whole.add(front);
+        let mapped = mmap(start, bytes, ProtFlags::empty(), MapFlags::SHARED | MapFlags::FIXED, memory, 0);
+        if mapped.is_err() {
+            munmap(whole, room)?;
+            return mapped;
+        }
+        if front > 0 {
+            munmap(whole, front)?;
+        }
+        let end = front + bytes.next_multiple_of(4096);
+        if end < room {
+            munmap(whole.add(end), room - end)?;
+        }
+        Ok(start)
     }
 }
 
@@ -63,6 +97,16 @@ impl WriteMap {
     pub fn map(memory: &Memory) -> Result<Self, RegionError> {
         let mapping = Mapping::new(memory, MprotectFlags::READ | MprotectFlags::WRITE)?;
         Ok(WriteMap { mapping: Arc::new(mapping), taken: Vec::new() })
+    }
+
+    /// Moves the memory into huge pages as far as there are any; says whether it is. For the broker, while nobody else has the
+    /// region: whoever does it pays for all of it. Takes about a millisecond for a huge page.
+    pub fn collapse(&self) -> bool {
+        let whole = self.mapping.bytes & !(HUGE - 1);
+        // Linux 6.1; rustix has no name for it.
+        const MADV_COLLAPSE: libc::c_int = 25;
+        // SAFETY: a part of exactly this mapping; its content does not change.
+        whole > 0 && unsafe { libc::madvise(self.mapping.start.as_ptr().cast(), whole, MADV_COLLAPSE) } == 0
     }
 
     /// A window on `bytes` at `offset` that nobody else gets.

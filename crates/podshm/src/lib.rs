@@ -15,6 +15,7 @@ pub mod agent;
 mod broker_socket;
 pub mod client;
 mod clock;
+mod doorbell;
 mod error;
 mod frames;
 

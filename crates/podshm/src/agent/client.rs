@@ -145,6 +145,11 @@ impl AgentClient {
         }
     }
 
+    pub(super) fn name_held_open(&self) {
+        let (client, member) = (self.id, &self.member);
+        tracing::warn!(member, client, "its process is dead and its doorbell is kept open elsewhere; it is drained");
+    }
+
     pub(super) fn heat_up(&mut self) {
         self.hot = true;
         self.sleeper.disarm(&self.own);
@@ -212,8 +217,7 @@ impl AgentClient {
             self.own.futex_wake(WAKE);
         }
         if let (true, Some(doorbell)) = (wants.doorbell(), &self.doorbell) {
-            // Full, or hung up: then the client is awake, or gone.
-            let _ = rustix::io::write(doorbell, &[1]);
+            crate::doorbell::ring(doorbell);
         }
     }
 

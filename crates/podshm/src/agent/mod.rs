@@ -407,6 +407,9 @@ impl Agent {
             Down::Left(left) => {
                 if let Some(client) = self.clients.get_mut(left.client) {
                     client.gone = true;
+                    if left.held_open {
+                        client.name_held_open();
+                    }
                     self.clients.heat_up(left.client);
                     return Ok(());
                 }

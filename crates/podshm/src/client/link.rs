@@ -238,8 +238,7 @@ impl Channel {
 
     #[cold]
     fn ring(&self) {
-        // Full, or hung up: then the agent is awake, or gone.
-        let _ = rustix::io::write(&self.doorbell, &[1]);
+        crate::doorbell::ring(&self.doorbell);
     }
 
     #[inline(always)]

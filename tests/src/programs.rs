@@ -1,4 +1,4 @@
-//! C programs of the tests, compiled with the system's `cc` against the fork shim, and talked to line by line.
+//! Programs that tests start and talk to line by line; those in C are compiled with the system's `cc` against the fork shim.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -50,7 +50,19 @@ impl Talk {
     pub fn line(&mut self) -> String {
         match self.lines.recv_timeout(crate::PATIENCE * 3) {
             Ok(line) => line,
-            Err(error) => panic!("the program says nothing: {error}; it is {:?}", self.child.try_wait()),
+            Err(error) => {
+                std::thread::sleep(std::time::Duration::from_millis(300)); // for it to be reaped
+                panic!("the program says nothing: {error}; it is {:?}", self.child.try_wait())
+            }
+        }
+    }
+
+    /// The rest of its next line that starts with `word`; others are passed over.
+    pub fn find(&mut self, word: &str) -> String {
+        loop {
+            if let Some(rest) = self.line().strip_prefix(word) {
+                return rest.to_owned();
+            }
         }
     }
 
