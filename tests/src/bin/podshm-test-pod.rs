@@ -113,7 +113,7 @@ impl Room {
                 loop {
                     match agent.raw.receive().expect("the broker goes on") {
                         (Down::Left(client), _) => {
-                            agent.raw.send(Up::Drained(client));
+                            agent.raw.send(Up::Drained(podshm_proto::ClientId { client: client.client }));
                             let ids = self.served.remove(&client.client).into_iter().collect();
                             agent.raw.send(Up::Release(RegionIds { ids }));
                             self.readable.clear();
