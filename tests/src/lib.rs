@@ -1,10 +1,12 @@
 //! What the tests that cross crates share: a broker with sockets in a directory of its own.
 
+pub mod attacks;
 pub mod deliveries;
 pub mod gates;
 pub mod load;
 pub mod many;
 pub mod participant;
+pub mod pods;
 pub mod programs;
 pub mod raw;
 pub mod roles;

@@ -7,6 +7,7 @@ use podshm_proto::{
     encode_up,
 };
 use podshm_region::{Memory, Window, WriteMap, descriptors};
+use rustix::fs::{FallocateFlags, fallocate};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
@@ -23,7 +24,8 @@ impl Raw {
     /// Connects, and says nothing yet.
     pub fn connect(directory: impl AsRef<Path>) -> Raw {
         let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
-        connect(&socket, &SocketAddrUnix::new(directory.as_ref().join("broker.sock")).unwrap()).unwrap();
+        let path = directory.as_ref().join("broker.sock");
+        connect(&socket, &SocketAddrUnix::new(path).unwrap()).unwrap();
         let timeout = Some(Duration::from_secs(20));
         rustix::net::sockopt::set_socket_timeout(&socket, rustix::net::sockopt::Timeout::Recv, timeout).unwrap();
         Raw { socket }
@@ -169,6 +171,8 @@ pub struct RawAgent {
     pub rewrite: Option<Region>,
     /// It publishes such tables, as they are.
     pub rewrites: bool,
+    /// It makes holes in what it may write before it says that it has mapped it.
+    pub punches: bool,
 }
 
 impl RawAgent {
@@ -183,6 +187,11 @@ impl RawAgent {
 
     /// Connects, maps everything, says that it is ready.
     pub fn ready(directory: impl AsRef<Path>, services: Vec<Service>) -> RawAgent {
+        Self::ready_and(directory, services, false)
+    }
+
+    /// [`RawAgent::ready`] which makes holes before the seals where `punches` says so.
+    pub fn ready_and(directory: impl AsRef<Path>, services: Vec<Service>, punches: bool) -> RawAgent {
         let raw = Raw::connect(directory);
         raw.send(Up::Hello(hello(true, services)));
         let mut agent = RawAgent {
@@ -194,6 +203,7 @@ impl RawAgent {
             sealed: BTreeSet::new(),
             rewrite: None,
             rewrites: false,
+            punches,
         };
         while agent.writable.is_empty() || agent.sealed.len() < agent.writable.len() {
             agent.step();
@@ -204,10 +214,19 @@ impl RawAgent {
 
     /// One message of the broker.
     pub fn step(&mut self) {
-        match self.raw.receive().expect("the broker goes on") {
+        let (message, fds) = self.raw.receive().expect("the broker goes on");
+        self.follow(message, fds);
+    }
+
+    /// Does what the broker says.
+    pub fn follow(&mut self, message: Down, fds: Vec<OwnedFd>) {
+        match (message, fds) {
             (Down::Write(regions), fds) => {
                 let mut ids = Vec::new();
                 for (region, fd) in regions.regions.into_iter().zip(fds) {
+                    if self.punches {
+                        punch_all(&fd);
+                    }
                     let mut map = WriteMap::map(&Memory::from_fd(fd).unwrap()).unwrap();
                     self.writable.push((region, map.window(0, region.bytes as usize)));
                     ids.push(region.id);
@@ -241,6 +260,15 @@ impl RawAgent {
             self.step();
         }
         self.clients.pop().unwrap()
+    }
+}
+
+/// Frees every page but the first, as a writer can before the seal.
+pub fn punch_all(fd: &OwnedFd) {
+    let size = rustix::fs::fstat(fd).expect("fstat").st_size as u64;
+    let (punch, first) = (FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, podshm_layout::PAGE as u64);
+    if size > first {
+        fallocate(fd, punch, first, size - first).expect("a hole");
     }
 }
 

@@ -3,61 +3,10 @@
 use podshm_layout::PAGE;
 use podshm_proto::Service;
 use podshm_region::{Memory, ReadMap};
-use podshm_tests::Node;
 use podshm_tests::raw::{RawAgent, RawClient};
-use rustix::fs::{FallocateFlags, Mode, OFlags, SealFlags};
-use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-
-/// Every attack that went through, by name.
-fn attack(fd: BorrowedFd<'_>, bytes: u64, through: &mut Vec<&'static str>) {
-    let len = bytes as usize;
-    let mut check = |name, succeeded: bool| {
-        if succeeded {
-            through.push(name);
-        }
-    };
-    // SAFETY: fresh mappings at the kernel's choice, not touched except where said, leaked on purpose.
-    let map = |fd: BorrowedFd<'_>, prot| unsafe {
-        rustix::mm::mmap(std::ptr::null_mut(), len, prot, MapFlags::SHARED, fd, 0)
-    };
-    check("mmap writable", map(fd, ProtFlags::READ | ProtFlags::WRITE).is_ok());
-    check("mmap write only", map(fd, ProtFlags::WRITE).is_ok());
-    let read_only = map(fd, ProtFlags::READ).expect("reading is allowed");
-    // SAFETY: exactly the mapping made above; nothing of Rust's lives there.
-    check(
-        "mprotect",
-        unsafe { rustix::mm::mprotect(read_only, len, MprotectFlags::READ | MprotectFlags::WRITE) }.is_ok(),
-    );
-    // SAFETY: as above.
-    check("madvise remove", unsafe { rustix::mm::madvise(read_only, PAGE, rustix::mm::Advice::LinuxRemove) }.is_ok());
-    check("write", rustix::io::pwrite(fd, &[1; 8], 0).is_ok());
-    check("shrink", rustix::fs::ftruncate(fd, bytes - PAGE as u64).is_ok());
-    check("truncate", rustix::fs::ftruncate(fd, 0).is_ok());
-    check("grow", rustix::fs::ftruncate(fd, bytes + PAGE as u64).is_ok());
-    let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-    check("punch", rustix::fs::fallocate(fd, punch, 0, PAGE as u64).is_ok());
-    check("zero", rustix::fs::fallocate(fd, FallocateFlags::ZERO_RANGE, 0, PAGE as u64).is_ok());
-    check("allocate more", rustix::fs::fallocate(fd, FallocateFlags::empty(), bytes, PAGE as u64).is_ok());
-    check("another seal", rustix::fs::fcntl_add_seals(fd, SealFlags::SEAL).is_ok());
-    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
-    // The kernel may well open it; what counts is that the open file can do no more.
-    for flags in [OFlags::RDWR, OFlags::WRONLY, OFlags::RDWR | OFlags::TRUNC] {
-        if let Ok(again) = rustix::fs::open(&path, flags, Mode::empty()) {
-            check("re-open and map", map(again.as_fd(), ProtFlags::READ | ProtFlags::WRITE).is_ok());
-            check("re-open and write", rustix::io::pwrite(&again, &[1; 8], 0).is_ok());
-            check("re-open and shrink", rustix::fs::ftruncate(&again, 0).is_ok());
-            check("re-open and punch", rustix::fs::fallocate(&again, punch, 0, PAGE as u64).is_ok());
-            if flags == OFlags::RDWR
-                && let Ok(read_only) = map(again.as_fd(), ProtFlags::READ)
-            {
-                // SAFETY: exactly the mapping made above.
-                let done = unsafe { rustix::mm::mprotect(read_only, len, MprotectFlags::READ | MprotectFlags::WRITE) };
-                check("re-open and mprotect", done.is_ok());
-            }
-        }
-    }
-}
+use podshm_tests::{Node, attacks};
+use rustix::fs::{FallocateFlags, SealFlags};
+use std::os::fd::{AsFd, BorrowedFd};
 
 /// The same attacks in a child that is user 65534; says how many went through, or that /proc could not be reached.
 fn attack_as_nobody(fd: BorrowedFd<'_>, bytes: u64) {
@@ -74,7 +23,7 @@ fn attack_as_nobody(fd: BorrowedFd<'_>, bytes: u64) {
         };
         let mut through = Vec::new();
         let code = if became {
-            attack(fd, bytes, &mut through);
+            attacks::all(fd, bytes, &mut through);
             through.len() as i32
         } else {
             99
@@ -95,7 +44,7 @@ fn is_root() -> bool {
 
 fn withstands(what: &str, fd: BorrowedFd<'_>, bytes: u64) {
     let mut through = Vec::new();
-    attack(fd, bytes, &mut through);
+    attacks::all(fd, bytes, &mut through);
     assert!(through.is_empty(), "{what}: {through:?} went through");
     if is_root() {
         attack_as_nobody(fd, bytes);
@@ -145,7 +94,7 @@ fn nobody_but_its_writer_can_change_a_region() {
 fn the_attacks_work_on_what_is_not_sealed() {
     let memory = Memory::create("open", 4 * PAGE as u64).unwrap();
     let mut through = Vec::new();
-    attack(memory.as_fd(), memory.bytes(), &mut through);
+    attacks::all(memory.as_fd(), memory.bytes(), &mut through);
     for name in ["mmap writable", "mprotect", "madvise remove", "write", "punch", "another seal", "re-open and punch"] {
         assert!(through.contains(&name), "{name} is not in {through:?}");
     }

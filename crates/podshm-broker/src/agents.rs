@@ -69,6 +69,11 @@ impl State {
             let reason = "a successor is already waiting to take over; try again when it serves";
             return self.reject(conn, RefusalKind::OverLimit, reason);
         }
+        // What it is to write, kept and sent, and the notice page.
+        let regions = services.tables().count() + domain.clients.len() + SPARE;
+        if let Err(refusal) = domain.has_descriptors(2 * regions + 1) {
+            return self.reject(conn, RefusalKind::OverLimit, refusal);
+        }
         if domain.services.is_none() {
             let tables: Vec<(u32, u64)> = services.tables().map(|i| (i as u32, table_bytes(&services, i))).collect();
             // Layouts differ within the first page: the size is the same for all of them.

@@ -66,7 +66,7 @@ impl State {
         }
         self.rewrite_tables(agent);
         self.sort_out(agent);
-        self.top_up(agent);
+        let _ = self.top_up(agent);
         for conn in self.domain_of(agent).map_or_else(Vec::new, |d| d.waiting.iter().copied().collect()) {
             if let Err((kind, reason)) = self.still_meets(conn) {
                 self.stop_waiting(conn);
@@ -78,7 +78,11 @@ impl State {
                 continue;
             }
             let Some(answer) = self.take_answer(agent) else {
-                return self.top_up(agent);
+                // More are on their way, or can't be had.
+                let Err(refusal) = self.top_up(agent) else { return };
+                self.stop_waiting(conn);
+                self.reject(conn, RefusalKind::OverLimit, refusal);
+                continue;
             };
             // It has its say in the layout by waiting until it has it by being in.
             let result = self.let_in(conn, answer);
@@ -126,6 +130,10 @@ impl State {
         let Some(domain) = self.domains.get_mut(&name) else {
             return Ok(());
         };
+        // C, and for sending: the notice page, C, A, the tables, both ends of the doorbell.
+        domain
+            .has_descriptors(6 + domain.tables.len())
+            .map_err(|refusal| (RefusalKind::OverLimit, refusal.to_string()))?;
         domain
             .books
             .admit_client(client, &member, geometry.client_bytes, geometry.agent_bytes)
@@ -250,7 +258,7 @@ impl State {
         }
         // Only now, when the client has all it waits for: making regions for the next ones takes as long as its whole join.
         if let Some(agent) = agent {
-            self.top_up(agent);
+            let _ = self.top_up(agent); // tried again when the next one is wanted
         }
     }
 

@@ -39,6 +39,8 @@ pub(crate) struct Connection {
     pub(crate) software: String,
     /// What it reads and writes, as it said.
     pub(crate) layouts: Spoken,
+    /// It took the last descriptor: it is let in only to be told so.
+    pub(crate) is_one_too_many: bool,
     pub(crate) since: Instant,
     pub(crate) ending: bool,
     pub(crate) ending_since: Option<Instant>,
@@ -60,6 +62,7 @@ impl Connection {
             role: Role::New,
             software: String::new(),
             layouts: Spoken::OURS,
+            is_one_too_many: false,
             since: Instant::now(),
             ending: false,
             ending_since: None,

@@ -1,6 +1,7 @@
 //! The thread, its epoll, its sockets; and the handle that an embedding process holds.
 
 use crate::connections::Connection;
+use crate::descriptors::Reserve;
 use crate::liveness::{Liveness, process_token};
 use crate::state::{Domain, DomainConfig, DomainStats, State};
 use crate::{BrokerError, Identity, Rights};
@@ -129,14 +130,20 @@ pub(crate) struct Loop {
     listeners: BTreeMap<u64, Listener>,
     last_token: u64,
     stop: bool,
+    reserve: Reserve,
+    /// Listeners that are not listened to until there is a descriptor for who comes.
+    deaf: Vec<u64>,
 }
 
 impl Loop {
     pub(crate) fn new(poll: OwnedFd, wake: Arc<OwnedFd>, inbox: Receiver<Act>) -> Self {
+        let reserve = Reserve::of(&wake);
         Loop {
             poll,
             wake,
             inbox,
+            reserve,
+            deaf: Vec::new(),
             state: State::default(),
             liveness: Liveness::default(),
             listeners: BTreeMap::new(),
@@ -245,6 +252,7 @@ impl Loop {
     }
 
     fn accept(&mut self, token: u64) {
+        let mut is_one_too_many = false;
         loop {
             let Some(listener) = self.listeners.get(&token) else {
                 return;
@@ -252,8 +260,17 @@ impl Loop {
             let socket = match accept_with(&listener.socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
                 Ok(socket) => socket,
                 Err(rustix::io::Errno::AGAIN) => return,
+                Err(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE) if self.reserve.spend() => {
+                    tracing::warn!(member = %listener.who.name(), "no descriptors are left; raise RLIMIT_NOFILE");
+                    is_one_too_many = true;
+                    continue;
+                }
                 Err(error) => {
-                    tracing::error!(%error, member = %listener.who.name(), "a connection could not be accepted; raise RLIMIT_NOFILE if it says too many files");
+                    tracing::error!(%error, member = %listener.who.name(), "a connection could not be accepted; its pod waits");
+                    // Until there is a descriptor for it: the kernel would say again and again that somebody is at the door.
+                    let none = epoll::EventFlags::empty();
+                    let _ = epoll::modify(&self.poll, &listener.socket, epoll::EventData::new_u64(token), none);
+                    self.deaf.push(token);
                     return;
                 }
             };
@@ -268,6 +285,7 @@ impl Loop {
             let id = self.token();
             if epoll::add(&self.poll, &socket, epoll::EventData::new_u64(id), epoll::EventFlags::IN).is_ok() {
                 let mut connection = Connection::new(id, socket, domain, who, rights);
+                connection.is_one_too_many = std::mem::take(&mut is_one_too_many);
                 self.liveness.watch(&self.poll, &mut connection);
                 self.state.connections.insert(id, connection);
             }
@@ -327,6 +345,14 @@ impl Loop {
         }
         for conn in ended {
             self.state.end(conn);
+        }
+        if self.reserve.refill(&self.wake) {
+            for token in std::mem::take(&mut self.deaf) {
+                if let Some(listener) = self.listeners.get(&token) {
+                    let input = epoll::EventFlags::IN;
+                    let _ = epoll::modify(&self.poll, &listener.socket, epoll::EventData::new_u64(token), input);
+                }
+            }
         }
     }
 }

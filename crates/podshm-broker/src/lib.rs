@@ -11,6 +11,7 @@
 mod agents;
 mod clients;
 mod connections;
+mod descriptors;
 mod event_loop;
 mod layouts;
 mod liveness;

@@ -4,8 +4,9 @@ use crate::BrokerError;
 use crate::agents::AgentState;
 use crate::clients::Client;
 use crate::connections::{Connection, Role};
+use crate::descriptors;
 use crate::regions::{ConnId, RegionBook};
-use podshm_domain::{Books, Limits, Spoken};
+use podshm_domain::{Books, Limits, Refusal, Spoken};
 use podshm_layout::geometry::{NOTICE_AGENT_EPOCH, NOTICE_TABLES};
 use podshm_layout::mem::Store;
 use podshm_layout::sync::Ordering;
@@ -150,6 +151,11 @@ impl Domain {
         Ok(self.notice.try_clone()?.into_fd())
     }
 
+    /// Whether the broker can open so many more descriptors.
+    pub(crate) fn has_descriptors(&self, asked: usize) -> Result<(), Refusal> {
+        descriptors::room(&self.notice, asked)
+    }
+
     /// Release: whoever sees the new epoch also sees what the broker did before.
     pub(crate) fn publish_epoch(&self) {
         self.notice_page.store(NOTICE_AGENT_EPOCH, self.epoch, Ordering::Release);
@@ -225,6 +231,9 @@ impl State {
         }
         if let Err((kind, reason)) = self.check_layouts(conn) {
             return self.reject(conn, kind, reason);
+        }
+        if self.connections.get(&conn).is_some_and(|c| c.is_one_too_many) {
+            return self.reject(conn, RefusalKind::OverLimit, Refusal::Descriptors { asked: 1, left: 0 });
         }
         if hello.agent {
             self.agent_hello(conn, hello.services);

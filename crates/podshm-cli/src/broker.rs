@@ -31,6 +31,15 @@ pub struct Arguments {
     clients: u32,
 }
 
+/// Each client costs a few descriptors: this process takes as many as it may, not the few that a shell allows.
+fn allow_descriptors() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        eprintln!("the limit on descriptors stays as it is: {error}");
+    }
+}
+
 /// Runs until SIGTERM or SIGINT.
 pub fn run(arguments: Arguments) -> anyhow::Result<()> {
     let mut signals = signal_hook::iterator::Signals::new([15, 2]).context("watching for SIGTERM and SIGINT")?;
@@ -40,6 +49,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         clients: arguments.clients,
         ..Limits::default()
     };
+    allow_descriptors();
     let broker = Broker::start()?;
     broker.add_domain(DomainConfig { limits, ..DomainConfig::new(&arguments.domain) })?;
     let agents = arguments.agents.iter().map(|pod| (pod, Rights { join: false, serve: true }));

@@ -3,6 +3,7 @@
 use super::SPARE;
 use crate::regions::ConnId;
 use crate::state::State;
+use podshm_domain::Refusal;
 use podshm_layout::RegionKind;
 use podshm_proto::{Down, Region, RegionIds, Written};
 use std::collections::VecDeque;
@@ -73,14 +74,18 @@ impl State {
         }
     }
 
-    pub(crate) fn top_up(&mut self, conn: ConnId) {
+    /// Asks the agent for more answer regions when few are left; refuses where the broker has no descriptors for them.
+    pub(crate) fn top_up(&mut self, conn: ConnId) -> Result<(), Refusal> {
         let Some(agent) = self.agent_state(conn) else {
-            return;
+            return Ok(());
         };
         let ready = agent.pool.len() + agent.unmapped.len();
         if ready < SPARE.div_ceil(2) {
+            // Each twice: to keep and to send.
+            self.home(conn).map_or(Ok(()), |domain| domain.has_descriptors(2 * (SPARE - ready)))?;
             let wanted: Vec<Region> = (ready..SPARE).map(|_| self.new_answer(conn)).collect();
             self.send_for_writing(conn, wanted);
         }
+        Ok(())
     }
 }

@@ -94,7 +94,7 @@ impl State {
             step::at(Step::BrokerHanded);
         }
         self.serve_waiting(conn);
-        self.top_up(conn);
+        let _ = self.top_up(conn); // tried again when the next one is wanted
         self.trim(conn);
     }
 
@@ -196,11 +196,11 @@ impl State {
         self.sort_out(agent);
         if self.agent_state(agent).is_some_and(|a| a.pool.is_empty()) {
             // It waits for the agent's next answer regions, which are asked for now.
-            self.top_up(agent);
+            let _ = self.top_up(agent);
             return;
         }
         self.hand_over_client(agent, client);
-        self.top_up(agent);
+        let _ = self.top_up(agent);
     }
 
     /// Clients that were sealed while this agent had no answer region ready.
