@@ -15,7 +15,7 @@
 //! as it may do by other means. `PODSHM_MEMBARRIER=0` turns the whole thing off.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{Ordering, compiler_fence};
+use std::sync::atomic::{AtomicU32, Ordering, compiler_fence};
 
 // Commands of membarrier(2), as linux/membarrier.h has them.
 const GLOBAL_EXPEDITED: libc::c_int = 1 << 1;
@@ -34,10 +34,28 @@ fn is_off() -> bool {
 }
 
 /// Registers this process for barriers of others; says whether it is. Costs a system call each time: whether a forked child
-/// stays registered differs from kernel to kernel, so whoever joins asks anew.
+/// stays registered differs from kernel to kernel, so whoever joins asks anew. The first time in a process of several threads
+/// the kernel waits for a grace period, some ten milliseconds (12 and 16 seen for both kinds): nothing that should be quick may
+/// wait for it.
 pub fn register_global() -> bool {
     !is_off() && membarrier(REGISTER_GLOBAL_EXPEDITED)
 }
+
+/// Registers this process for both kinds, so that doing it again costs a system call only.
+pub fn register() {
+    let epoch = crate::fork::install();
+    register_private();
+    register_global();
+    REGISTERED.store(epoch, Ordering::Release);
+}
+
+/// Whether [`register`] has been through in this process, and not only in one that it was forked from.
+pub fn is_registered() -> bool {
+    REGISTERED.load(Ordering::Acquire) == crate::fork::install()
+}
+
+/// The epoch of the process that has been through [`register`]; no process has 0.
+static REGISTERED: AtomicU32 = AtomicU32::new(0);
 
 /// Whether this process may call [`global`].
 pub fn global_works() -> bool {
@@ -53,7 +71,7 @@ pub fn global() {
     }
 }
 
-/// Registers this process for its own barriers; says whether [`private`] works. Costs system calls, as above.
+/// Registers this process for its own barriers; says whether [`private`] works. Costs what [`register_global`] does.
 pub fn register_private() -> bool {
     !is_off() && membarrier(REGISTER_PRIVATE_EXPEDITED) && membarrier(PRIVATE_EXPEDITED)
 }

@@ -68,19 +68,42 @@ pub struct Biased<T> {
 unsafe impl<T: Send> Sync for Biased<T> {}
 
 impl<T> Biased<T> {
-    /// A lock that nobody owns yet.
+    /// A lock that nobody owns yet. In a process of several threads this may take some ten milliseconds once: see
+    /// [`barrier::register_private`].
     pub fn new(value: T) -> Self {
-        let works = barrier::register_private();
+        let lock = Self::plain(value);
+        lock.allow_owner();
+        lock
+    }
+
+    /// A plain mutex until [`Biased::allow_owner`].
+    pub fn plain(value: T) -> Self {
         Biased {
-            open: AtomicU64::new(if works { UNCLAIMED } else { SHARED }),
+            open: AtomicU64::new(SHARED),
             inside: AtomicU32::new(0),
             wanting: AtomicU32::new(0),
-            visits: AtomicU32::new(if works { 0 } else { VISITS }),
+            visits: AtomicU32::new(VISITS),
             holder: AtomicU64::new(0),
             owner: AtomicU64::new(0),
             mutex: RawMutex::default(),
             value: UnsafeCell::new(value),
         }
+    }
+
+    /// Lets the thread that enters next own a lock that was [`plain`](Biased::plain), if barriers work here. Waits for nobody:
+    /// says whether that is settled, which it isn't while somebody is in.
+    pub fn allow_owner(&self) -> bool {
+        if self.owner.load(Ordering::Relaxed) != 0 || !barrier::register_private() {
+            return true;
+        }
+        if !self.mutex.try_lock() {
+            return false;
+        }
+        self.visits.store(0, Ordering::Relaxed);
+        // Release: as in `leave_mutex`. Nobody is in: there is no owner, and the mutex is ours.
+        self.open.store(UNCLAIMED, Ordering::Release);
+        self.mutex.unlock();
+        true
     }
 
     /// Waits until nobody else is in. A thread that panicked inside has left.
@@ -182,16 +205,18 @@ enum Entered {
 struct RawMutex(AtomicU32);
 
 impl RawMutex {
-    fn lock(&self) {
+    fn try_lock(&self) -> bool {
         // Acquire: pairs with the release in `unlock`.
-        if self.0.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_ok() {
+        self.0.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_ok()
+    }
+
+    fn lock(&self) {
+        if self.try_lock() {
             return;
         }
         for _ in 0..100 {
             std::hint::spin_loop();
-            if self.0.load(Ordering::Relaxed) == 0
-                && self.0.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_ok()
-            {
+            if self.0.load(Ordering::Relaxed) == 0 && self.try_lock() {
                 return;
             }
         }
@@ -286,6 +311,33 @@ mod tests {
         let total: u64 = threads.into_iter().map(|t| t.join().unwrap()).sum();
         let both = lock.enter().unwrap();
         assert_eq!(*both, (total, total));
+    }
+
+    #[test]
+    fn a_plain_lock_gets_its_owner_while_others_are_at_it() {
+        let lock = Biased::plain((0u64, 0u64));
+        std::thread::scope(|s| {
+            for _ in 0..3 {
+                s.spawn(|| {
+                    for _ in 0..50_000 {
+                        let mut both = lock.enter().unwrap();
+                        assert_eq!(both.0, both.1);
+                        both.0 += 1;
+                        std::hint::black_box(&mut *both);
+                        both.1 += 1;
+                    }
+                });
+            }
+            s.spawn(|| while !lock.allow_owner() {});
+        });
+        assert_eq!(*lock.enter().unwrap(), (150_000, 150_000));
+        let alone = Biased::plain(());
+        let guard = alone.enter().unwrap();
+        assert_eq!((alone.owner.load(Ordering::Relaxed), alone.allow_owner()), (0, !barrier::register_private()));
+        drop(guard);
+        assert!(alone.allow_owner());
+        drop(alone.enter().unwrap());
+        assert_eq!(alone.owner.load(Ordering::Relaxed) != 0, barrier::register_private());
     }
 
     #[test]

@@ -48,8 +48,13 @@ pub(crate) struct CallLine {
 impl CallService {
     pub(crate) fn new(outlet: Outlet, inbox: Inbox, ring: usize) -> Self {
         let position = AtomicU64::new(inbox.signs().0);
-        let line = Biased::new(CallLine { outlet, inbox, last_id: 0, sending: None });
+        let line = Biased::plain(CallLine { outlet, inbox, last_id: 0, sending: None });
         CallService { line, position, completions: AtomicU64::new(0), ring }
+    }
+
+    /// See [`Biased::allow_owner`].
+    pub(super) fn allow_owner(&self) -> bool {
+        self.line.allow_owner()
     }
 
     #[inline(always)]

@@ -114,8 +114,10 @@ pub(crate) struct Channel {
     rings: Vec<(ReadMap, podshm_layout::RingGeometry)>,
     /// Where in it the cursors of each ring to the agent are.
     cursors: Vec<CursorLine>,
-    /// The agent makes this process go through a fence before it sleeps.
-    light: bool,
+    /// The agent makes processes that are registered for it go through a fence before it sleeps …
+    fences: bool,
+    /// … and this one is.
+    light: AtomicBool,
     alive: AtomicBool,
     pub(crate) doorbell: ProcessFd,
     place: u64,
@@ -168,7 +170,8 @@ impl Link {
             head,
             cursors: geometry.to_agent.iter().map(podshm_layout::RingGeometry::cursor_line).collect(),
             rings,
-            light: fences && barrier::register_global(),
+            fences,
+            light: AtomicBool::new(false),
             alive: AtomicBool::new(true),
             doorbell: ProcessFd::new(doorbell),
             place,
@@ -254,10 +257,18 @@ impl Channel {
         self.place
     }
 
+    /// Leaves fences to the agent from here on, where it takes them. May take its time: see [`barrier::register_global`].
+    pub(crate) fn lighten(&self) {
+        if self.fences && barrier::register_global() {
+            // Relaxed: whoever sees it is in a process that is registered already.
+            self.light.store(true, Ordering::Relaxed);
+        }
+    }
+
     /// After publishing: wakes the agent if it sleeps.
     #[inline(always)]
     pub(crate) fn ring_doorbell(&self, waker: &mut Waker) {
-        let sleeps = if self.light { waker.check_light(&self.head) } else { waker.check(&self.head) };
+        let sleeps = if self.light.load(Ordering::Relaxed) { waker.check_light(&self.head) } else { waker.check(&self.head) };
         if sleeps.is_some() {
             self.ring();
         }
@@ -267,7 +278,7 @@ impl Channel {
     /// After reading answers: wakes the agent if its next ones wait for room.
     #[inline(always)]
     pub(crate) fn ring_for_room(&self, waker: &mut Waker) {
-        if waker.check_for_room(&self.head, self.light) {
+        if waker.check_for_room(&self.head, self.light.load(Ordering::Relaxed)) {
             self.ring();
         }
     }

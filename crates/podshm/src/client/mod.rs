@@ -148,7 +148,7 @@ impl Client {
                 let inbox = Inbox::new(answers, to_agent, &link.channel, &own);
                 calls.insert(index, Arc::new(CallService::new(outlet, inbox, answers)));
             } else {
-                queues.insert(index, Arc::new(Biased::new(outlet)));
+                queues.insert(index, Arc::new(Biased::plain(outlet)));
             }
         }
         // Nothing is accepted before the seal; an agent may take over or a table grow meanwhile.
@@ -246,6 +246,14 @@ impl Client {
 }
 
 impl Shared {
+    /// In a process that is registered for barriers: lets pushes and calls go without fences, and a lock's owner without atomics.
+    /// Says whether that holds for all; a queue or call that somebody is in is not waited for.
+    pub(crate) fn take_part_in_barriers(&self) -> bool {
+        self.link.load().channel.lighten();
+        let queues = self.queues.values().map(|queue| queue.allow_owner());
+        queues.chain(self.calls.values().map(|call| call.allow_owner())).fold(true, |all, one| all && one)
+    }
+
     /// Refuses to touch the parent's memory. One load.
     #[inline(always)]
     pub(crate) fn check_fork(&self) -> Result<(), Error> {

@@ -6,7 +6,7 @@ use crate::broker_socket::{BrokerSocket, Received, wait};
 use crate::error::Error;
 use podshm_layout::step::{self, Step};
 use podshm_proto::{Down, RegionIds, Up};
-use podshm_region::WriteMap;
+use podshm_region::{WriteMap, barrier};
 use rustix::event::PollFlags;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -66,6 +66,7 @@ pub(crate) fn prepare() -> Result<Waiting, Error> {
             tracing::debug!(%error, "pages are touched as they are used");
         }
         drop(region);
+        worker.begin_to_register();
         worker.run();
     };
     let builder = std::thread::Builder::new().name("podshm-client".into()).stack_size(128 * 1024);
@@ -84,8 +85,15 @@ impl Waiting {
         region: WriteMap,
     ) -> Result<Joined, Error> {
         let stop = Arc::new(AtomicBool::new(false));
-        let mut worker =
-            Worker { shared: Arc::clone(&shared), broker: Some(broker), speaks, stop: Arc::clone(&stop), hung_up: 0 };
+        let mut worker = Worker {
+            shared: Arc::clone(&shared),
+            broker: Some(broker),
+            speaks,
+            stop: Arc::clone(&stop),
+            hung_up: 0,
+            takes_part: false,
+            tries: 0,
+        };
         for received in early {
             worker.message(received);
         }
@@ -102,9 +110,31 @@ struct Worker {
     stop: Arc<AtomicBool>,
     /// Epoch of the agent whose hang-up was noticed already.
     hung_up: u64,
+    /// See [`Shared::take_part_in_barriers`].
+    takes_part: bool,
+    tries: u32,
 }
 
 impl Worker {
+    /// Has the process registered for barriers, if it isn't. The kernel may need some ten milliseconds for that, so a thread of
+    /// its own waits for it, which holds nothing of this client; doorbells and new agents don't wait.
+    fn begin_to_register(&mut self) {
+        if barrier::is_registered() {
+            return self.take_part();
+        }
+        let builder = std::thread::Builder::new().name("podshm-barriers".into()).stack_size(128 * 1024);
+        if let Err(error) = builder.spawn(barrier::register) {
+            tracing::debug!(%error, "no thread to register for barriers: pushes fence for themselves");
+            self.takes_part = true;
+        }
+    }
+
+    fn take_part(&mut self) {
+        self.tries += 1;
+        // Whoever stays in for seconds loses nothing but speed.
+        self.takes_part = self.shared.take_part_in_barriers() || self.tries > 100;
+    }
+
     fn run(&mut self) {
         while !self.stop.load(Ordering::Acquire) {
             let link = self.shared.link.load_full();
@@ -117,8 +147,14 @@ impl Worker {
                 fds.push((broker.as_fd(), PollFlags::IN));
             }
             let deadline = self.shared.futures.next_deadline();
-            let events = wait(&fds, deadline.map(|d| d.saturating_duration_since(Instant::now())));
+            let due = deadline.map(|d| d.saturating_duration_since(Instant::now()));
+            // Nobody tells when the process is registered for barriers.
+            let look_again = (!self.takes_part).then_some(Duration::from_millis(20));
+            let events = wait(&fds, due.into_iter().chain(look_again).min());
             drop(fds);
+            if !self.takes_part && barrier::is_registered() {
+                self.take_part();
+            }
             if deadline.is_some_and(|d| d <= Instant::now()) {
                 self.shared.futures.serve(&self.shared);
             }
@@ -195,7 +231,10 @@ impl Worker {
                     &shared.notice,
                     &shared.released,
                 )
-                .map(|link| self.swap(link))
+                .map(|link| {
+                    link.channel.lighten();
+                    self.swap(link);
+                })
             }
             Down::NewTable(region) => (|| {
                 let fd = received.fd("a table")?;
