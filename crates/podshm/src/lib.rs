@@ -17,8 +17,10 @@ pub mod client;
 mod clock;
 mod error;
 mod frames;
+mod wakes;
 
 pub use agent::{Agent, AgentBuilder, Answer, Deferred, Handler, Progress, Record, Request, TableWriter};
 pub use client::{Caller, Client, Key, QueueSender, Spin, Table};
 pub use error::{Error, ErrorKind};
 pub use podshm_proto::ServiceKind;
+pub use wakes::WakeStats;

@@ -89,6 +89,8 @@ impl AgentBuilder {
             poll,
             clients: BTreeMap::new(),
             hot: Vec::new(),
+            polled: Vec::new(),
+            wakes: crate::wakes::WakeStats::default(),
             pool: HashMap::new(),
             tables: BTreeMap::new(),
             epoch: u64::MAX,

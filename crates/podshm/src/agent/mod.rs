@@ -10,6 +10,7 @@
 
 mod answer;
 mod connect;
+mod doorbells;
 mod serve;
 mod table;
 
@@ -19,6 +20,7 @@ pub use table::TableWriter;
 
 use crate::broker_socket::BrokerSocket;
 use crate::error::Error;
+use crate::wakes::WakeStats;
 use answer::Inbound;
 use podshm_layout::geometry::NOTICE_AGENT_EPOCH;
 use podshm_layout::mem::Load;
@@ -133,6 +135,9 @@ pub struct Agent {
     poll: OwnedFd,
     clients: BTreeMap<u64, AgentClient>,
     hot: Vec<u64>,
+    /// Clients that ring too much, or whose doorbell is gone.
+    polled: Vec<u64>,
+    wakes: WakeStats,
     /// Answer regions that are mapped, by their number, until a client gets them.
     pool: HashMap<u64, (podshm_proto::Region, podshm_region::WriteMap)>,
     tables: BTreeMap<usize, table::Slot>,
@@ -254,6 +259,8 @@ impl Agent {
 
     /// Looks at doorbells, the broker and deferred answers; waits for them for at most `timeout`.
     fn look(&mut self, _handler: &mut impl Handler, timeout: Duration) -> Result<(), Error> {
+        self.wakes.looks += 1;
+        let timeout = self.until_next_look(timeout);
         let mut events = Vec::with_capacity(64);
         let timeout = Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: i64::from(timeout.subsec_nanos()) };
         match epoll::wait(&self.poll, rustix::buffer::spare_capacity(&mut events), Some(&timeout)) {
@@ -267,16 +274,8 @@ impl Agent {
                 token => self.doorbell(token - 2, event.flags),
             }
         }
+        self.look_at_polled();
         Ok(())
-    }
-
-    fn doorbell(&mut self, client: u64, flags: epoll::EventFlags) {
-        let Some(c) = self.clients.get_mut(&client) else { return };
-        c.answer_doorbell(flags);
-        if !c.hot {
-            c.heat_up();
-            self.hot.push(client);
-        }
     }
 
     /// Whether another agent serves by now, by the broker's notice page: one cached word.
@@ -405,6 +404,7 @@ impl Agent {
                     client.gone = true;
                     if left.held_open {
                         client.name_held_open();
+                        self.wakes.held_open += 1;
                     }
                     if !client.hot {
                         client.heat_up();

@@ -8,6 +8,7 @@ use crate::error::Error;
 use crate::frames::{
     self, REQUEST, RESPONSE, RequestHead, ResponseHead, STATUS_DEADLINE, STATUS_FAILED, STATUS_OK, STATUS_UNKNOWN,
 };
+use crate::wakes::{self, Wakes};
 use podshm_layout::geometry::{ARMED, WAKE};
 use podshm_layout::mem::{Load, Store};
 use podshm_layout::ring::{Consumer, Part, Producer};
@@ -17,7 +18,6 @@ use podshm_layout::{PAGE, RingGeometry};
 use podshm_proto::{Region, Serve, ServiceKind, Services};
 use podshm_region::fork::ProcessFd;
 use podshm_region::{Memory, ReadMap, Window, WriteMap};
-use rustix::event::epoll;
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, mpsc};
@@ -93,6 +93,9 @@ pub(super) struct AgentClient {
     regions: Vec<u64>,
     old_answer: Option<u64>,
     doorbell: Option<ProcessFd>,
+    wakes: Wakes,
+    /// How often something was there to be done.
+    progress: u64,
 }
 
 impl AgentClient {
@@ -175,6 +178,8 @@ impl AgentClient {
             regions: vec![c.id, answer.id],
             old_answer: old.map(|(id, _)| id),
             doorbell,
+            wakes: Wakes::new(clock::now()),
+            progress: 0,
         })
     }
 
@@ -195,14 +200,32 @@ impl AgentClient {
         self.old_answer
     }
 
-    /// Takes what the doorbell holds; a hang-up is the client's death, which the broker tells of as well.
-    pub(super) fn answer_doorbell(&mut self, flags: epoll::EventFlags) {
-        let Some(fd) = &self.doorbell else { return };
-        let mut bytes = [0; 64];
-        while rustix::io::read(fd, &mut bytes[..]).is_ok_and(|n| n > 0) {}
-        if flags.intersects(epoll::EventFlags::HUP | epoll::EventFlags::RDHUP | epoll::EventFlags::ERR) {
-            self.doorbell = None; // closing takes it out of the epoll
-        }
+    /// Whether to go on listening to its doorbell, which has rung.
+    pub(super) fn rung(&mut self, now: u64) -> bool {
+        self.wakes.rung(now, self.progress)
+    }
+
+    pub(super) fn hang_up(&mut self, now: u64) {
+        self.doorbell = None;
+        self.wakes.hung_up(now);
+    }
+
+    pub(super) fn next_look(&self) -> Option<u64> {
+        self.wakes.next_look()
+    }
+
+    pub(super) fn looked(&mut self, now: u64, found: bool) -> bool {
+        self.wakes.looked(now, found)
+    }
+
+    /// Whether there is something to do for it.
+    pub(super) fn has_news(&mut self) -> bool {
+        !self.is_drained() || (self.has_answers_waiting() && self.flush_answers())
+    }
+
+    pub(super) fn name_silenced(&self) {
+        let (client, member) = (self.id, &self.member);
+        tracing::warn!(member, client, "rings its doorbell for nothing; it is polled for a while instead");
     }
 
     pub(super) fn name_held_open(&self) {
@@ -221,6 +244,7 @@ impl AgentClient {
         let waits = self.has_answers_waiting();
         self.sleeper.arm(&self.own, if waits { Wants::ROOM } else { Wants::DOORBELL });
         let moved = waits && self.flush_answers();
+        self.progress += u64::from(moved);
         let empty = self.rings.iter_mut().all(|r| r.corrupt || matches!(r.consumer.peek(), Ok(None)));
         let cold = empty && !moved && !self.gone;
         if !cold {
@@ -254,6 +278,7 @@ impl AgentClient {
         if self.has_answers_waiting() {
             handled += usize::from(self.flush_answers());
         }
+        self.progress += u64::from(handled > 0);
         if handled > 0 && !self.gone {
             self.wake();
         }
@@ -466,7 +491,7 @@ impl AgentClient {
         }
         if let (true, Some(doorbell)) = (wants.doorbell(), &self.doorbell) {
             // Full, or hung up: then the client is awake, or gone.
-            let _ = rustix::io::write(doorbell, &[1]);
+            wakes::ring(doorbell);
         }
     }
 

@@ -197,7 +197,7 @@ impl Channel {
     pub(crate) fn ring_doorbell(&self, waker: &mut Waker) {
         if waker.check(&self.head).is_some() {
             // Full, or hung up: then the agent is awake, or gone.
-            let _ = rustix::io::write(&self.doorbell, &[1]);
+            crate::wakes::ring(&self.doorbell);
         }
     }
 
@@ -205,7 +205,7 @@ impl Channel {
     #[inline]
     pub(crate) fn ring_for_room(&self, waker: &mut Waker) {
         if waker.check_for_room(&self.head) {
-            let _ = rustix::io::write(&self.doorbell, &[1]);
+            crate::wakes::ring(&self.doorbell);
         }
     }
 

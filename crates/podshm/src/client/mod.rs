@@ -23,6 +23,7 @@ pub use waiting::Spin;
 
 use crate::broker_socket::BrokerSocket;
 use crate::error::Error;
+use crate::wakes::WakeStats;
 use arc_swap::ArcSwap;
 use link::Link;
 use podshm_layout::geometry::{ARMED, NOTICE_AGENT_EPOCH};
@@ -66,6 +67,7 @@ pub(crate) struct Shared {
     pub(crate) version: AtomicU64,
     pub(crate) broker_away: AtomicBool,
     pub(crate) sleepers: Sleepers,
+    pub(crate) wakes: Mutex<WakeStats>,
     /// Regions that were dropped and are to be named to the broker.
     pub(crate) released: Arc<link::Releaser>,
     pub(crate) event: OwnedFd,
@@ -137,6 +139,7 @@ impl Client {
             version: AtomicU64::new(1),
             broker_away: AtomicBool::new(false),
             sleepers: Sleepers::new(ARMED),
+            wakes: Mutex::default(),
             released,
             event,
             _region: memory,
@@ -169,6 +172,11 @@ impl Client {
     /// Whether the agent that this client is linked to has not hung up. Never so in a forked child.
     pub fn agent_present(&self) -> bool {
         self.shared.check_fork().is_ok() && self.shared.link.load().is_alive()
+    }
+
+    /// What this client's library thread was woken by.
+    pub fn wake_stats(&self) -> WakeStats {
+        self.shared.wakes.lock().map_or_else(|poisoned| *poisoned.into_inner(), |stats| *stats)
     }
 
     /// The table `name`.

@@ -3,13 +3,16 @@
 use super::Shared;
 use super::link::{Link, TableGeneration};
 use crate::broker_socket::{BrokerSocket, Received, wait};
+use crate::clock;
 use crate::error::Error;
+use crate::wakes::{self, WakeStats, Wakes};
 use podshm_proto::{Down, RegionIds, Up};
 use rustix::event::PollFlags;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 /// Ends the thread when the last client handle is gone.
 #[derive(Debug)]
@@ -41,8 +44,15 @@ pub(crate) fn start(
     layout: u32,
 ) -> Result<Joined, Error> {
     let stop = Arc::new(AtomicBool::new(false));
-    let mut worker =
-        Worker { shared: Arc::clone(&shared), broker: Some(broker), layout, stop: Arc::clone(&stop), hung_up: 0 };
+    let mut worker = Worker {
+        shared: Arc::clone(&shared),
+        broker: Some(broker),
+        layout,
+        stop: Arc::clone(&stop),
+        hung_up: 0,
+        heard: 0,
+        wakes: Wakes::new(clock::now()),
+    };
     for received in early {
         worker.message(received);
     }
@@ -61,6 +71,9 @@ struct Worker {
     stop: Arc<AtomicBool>,
     /// Epoch of the agent whose hang-up was noticed already.
     hung_up: u64,
+    /// Epoch of the agent whose wakes are counted.
+    heard: u64,
+    wakes: Wakes,
 }
 
 impl Worker {
@@ -69,14 +82,23 @@ impl Worker {
             let link = self.shared.link.load_full();
             let mut fds = vec![(self.shared.released.event.as_fd(), PollFlags::IN)];
             let watch_doorbell = self.hung_up != link.epoch;
+            if self.heard != link.epoch {
+                self.heard = link.epoch;
+                self.wakes = Wakes::new(clock::now());
+            }
+            let next_look = self.wakes.next_look().filter(|_| watch_doorbell);
+            let pause = next_look.map(|next| Duration::from_nanos(next.saturating_sub(clock::now())));
             if watch_doorbell {
-                fds.push((link.channel.doorbell.as_fd(), PollFlags::IN | PollFlags::RDHUP));
+                // Of an agent that rings too much only the hang-up is heard.
+                let heard = if next_look.is_none() { PollFlags::IN | PollFlags::RDHUP } else { PollFlags::RDHUP };
+                fds.push((link.channel.doorbell.as_fd(), heard));
             }
             if let Some(broker) = &self.broker {
                 fds.push((broker.as_fd(), PollFlags::IN));
             }
-            let events = wait(&fds, None);
+            let events = wait(&fds, pause);
             drop(fds);
+            self.count(|stats| stats.looks += 1);
             if events[0].contains(PollFlags::IN) {
                 let mut count = [0; 8];
                 let _ = rustix::io::read(&self.shared.released.event, &mut count);
@@ -84,6 +106,8 @@ impl Worker {
             }
             if watch_doorbell && !events[1].is_empty() {
                 self.doorbell(&link, events[1]);
+            } else if next_look.is_some_and(|next| next <= clock::now()) {
+                self.look(&link);
             }
             let broker_at = 1 + usize::from(watch_doorbell);
             if events.get(broker_at).is_some_and(|e| !e.is_empty()) {
@@ -96,13 +120,39 @@ impl Worker {
     }
 
     fn doorbell(&mut self, link: &Link, event: PollFlags) {
-        let mut bytes = [0; 64];
-        while rustix::io::read(&link.channel.doorbell, &mut bytes[..]).is_ok_and(|n| n > 0) {}
+        self.count(|stats| stats.rung += 1);
+        wakes::hear(&link.channel.doorbell);
         if event.intersects(PollFlags::HUP | PollFlags::RDHUP | PollFlags::ERR) {
             self.hung_up = link.epoch;
             link.set_dead();
+        } else if !self.wakes.rung(clock::now(), self.shared.sleepers.rings_asked.load(Ordering::Relaxed)) {
+            self.count(|stats| stats.silenced += 1);
+            tracing::warn!(
+                domain = self.shared.domain,
+                "the agent rings the doorbell for nothing; it is left alone for a while"
+            );
         }
         self.signal();
+    }
+
+    /// A look instead of a doorbell that is left alone. Whoever waits for events gets one if it asked.
+    fn look(&mut self, link: &Link) {
+        self.count(|stats| stats.polls += 1);
+        let found = self.shared.sleepers.wants_doorbell.load(Ordering::Relaxed) > 0;
+        let listens = self.wakes.looked(clock::now(), found);
+        if listens {
+            wakes::empty(&link.channel.doorbell);
+        }
+        // What was asked for just before the doorbell was emptied is not rung again.
+        if found || listens {
+            self.signal();
+        }
+    }
+
+    fn count(&self, count: impl FnOnce(&mut WakeStats)) {
+        if let Ok(mut stats) = self.shared.wakes.lock() {
+            count(&mut stats);
+        }
     }
 
     /// Makes the event descriptor readable and wakes every future.
