@@ -1,12 +1,13 @@
 //! Participants written by hand, from messages and descriptors alone: what a hostile pod would write.
 
 use podshm_layout::mem::Store;
+use podshm_layout::ring::Producer;
 use podshm_layout::sync::Ordering;
 use podshm_proto::{
-    Down, Hello, MAX_MESSAGE, NewAgent, Nothing, Refused, Region, RegionIds, Serve, Service, Up, Welcome, decode_down,
-    encode_up,
+    Down, Hello, MAX_MESSAGE, NewAgent, Nothing, Refused, Region, RegionIds, Serve, Service, Services, Up, Welcome,
+    decode_down, encode_up,
 };
-use podshm_region::{Memory, Window, WriteMap, descriptors};
+use podshm_region::{Memory, ReadMap, Window, WriteMap, descriptors};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use std::collections::BTreeSet;
@@ -143,12 +144,54 @@ impl RawClient {
         let client = Self::hello(directory);
         let size = client.regions[0].0.bytes as usize;
         let window = WriteMap::map(&client.memory()).unwrap().window(0, size);
-        client.mapped();
-        match client.raw.receive() {
-            Some((Down::Sealed(ids), _)) => assert_eq!(ids.ids, [client.c()]),
+        client.seal();
+        (client, window)
+    }
+
+    /// Says that C is mapped and waits for its seal.
+    fn seal(&self) {
+        self.mapped();
+        match self.raw.receive() {
+            Some((Down::Sealed(ids), _)) => assert_eq!(ids.ids, [self.c()]),
             other => panic!("expected a seal, got {other:?}"),
         }
-        (client, window)
+    }
+}
+
+/// A client by hand that can push.
+#[derive(Debug)]
+pub struct Pushing {
+    /// The client.
+    pub client: RawClient,
+    /// First page of C: its armed word is here.
+    pub head: Window,
+    ring: Producer<Window>,
+    agent: ReadMap,
+}
+
+impl Pushing {
+    /// Joins, to push into queue `queue`.
+    pub fn join(directory: impl AsRef<Path>, queue: &str) -> Pushing {
+        let client = RawClient::hello(directory);
+        let services = Services::check(client.welcome.services.clone()).unwrap();
+        let (index, _) = services.find(queue).unwrap();
+        let layout = |at: usize| podshm_layout::Layouts::ALL.parse(client.regions[at].0.layout).unwrap();
+        let written = podshm_proto::Written { client: layout(0), agent: layout(1) };
+        let channel = services.channel(client.welcome.client, client.regions[1].0.owner, written).unwrap();
+        let ring = channel.to_agent[services.ring_to_agent(index)];
+        let mut map = WriteMap::map(&client.memory()).unwrap();
+        let head = map.window(0, podshm_layout::PAGE);
+        let ring = Producer::new(map.window(ring.offset as usize, ring.bytes as usize), &ring);
+        client.seal();
+        let (region, fd) = &client.regions[1];
+        let answers = Memory::from_fd(fd.try_clone().unwrap()).unwrap();
+        let agent = ReadMap::map(&answers, region.bytes).unwrap().part(0, podshm_layout::PAGE);
+        Pushing { client, head, ring, agent }
+    }
+
+    /// Pushes a record if there is room, and rings no doorbell.
+    pub fn push(&mut self, record: &[u8]) -> bool {
+        self.ring.push(record, &self.agent).is_ok()
     }
 }
 

@@ -1,6 +1,6 @@
 //! An honest agent in a thread: it keeps records and reverses requests.
 
-use podshm::{Agent, AgentBuilder, Answer, Handler, Progress, Record, Request};
+use podshm::{Agent, AgentBuilder, Answer, Handler, Progress, Record, Request, WakeStats};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -31,6 +31,7 @@ pub struct Serving {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
     records: Arc<Mutex<Vec<Handled>>>,
+    wakes: Arc<Mutex<WakeStats>>,
 }
 
 impl Serving {
@@ -47,6 +48,8 @@ impl Serving {
     ) -> Serving {
         let (stop, mut keep) = (Arc::new(AtomicBool::new(false)), Keep::default());
         let (stopped, records) = (Arc::clone(&stop), Arc::clone(&keep.0));
+        let wakes = Arc::default();
+        let stats: Arc<Mutex<WakeStats>> = Arc::clone(&wakes);
         let (ready, is_ready) = std::sync::mpsc::channel();
         let thread = std::thread::spawn(move || {
             let agent = Agent::builder().table("routes", 100, 64 * 1024).queue("reports", 16 * 1024, 1024).call(
@@ -59,6 +62,7 @@ impl Serving {
             agent.ready().unwrap();
             ready.send(()).unwrap();
             while !stopped.load(Ordering::Relaxed) {
+                *stats.lock().unwrap() = agent.wake_stats();
                 match agent.poll(&mut keep).unwrap() {
                     Progress::Handled(_) => {}
                     Progress::Idle => agent.wait(Duration::from_millis(10)).unwrap(),
@@ -68,7 +72,12 @@ impl Serving {
             agent.close(&mut keep, Vec::new()).unwrap();
         });
         is_ready.recv().expect("the agent starts");
-        Serving { stop, thread: Some(thread), records }
+        Serving { stop, thread: Some(thread), records, wakes }
+    }
+
+    /// What it was woken by so far.
+    pub fn wakes(&self) -> WakeStats {
+        *self.wakes.lock().unwrap()
     }
 
     /// What it has handled so far.

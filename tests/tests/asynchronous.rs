@@ -155,3 +155,31 @@ fn an_agent_on_a_bare_event_descriptor_sleeps_and_misses_nothing() {
     let records = agent.join().unwrap();
     assert!((2000..=2001).contains(&records), "{records} records");
 }
+
+#[test]
+fn an_agent_on_a_bare_event_descriptor_looks_at_a_client_without_a_doorbell() {
+    let node = Node::new(Default::default());
+    let directory = node.pod("agent");
+    let agent = std::thread::spawn(move || {
+        let (mut agent, mut handler) = (describe().connect(directory, PATIENCE).unwrap(), Mixed::default());
+        agent.ready().unwrap();
+        let until = Instant::now() + PATIENCE;
+        while handler.records < 20 && Instant::now() < until {
+            if agent.poll(&mut handler).unwrap() == Progress::Idle && agent.park().unwrap() {
+                let most = rustix::time::Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
+                poll(&mut [PollFd::from_borrowed_fd(agent.event_fd(), PollFlags::IN)], Some(&most)).unwrap();
+            }
+        }
+        (handler.records, agent.wake_stats())
+    });
+    let mut client = podshm_tests::raw::Pushing::join(node.pod("a"), "reports");
+    rustix::net::shutdown(&client.client.doorbell, rustix::net::Shutdown::Both).unwrap();
+    for n in 0..20u64 {
+        assert!(client.push(&n.to_le_bytes()));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let (records, wakes) = agent.join().unwrap();
+    assert_eq!(records, 20, "{wakes:?}");
+    // A turn of the loop is a few looks, and it sleeps in between.
+    assert!(wakes.polls > 0 && wakes.looks < 2000, "{wakes:?}");
+}

@@ -18,6 +18,7 @@ mod clock;
 mod doorbell;
 mod error;
 mod frames;
+mod wakes;
 
 pub use agent::{Agent, AgentBuilder, Answer, DEFAULT_RING, Deferred, Handler, Progress, Record, Request, TableWriter};
 pub use client::{Caller, Client, Key, QueueSender, Spin, Table};
@@ -26,3 +27,4 @@ pub use podshm_proto::ServiceKind;
 /// Named steps at which a test can stop or kill this process.
 #[cfg(feature = "steps")]
 pub use podshm_region::steps;
+pub use wakes::WakeStats;

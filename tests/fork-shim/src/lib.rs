@@ -1,6 +1,6 @@
 //! A C face of `podshm::Client` for the tests' C programs; `tests/c/shim.h` has its declarations. Not the project's C ABI.
 //!
-//! Numbers that functions return: 0 or more is success, a negative one is an [`ErrorKind`] with its sign changed.
+//! Numbers that functions return: 0 or more is success, a negative one is a [`podshm::ErrorKind`] with its sign changed.
 
 mod held;
 

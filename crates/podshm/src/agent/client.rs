@@ -5,8 +5,10 @@ use super::answer::Inbound;
 use super::answers::Answers;
 use super::serve::Ring;
 use crate::broker_socket::Received;
+use crate::clock;
 use crate::error::Error;
 use crate::frames::ResponseHead;
+use crate::wakes::Wakes;
 use podshm_layout::geometry::{ARMED, WAKE};
 use podshm_layout::mem::Store;
 use podshm_layout::ring::{Consumer, Producer};
@@ -17,7 +19,6 @@ use podshm_layout::{Layouts, PAGE};
 use podshm_proto::{Region, Serve, ServiceKind, Services, Written};
 use podshm_region::fork::ProcessFd;
 use podshm_region::{Memory, ReadMap, WriteMap};
-use rustix::event::epoll;
 
 /// Most bytes of a ring that are handled between claim and acknowledgement.
 pub(super) const BATCH: u64 = 16 * 1024;
@@ -38,6 +39,9 @@ pub(super) struct AgentClient {
     regions: Vec<u64>,
     old_answer: Option<u64>,
     doorbell: Option<ProcessFd>,
+    wakes: Wakes,
+    /// How often something was there to be done.
+    pub(super) progress: u64,
 }
 
 impl AgentClient {
@@ -115,6 +119,8 @@ impl AgentClient {
             regions: vec![c.id, answer.id],
             old_answer: old.map(|(id, ..)| id),
             doorbell,
+            wakes: Wakes::new(clock::now()),
+            progress: 0,
         })
     }
 
@@ -135,14 +141,32 @@ impl AgentClient {
         self.old_answer
     }
 
-    /// Takes what the doorbell holds; a hang-up is the client's death, which the broker tells of as well.
-    pub(super) fn answer_doorbell(&mut self, flags: epoll::EventFlags) {
-        let Some(fd) = &self.doorbell else { return };
-        let mut bytes = [0; 64];
-        while rustix::io::read(fd, &mut bytes[..]).is_ok_and(|n| n > 0) {}
-        if flags.intersects(epoll::EventFlags::HUP | epoll::EventFlags::RDHUP | epoll::EventFlags::ERR) {
-            self.doorbell = None; // closing takes it out of the epoll
-        }
+    /// Whether to go on listening to its doorbell, which has rung.
+    pub(super) fn rung(&mut self, now: u64) -> bool {
+        self.wakes.rung(now, self.progress)
+    }
+
+    pub(super) fn hang_up(&mut self, now: u64) {
+        self.doorbell = None;
+        self.wakes.hung_up(now);
+    }
+
+    pub(super) fn next_look(&self) -> Option<u64> {
+        self.wakes.next_look()
+    }
+
+    pub(super) fn looked(&mut self, now: u64, found: bool) -> bool {
+        self.wakes.looked(now, found)
+    }
+
+    /// Whether there is something to do for it.
+    pub(super) fn has_news(&mut self) -> bool {
+        !self.is_drained() || (self.has_answers_waiting() && self.flush_answers())
+    }
+
+    pub(super) fn name_silenced(&self) {
+        let (client, member) = (self.id, &self.member);
+        tracing::warn!(member, client, "rings its doorbell for nothing; it is polled for a while instead");
     }
 
     pub(super) fn name_held_open(&self) {
@@ -165,6 +189,7 @@ impl AgentClient {
     /// Looks once more, and says whether the client may be left to its doorbell.
     pub(super) fn stays_cold(&mut self) -> bool {
         let moved = self.has_answers_waiting() && self.flush_answers();
+        self.progress += u64::from(moved);
         let cold = self.is_drained() && !moved && !self.gone;
         if cold {
             self.hot = false;

@@ -50,6 +50,10 @@ impl Clients {
         self.slots[slot].take()
     }
 
+    pub(super) fn get(&self, id: u64) -> Option<&AgentClient> {
+        self.slots[*self.by_id.get(&id)?].as_ref()
+    }
+
     pub(super) fn get_mut(&mut self, id: u64) -> Option<&mut AgentClient> {
         let slot = *self.by_id.get(&id)?;
         self.slots[slot].as_mut()

@@ -26,7 +26,11 @@ impl Agent {
             return Ok(false);
         }
         self.idle = 0;
-        Ok(self.look(Duration::ZERO)? == 0)
+        let sleeps = self.look(Duration::ZERO)? == 0;
+        if sleeps {
+            self.set_timer()?;
+        }
+        Ok(sleeps)
     }
 
     /// [`Agent::run`] as a future on tokio: serves until `stop` is ready or a successor is, then closes in order. Handlers run

@@ -14,6 +14,7 @@ mod client;
 mod clients;
 mod connect;
 mod desk;
+mod doorbells;
 mod event_loop;
 mod serve;
 mod table;
@@ -24,6 +25,7 @@ pub use table::TableWriter;
 
 use crate::broker_socket::BrokerSocket;
 use crate::error::Error;
+use crate::wakes::WakeStats;
 use answer::{Deferral, Inbound};
 use client::AgentClient;
 use clients::Clients;
@@ -39,6 +41,7 @@ use std::time::{Duration, Instant};
 
 const BROKER: u64 = 0;
 const DEFERRED: u64 = 1;
+const TIMER: u64 = u64::MAX;
 /// Rounds over the hot clients between two looks at the doorbells and the broker: a look is a system call, a round without work some
 /// ten nanoseconds.
 const ROUNDS: u32 = 1024;
@@ -140,6 +143,11 @@ pub struct Agent {
     notice: ReadMap,
     poll: OwnedFd,
     clients: Clients,
+    /// Clients that ring too much, or whose doorbell is gone.
+    polled: Vec<u64>,
+    wakes: WakeStats,
+    /// In the epoll, for event loops: when a polled client's turn comes.
+    timer: Option<OwnedFd>,
     /// Answer regions that are mapped, by their number, until a client gets them.
     pool: HashMap<u64, (podshm_proto::Region, podshm_region::WriteMap)>,
     tables: BTreeMap<usize, table::Slot>,
@@ -266,6 +274,8 @@ impl Agent {
 
     /// Looks at doorbells, the broker and deferred answers; waits for them for at most `timeout`. Says how many had something.
     fn look(&mut self, timeout: Duration) -> Result<usize, Error> {
+        self.wakes.looks += 1;
+        let timeout = self.until_next_look(timeout);
         let mut events = Vec::with_capacity(64);
         let timeout = Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: i64::from(timeout.subsec_nanos()) };
         match epoll::wait(&self.poll, rustix::buffer::spare_capacity(&mut events), Some(&timeout)) {
@@ -277,17 +287,11 @@ impl Agent {
             match event.data.u64() {
                 BROKER => self.read_broker()?,
                 DEFERRED => self.take_deferred(),
+                TIMER => self.timer_called(),
                 token => self.doorbell(token - 2, event.flags),
             }
         }
-        Ok(found)
-    }
-
-    fn doorbell(&mut self, client: u64, flags: epoll::EventFlags) {
-        if let Some(c) = self.clients.get_mut(client) {
-            c.answer_doorbell(flags);
-            self.clients.heat_up(client);
-        }
+        Ok(found + self.look_at_polled())
     }
 
     /// Whether another agent serves by now, by the broker's notice page: one cached word.
@@ -410,6 +414,7 @@ impl Agent {
                     client.gone = true;
                     if left.held_open {
                         client.name_held_open();
+                        self.wakes.held_open += 1;
                     }
                     self.clients.heat_up(left.client);
                     return Ok(());

@@ -173,6 +173,7 @@ impl AgentClient {
         if self.has_answers_waiting() {
             handled += usize::from(self.flush_answers());
         }
+        self.progress += u64::from(handled > 0);
         if handled > 0 && !self.gone {
             self.wake();
         }

@@ -29,6 +29,7 @@ pub use waiting::Spin;
 
 use crate::broker_socket::BrokerSocket;
 use crate::error::Error;
+use crate::wakes::WakeStats;
 use arc_swap::ArcSwap;
 use inbox::Inbox;
 use line::CallService;
@@ -47,8 +48,8 @@ use rustix::event::{EventfdFlags, eventfd};
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use waiting::Sleepers;
 
@@ -86,6 +87,7 @@ pub(crate) struct Shared {
     pub(crate) broker_away: AtomicBool,
     pub(crate) sleepers: Sleepers,
     pub(crate) futures: future::Futures,
+    pub(crate) wakes: Mutex<WakeStats>,
     /// Regions that were dropped and are to be named to the broker.
     pub(crate) released: Arc<link::Releaser>,
     pub(crate) event: OwnedFd,
@@ -178,6 +180,7 @@ impl Client {
             broker_away: AtomicBool::new(false),
             sleepers: Sleepers::new(ARMED),
             futures: future::Futures::default(),
+            wakes: Mutex::default(),
             released,
             event,
             _region: memory,
@@ -210,6 +213,11 @@ impl Client {
     /// Whether the agent that this client is linked to has not hung up. Never so in a forked child.
     pub fn agent_present(&self) -> bool {
         self.shared.check_fork().is_ok() && self.shared.link.load().is_alive()
+    }
+
+    /// What this client's library thread was woken by.
+    pub fn wake_stats(&self) -> WakeStats {
+        self.shared.wakes.lock().map_or_else(|poisoned| *poisoned.into_inner(), |stats| *stats)
     }
 
     /// The table `name`.
@@ -251,7 +259,7 @@ impl Shared {
     pub(crate) fn take_part_in_barriers(&self) -> bool {
         self.link.load().channel.lighten();
         let queues = self.queues.values().map(|queue| queue.allow_owner());
-        queues.chain(self.calls.values().map(|call| call.allow_owner())).fold(true, |all, one| all && one)
+        queues.chain(self.calls.values().map(|call| call.allow_owner())).fold(true, |all, one| all & one)
     }
 
     /// Refuses to touch the parent's memory. One load.

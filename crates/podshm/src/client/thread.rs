@@ -3,7 +3,9 @@
 use super::link::{Link, TableGeneration};
 use super::{Shared, Speaks};
 use crate::broker_socket::{BrokerSocket, Received, wait};
+use crate::clock;
 use crate::error::Error;
+use crate::wakes::{self, WakeStats, Wakes};
 use podshm_layout::step::{self, Step};
 use podshm_proto::{Down, RegionIds, Up};
 use podshm_region::{WriteMap, barrier};
@@ -93,6 +95,8 @@ impl Waiting {
             hung_up: 0,
             takes_part: false,
             tries: 0,
+            heard: 0,
+            wakes: Wakes::new(clock::now()),
         };
         for received in early {
             worker.message(received);
@@ -113,6 +117,9 @@ struct Worker {
     /// See [`Shared::take_part_in_barriers`].
     takes_part: bool,
     tries: u32,
+    /// Epoch of the agent whose wakes are counted.
+    heard: u64,
+    wakes: Wakes,
 }
 
 impl Worker {
@@ -140,8 +147,16 @@ impl Worker {
             let link = self.shared.link.load_full();
             let mut fds = vec![(self.shared.released.event.as_fd(), PollFlags::IN)];
             let watch_doorbell = self.hung_up != link.epoch;
+            if self.heard != link.epoch {
+                self.heard = link.epoch;
+                self.wakes = Wakes::new(clock::now());
+            }
+            let next_look = self.wakes.next_look().filter(|_| watch_doorbell);
+            let pause = next_look.map(|next| Duration::from_nanos(next.saturating_sub(clock::now())));
             if watch_doorbell {
-                fds.push((link.channel.doorbell.as_fd(), PollFlags::IN | PollFlags::RDHUP));
+                // Of an agent that rings too much only the hang-up is heard.
+                let heard = if next_look.is_none() { PollFlags::IN | PollFlags::RDHUP } else { PollFlags::RDHUP };
+                fds.push((link.channel.doorbell.as_fd(), heard));
             }
             if let Some(broker) = &self.broker {
                 fds.push((broker.as_fd(), PollFlags::IN));
@@ -150,8 +165,9 @@ impl Worker {
             let due = deadline.map(|d| d.saturating_duration_since(Instant::now()));
             // Nobody tells when the process is registered for barriers.
             let look_again = (!self.takes_part).then_some(Duration::from_millis(20));
-            let events = wait(&fds, due.into_iter().chain(look_again).min());
+            let events = wait(&fds, due.into_iter().chain(look_again).chain(pause).min());
             drop(fds);
+            self.count(|stats| stats.looks += 1);
             if !self.takes_part && barrier::is_registered() {
                 self.take_part();
             }
@@ -165,6 +181,8 @@ impl Worker {
             }
             if watch_doorbell && !events[1].is_empty() {
                 self.doorbell(&link, events[1]);
+            } else if next_look.is_some_and(|next| next <= clock::now()) {
+                self.look(&link);
             }
             let broker_at = 1 + usize::from(watch_doorbell);
             if events.get(broker_at).is_some_and(|e| !e.is_empty()) {
@@ -177,13 +195,39 @@ impl Worker {
     }
 
     fn doorbell(&mut self, link: &Link, event: PollFlags) {
-        let mut bytes = [0; 64];
-        while rustix::io::read(&link.channel.doorbell, &mut bytes[..]).is_ok_and(|n| n > 0) {}
+        self.count(|stats| stats.rung += 1);
+        wakes::hear(&link.channel.doorbell);
         if event.intersects(PollFlags::HUP | PollFlags::RDHUP | PollFlags::ERR) {
             self.hung_up = link.epoch;
             link.set_dead();
+        } else if !self.wakes.rung(clock::now(), self.shared.sleepers.rings_asked.load(Ordering::Relaxed)) {
+            self.count(|stats| stats.silenced += 1);
+            tracing::warn!(
+                domain = self.shared.domain,
+                "the agent rings the doorbell for nothing; it is left alone for a while"
+            );
         }
         self.signal();
+    }
+
+    /// A look instead of a doorbell that is left alone. Whoever waits for events gets one if it asked.
+    fn look(&mut self, link: &Link) {
+        self.count(|stats| stats.polls += 1);
+        let found = self.shared.sleepers.wants_doorbell.load(Ordering::Relaxed) > 0;
+        let listens = self.wakes.looked(clock::now(), found);
+        if listens {
+            wakes::empty(&link.channel.doorbell);
+        }
+        // What was asked for just before the doorbell was emptied is not rung again.
+        if found || listens {
+            self.signal();
+        }
+    }
+
+    fn count(&self, count: impl FnOnce(&mut WakeStats)) {
+        if let Ok(mut stats) = self.shared.wakes.lock() {
+            count(&mut stats);
+        }
     }
 
     /// Makes the event descriptor readable and wakes the futures whose responses have come.

@@ -96,11 +96,17 @@ pub(crate) struct Sleepers {
     state: Mutex<(Sleeper, u32)>,
     /// Futures and event descriptors want the doorbell.
     pub(crate) wants_doorbell: AtomicU64,
+    /// How often the agent was asked to ring: it rings once for each at most.
+    pub(crate) rings_asked: AtomicU64,
 }
 
 impl Sleepers {
     pub(crate) fn new(armed: usize) -> Self {
-        Sleepers { state: Mutex::new((Sleeper::at(armed), 0)), wants_doorbell: AtomicU64::new(0) }
+        Sleepers {
+            state: Mutex::new((Sleeper::at(armed), 0)),
+            wants_doorbell: AtomicU64::new(0),
+            rings_asked: AtomicU64::new(0),
+        }
     }
 
     /// Arms, looks once more by `ready`, and sleeps for at most a slice.
@@ -130,6 +136,9 @@ impl Sleepers {
             (false, true) => Wants::DOORBELL,
             _ => Wants::FUTEX,
         };
+        if wants.doorbell() {
+            self.rings_asked.fetch_add(1, Ordering::Relaxed);
+        }
         state.0.arm(own, wants);
     }
 
