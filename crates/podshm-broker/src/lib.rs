@@ -12,6 +12,8 @@ mod agents;
 mod clients;
 mod connections;
 mod event_loop;
+#[doc(hidden)]
+pub mod fuzzing;
 mod regions;
 mod state;
 

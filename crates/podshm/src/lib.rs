@@ -17,6 +17,9 @@ pub mod client;
 mod clock;
 mod error;
 mod frames;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 
 pub use agent::{Agent, AgentBuilder, Answer, Deferred, Handler, Progress, Record, Request, TableWriter};
 pub use client::{Caller, Client, Key, QueueSender, Spin, Table};
