@@ -268,7 +268,8 @@ impl Channel {
     /// After publishing: wakes the agent if it sleeps.
     #[inline(always)]
     pub(crate) fn ring_doorbell(&self, waker: &mut Waker) {
-        let sleeps = if self.light.load(Ordering::Relaxed) { waker.check_light(&self.head) } else { waker.check(&self.head) };
+        let sleeps =
+            if self.light.load(Ordering::Relaxed) { waker.check_light(&self.head) } else { waker.check(&self.head) };
         if sleeps.is_some() {
             self.ring();
         }
