@@ -21,7 +21,7 @@ use crate::watchdog;
 pub struct Length {
     /// After so many rounds.
     pub rounds: u32,
-    /// Or once so much time has gone by; at least [`FEWEST`] rounds are measured.
+    /// Or once so much time has gone by; at least `FEWEST` rounds are measured.
     pub time: Duration,
 }
 

@@ -13,6 +13,8 @@ mod clients;
 mod connections;
 mod descriptors;
 mod event_loop;
+#[doc(hidden)]
+pub mod fuzzing;
 mod layouts;
 mod liveness;
 mod regions;

@@ -118,6 +118,11 @@ impl RegionBook {
         self.bytes
     }
 
+    /// Bytes of those alive that the filter lets through.
+    pub(crate) fn bytes_of(&self, filter: impl Fn(&Region) -> bool) -> u64 {
+        self.all.values().map(|held| held.region).filter(filter).map(|region| region.bytes).sum()
+    }
+
     /// Most bytes that were ever alive.
     pub(crate) fn peak(&self) -> u64 {
         self.peak

@@ -11,6 +11,9 @@
 use crate::mem::{Load, Store};
 use crate::sync::Ordering;
 
+/// No ring lives long enough to pass this: 29 years at 10 GB/s.
+const MOST_POSITION: u64 = u64::MAX / 2;
+
 /// What a consumer (or its successor, or the producer) reads of a cursor line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cursors {
@@ -93,11 +96,13 @@ impl CursorLine {
         mem.load(self.offset, Ordering::Acquire)
     }
 
-    /// A successor's view: everything, each word once.
+    /// A successor's view: everything, each word once. A predecessor may have lied: whatever it wrote, the positions are such as
+    /// can be reckoned with.
     pub fn read(self, mem: &impl Load) -> Cursors {
+        let position = |word: u64| word.min(MOST_POSITION) & !7;
         let closed = mem.load(self.offset + 16, Ordering::Acquire);
-        let acked = mem.load(self.offset, Ordering::Acquire);
-        let claim = mem.load(self.offset + 8, Ordering::Acquire);
-        Cursors { acked, claim, closed: closed.checked_sub(1) }
+        let acked = position(mem.load(self.offset, Ordering::Acquire));
+        let claim = position(mem.load(self.offset + 8, Ordering::Acquire));
+        Cursors { acked, claim, closed: closed.checked_sub(1).map(position) }
     }
 }

@@ -83,7 +83,7 @@ pub enum PushError {
         found: u64,
         /// Last good value.
         lowest: u64,
-        /// Producer's head.
+        /// Head of what is published.
         highest: u64,
     },
 }
@@ -98,8 +98,8 @@ pub struct Producer<W> {
     incarnation: u64,
     head: u64,
     acked: u64,
-    /// Header of the first record that is written but not published.
-    held: Option<(u64, u64)>,
+    /// Place and header of the first record that is written but not published, and the head before it.
+    held: Option<(u64, u64, u64)>,
 }
 
 /// Room for one record, not yet published. Dropping it publishes nothing.
@@ -172,8 +172,10 @@ impl<W: Store> Producer<W> {
         if found == 0 || !started {
             found = self.acked; // the consumer has not started on this ring yet
         }
-        if found < self.acked || found > self.head || !found.is_multiple_of(8) {
-            return Err(PushError::BadCursor { found, lowest: self.acked, highest: self.head });
+        // What is not published can't have been read; its header is still to be written.
+        let highest = self.held.map_or(self.head, |held| held.2);
+        if found < self.acked || found > highest || !found.is_multiple_of(8) {
+            return Err(PushError::BadCursor { found, lowest: self.acked, highest });
         }
         self.acked = found;
         Ok(self.bytes - (self.head - self.acked))
@@ -249,7 +251,7 @@ impl<W: Store> Producer<W> {
     #[inline(always)]
     pub fn publish(&mut self) -> bool {
         match self.held.take() {
-            Some((at, word)) => {
+            Some((at, word, _)) => {
                 self.mem.store(at as usize, word, Ordering::Release);
                 step::at(Step::PushPublished);
                 true
@@ -272,7 +274,7 @@ impl<W: Store> Producer<W> {
     #[inline(always)]
     fn put_header(&mut self, at: u64, word: u64, behind_pad: bool) {
         if self.held.is_none() && !behind_pad {
-            self.held = Some((at, word));
+            self.held = Some((at, word, self.head));
         } else {
             self.mem.store(at as usize, word, Ordering::Release);
         }

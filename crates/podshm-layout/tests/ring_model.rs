@@ -132,3 +132,37 @@ proptest! {
         prop_assert_eq!(producer.refresh(&cursors).is_ok(), honest);
     }
 }
+
+/// A cursor beyond what is published would let a held header be written over a later record.
+#[test]
+fn a_cursor_that_claims_what_is_not_published_is_refused() {
+    let size = RingSize { bytes: 4096, max_record: 2032 };
+    let ring = ChannelGeometry::lay_out(&[size], 0, Layout::NEWEST).unwrap().1[0];
+    let cursors = Heap::new(4096);
+    ring.cursor_line().reset(&cursors, ring.start);
+    let mut producer = Producer::new(Heap::new(4096), &ring);
+    let published = producer.push(&[1; 100], &cursors).map(|_| producer.head()).unwrap();
+    let room = producer.reserve(100, &cursors).unwrap();
+    producer.commit(room, Part::Whole);
+    ring.cursor_line().acknowledge(&cursors, producer.head());
+    let refused = PushError::BadCursor { found: producer.head(), lowest: ring.start, highest: published };
+    assert_eq!(producer.refresh(&cursors), Err(refused));
+    producer.publish();
+    assert_eq!(producer.refresh(&cursors), Ok(4096));
+}
+
+/// A successor reckons with what its predecessor wrote: none of it may overflow or lie between words.
+#[test]
+fn a_predecessors_cursors_are_positions_whatever_it_wrote() {
+    let line = podshm_layout::cursor::CursorLine::at(256);
+    let page = Heap::new(4096);
+    for word in [u64::MAX, u64::MAX - 8, 1 << 63, 33_361] {
+        for at in 0..5 {
+            page.store(256 + at * 8, word, Ordering::Relaxed);
+        }
+        let found = line.read(&page);
+        for position in [found.acked, found.claim, found.closed.unwrap()] {
+            assert!(position % 8 == 0 && position <= word && position <= u64::MAX / 2, "{position} of {word}");
+        }
+    }
+}

@@ -18,6 +18,9 @@ mod clock;
 mod doorbell;
 mod error;
 mod frames;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod wakes;
 
 pub use agent::{Agent, AgentBuilder, Answer, DEFAULT_RING, Deferred, Handler, Progress, Record, Request, TableWriter};

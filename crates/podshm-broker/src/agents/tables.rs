@@ -107,6 +107,19 @@ impl State {
             }
             None => {}
         }
+        // What the books reserve is for the generations that are kept; an agent that lets none go gets no more.
+        let tables = domain.services.as_ref().map_or(0, |s| s.tables().count());
+        let most = (domain.books.limits().kept_generations as usize + 2) * tables;
+        let held = self.regions.held_by(conn, RegionKind::Table);
+        if held >= most {
+            let reason = format!(
+                "this agent holds {held} generations of its tables: expected at most {most}; release those that it has replaced"
+            );
+            return self.refuse(conn, RefusalKind::OverLimit, reason);
+        }
+        let Some(domain) = self.domain_of(conn) else {
+            return;
+        };
         if let Err(refusal) = domain.books.admit_tables(&[(grow.service, geometry.size())]) {
             return self.refuse(conn, RefusalKind::OverLimit, refusal);
         }
