@@ -5,7 +5,7 @@
 //!                              ├──► podshm_fuzz::NAME(bytes) ──► the code under test, beside a plain model of it
 //!  tests/seeds.rs ─────────────┘ (stable: make test replays fuzz/seeds/NAME/*)
 //! ```
-//! A target takes its input as *choices* ([`input::Input`]), so that any bytes are a valid run and a small change of bytes is a
+//! A target takes its input as *choices* (`input::Input`), so that any bytes are a valid run and a small change of bytes is a
 //! small change of the run. "No crash" is never all that it asserts: work is counted, errors must name what was found, and
 //! wherever the peer happened to be honest the outcome must be the model's.
 #![forbid(unsafe_code)]
