@@ -98,7 +98,7 @@ impl Many {
                     Progress::CloseAsked => break,
                 }
             }
-            agent.close(&mut log, Vec::new()).expect("the agent closes");
+            agent.close(Vec::new()).expect("the agent closes");
         });
         is_ready.recv().expect("the agent starts");
         Many { stop, grow, thread: Some(thread) }

@@ -58,7 +58,7 @@ pub fn agent(directory: &Path, file: &Path, index: u32, grows: bool) -> Result<(
         match progress {
             Progress::Handled(_) => {}
             Progress::Idle => agent.wait(Duration::from_millis(1))?,
-            Progress::CloseAsked => return agent.close(&mut handler, index.to_le_bytes().to_vec()),
+            Progress::CloseAsked => return agent.close(index.to_le_bytes().to_vec()),
         }
         if published.elapsed() > Duration::from_micros(500) {
             published = Instant::now();

@@ -69,7 +69,7 @@ impl Serving {
                     Progress::CloseAsked => break,
                 }
             }
-            agent.close(&mut keep, Vec::new()).unwrap();
+            agent.close(Vec::new()).unwrap();
         });
         is_ready.recv().expect("the agent starts");
         Serving { stop, thread: Some(thread), records, wakes }

@@ -42,5 +42,5 @@ fn an_agent_that_has_something_to_tell_a_broker_that_is_gone_goes_on() {
     serve_until(&mut agent, &mut count, "the drain", &|agent, count| count == 1 && agent.clients() == 1);
     other.queue("reports").unwrap().push(b"we go on", PATIENCE).unwrap();
     serve_until(&mut agent, &mut count, "the other client's record", &|_, count| count == 2);
-    agent.close(&mut count, Vec::new()).unwrap();
+    agent.close(Vec::new()).unwrap();
 }

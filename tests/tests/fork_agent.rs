@@ -104,7 +104,7 @@ fn an_agent_and_a_broker_refuse_in_a_child_and_go_on_in_the_parent() {
         refused(13, serving.wait(Duration::from_millis(1)))?;
         refused(14, serving.ready())?;
         refused(15, serving.table("routes"))?;
-        refused(16, serving.close(&mut Count::default(), Vec::new()))?;
+        refused(16, serving.close(Vec::new()))?;
         refused(17, reports.try_push(b"child"))?;
         drop((serving, client, reports));
         if !matches!(node.broker.stats("d"), Err(BrokerError::Forked)) {
@@ -125,7 +125,7 @@ fn an_agent_and_a_broker_refuse_in_a_child_and_go_on_in_the_parent() {
     assert_eq!(client.table("routes").unwrap().get(b"key", &mut value).unwrap(), Some(5));
     serving.table("routes").unwrap().put(b"key", b"longer").unwrap();
     assert_eq!(client.table("routes").unwrap().get(b"key", &mut value).unwrap(), Some(6));
-    serving.close(&mut count, Vec::new()).unwrap();
+    serving.close(Vec::new()).unwrap();
     drop(second);
     node.settle("the agent has closed", |s| !s.agent && s.clients.len() == 1);
 }

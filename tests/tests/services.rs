@@ -75,7 +75,7 @@ impl Running {
                     break;
                 }
             }
-            agent.close(&mut handler, vec![version]).unwrap();
+            agent.close(vec![version]).unwrap();
         });
         Running { stop, thread: Some(thread), seen }
     }

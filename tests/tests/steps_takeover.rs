@@ -115,7 +115,7 @@ impl Counting {
                     break;
                 }
             }
-            agent.close(&mut counts, Vec::new()).unwrap();
+            agent.close(Vec::new()).unwrap();
         });
         Counting { stop, cold, count, thread }
     }

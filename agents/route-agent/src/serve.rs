@@ -305,7 +305,7 @@ impl<S: Source> Server<S> {
                 "the health of all endpoints doesn't fit; the successor gets the ejected and those that err most"
             );
         }
-        self.agent.close(&mut self.routes, state)?;
+        self.agent.close(state)?;
         Ok(stats)
     }
 

@@ -83,9 +83,9 @@ impl CursorLine {
         mem.store(self.offset, position, Ordering::Release);
     }
 
-    /// Closes for good at `position`.
-    pub fn close(self, mem: &impl Store, position: u64) {
-        mem.store(self.offset + 8, position, Ordering::Relaxed);
+    /// Closes for good at `position`; records from there up to `claim` may have been handled by somebody before.
+    pub fn close(self, mem: &impl Store, position: u64, claim: u64) {
+        mem.store(self.offset + 8, position.max(claim), Ordering::Relaxed);
         mem.store(self.offset, position, Ordering::Release);
         mem.store(self.offset + 16, position.wrapping_add(1), Ordering::Release);
     }

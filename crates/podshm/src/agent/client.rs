@@ -92,7 +92,8 @@ impl AgentClient {
                     let (cursors, started) = (line.read(old), line.started(old).is_some());
                     match cursors.closed {
                         _ if !started => (ring.start, 0),
-                        Some(closed) => (closed, 0),
+                        // What is claimed past it was in the hand of one before, which did not close.
+                        Some(closed) => (closed, cursors.claim),
                         // Not hung up and not closed: it may be at work on one batch even now.
                         None if serve.forced => (cursors.acked, cursors.claim.max(cursors.acked + BATCH)),
                         None => (cursors.acked, cursors.claim),

@@ -71,7 +71,7 @@ impl Agent {
                     super::Progress::Handled(_) => {}
                     super::Progress::Idle if self.spins() => std::hint::spin_loop(),
                     super::Progress::Idle => break,
-                    super::Progress::CloseAsked => return self.close(handler, Vec::new()),
+                    super::Progress::CloseAsked => return self.close(Vec::new()),
                 }
             }
             let sleeps = !self.spins() && self.park()?;
@@ -96,7 +96,7 @@ impl Agent {
             .await
             .map_err(Error::system("waiting for the agent's epoll"))?;
             if stopped {
-                return self.close(handler, Vec::new());
+                return self.close(Vec::new());
             }
         }
     }

@@ -217,10 +217,10 @@ impl Agent {
             match self.poll(handler)? {
                 Progress::Handled(_) => {}
                 Progress::Idle => self.wait(Duration::from_millis(20))?,
-                Progress::CloseAsked => return self.close(handler, Vec::new()),
+                Progress::CloseAsked => return self.close(Vec::new()),
             }
             if stop() {
-                return self.close(handler, Vec::new());
+                return self.close(Vec::new());
             }
         }
     }
@@ -338,7 +338,7 @@ impl Agent {
 
     /// Finishes what is in hand, closes every ring where it stands, leaves `state` to the successor and hangs up. Nothing is handled
     /// after this.
-    pub fn close(&mut self, _handler: &mut impl Handler, mut state: Vec<u8>) -> Result<(), Error> {
+    pub fn close(&mut self, mut state: Vec<u8>) -> Result<(), Error> {
         self.check_fork()?;
         if state.len() > MAX_STATE {
             return Err(Error::TooLong { what: "state for the successor", found: state.len(), most: MAX_STATE });

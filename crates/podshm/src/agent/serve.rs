@@ -93,7 +93,7 @@ impl Ring {
     /// Closes where it stands; a request of which a part is missing is the successor's.
     pub(super) fn close(&self, own: &Own) {
         let position = self.partial.as_ref().map_or(self.consumer.position(), |p| p.position);
-        self.line.close(own, position.max(self.line.acked(own)));
+        self.line.close(own, position.max(self.line.acked(own)), self.maybe_seen);
     }
 
     /// The next record; a ring that lies is not looked at again: its client loses its own records, nobody else's.

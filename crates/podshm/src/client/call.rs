@@ -50,10 +50,11 @@ impl Sink for Into<'_> {
         }
     }
 
-    fn whole(&mut self, bytes: &[u8]) {
-        match self.response.get_mut(..bytes.len()) {
+    fn rest(&mut self, offset: usize, bytes: &[u8]) {
+        let total = offset + bytes.len();
+        match self.response.get_mut(offset..total) {
             Some(place) => place.copy_from_slice(bytes),
-            None => self.needed = Some(bytes.len()),
+            None => self.needed = Some(total),
         }
     }
 }
@@ -67,8 +68,8 @@ impl<F: FnMut(usize, usize, &[u8])> Sink for Each<F> {
         (self.0)(offset, total, arrived.bytes());
     }
 
-    fn whole(&mut self, bytes: &[u8]) {
-        (self.0)(0, bytes.len(), bytes);
+    fn rest(&mut self, offset: usize, bytes: &[u8]) {
+        (self.0)(offset, offset + bytes.len(), bytes);
     }
 }
 
@@ -97,7 +98,9 @@ impl Caller {
     }
 
     /// Sends a request of `len` bytes which `fill(offset, part)` writes in place, part by part, and gives the response to
-    /// `each(offset, total, part)` as it comes: no whole copy on either side. Returns the response's length.
+    /// `each(offset, total, part)` as it comes: no whole copy on either side, unless another thread found it first. Parts follow one
+    /// another; where an agent died in the middle and its successor answers again, they start again at 0. Returns the response's
+    /// length.
     #[inline]
     pub fn call_with(
         &self,
@@ -238,9 +241,9 @@ impl Caller {
                     return Ok(total);
                 }
                 if let Taken::Done(result) = line.inbox.take(id) {
-                    let bytes = result?;
-                    sink.whole(&bytes);
-                    return Ok(bytes.len());
+                    let rest = result?;
+                    sink.rest(rest.offset, &rest.bytes);
+                    return Ok(rest.offset + rest.bytes.len());
                 }
                 if patience.is_over() {
                     line.inbox.forget(id);
@@ -284,8 +287,8 @@ impl<S: Sink> Sink for Watched<'_, S> {
         self.sink.part(offset, total, arrived);
     }
 
-    fn whole(&mut self, bytes: &[u8]) {
-        self.sink.whole(bytes);
+    fn rest(&mut self, offset: usize, bytes: &[u8]) {
+        self.sink.rest(offset, bytes);
     }
 }
 
@@ -310,7 +313,7 @@ impl Pending {
     fn take_from(&self, line: &mut CallLine, shared: &Shared) -> Result<Option<Vec<u8>>, Error> {
         self.caller.service.pump(line, shared, None)?;
         match line.inbox.take(self.id) {
-            Taken::Done(result) => result.map(Some),
+            Taken::Done(result) => result.map(|rest| Some(rest.bytes)), // no sink: all of it
             Taken::Waiting if Instant::now() >= self.until => {
                 Err(Error::Deadline { what: "the response", waited: self.timeout })
             }

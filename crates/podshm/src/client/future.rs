@@ -100,7 +100,7 @@ impl CallFuture {
         if sending.id != 0
             && let Taken::Done(result) = line.inbox.take(sending.id)
         {
-            return result.map(Some);
+            return result.map(|rest| Some(rest.bytes)); // no sink: all of it
         }
         if Instant::now() >= self.until {
             let what = if self.is_sent { "the response" } else { "room for the request" };

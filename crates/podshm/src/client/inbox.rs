@@ -49,15 +49,15 @@ impl Arrived<'_> {
 pub(super) trait Sink {
     fn part(&mut self, offset: usize, total: usize, arrived: Arrived<'_>);
 
-    /// All of it at once, kept by another thread that found it.
-    fn whole(&mut self, bytes: &[u8]);
+    /// All that is left from `offset` on, kept by another thread that found it.
+    fn rest(&mut self, offset: usize, bytes: &[u8]);
 }
 
 #[derive(Debug)]
 pub(super) struct Slot {
     /// Where its request starts, once that is sent.
     position: Option<u64>,
-    done: Option<Result<Vec<u8>, Outcome>>,
+    done: Option<Result<Rest, Outcome>>,
     pub(super) waker: Option<TaskWaker>,
     /// When a future's time is over.
     pub(super) expires: Option<Instant>,
@@ -80,9 +80,16 @@ impl From<Outcome> for Error {
     }
 }
 
+/// What of a response is kept for its caller: everything from `offset` on. What comes before went to the caller's sink.
+#[derive(Debug, Default)]
+pub(super) struct Rest {
+    pub(super) offset: usize,
+    pub(super) bytes: Vec<u8>,
+}
+
 pub(super) enum Taken {
     Waiting,
-    Done(Result<Vec<u8>, Error>),
+    Done(Result<Rest, Error>),
 }
 
 /// What one look found.
@@ -114,8 +121,14 @@ impl Hasher for Numbers {
     }
 }
 
-/// A response of which a part has come: its head, how much, and the bytes if nobody takes them as they come.
-type Partial = (ResponseHead, usize, Vec<u8>);
+/// A response of which a part has come.
+#[derive(Debug)]
+struct Partial {
+    head: ResponseHead,
+    so_far: usize,
+    /// Since somebody else than its caller has found a part.
+    rest: Option<Rest>,
+}
 
 #[derive(Debug)]
 pub(crate) struct Inbox {
@@ -241,20 +254,18 @@ impl Inbox {
         // Looked at first: what the old agent had answered by then is taken before its channel is left.
         let version = shared.version.load(Ordering::Acquire);
         if version == self.version {
-            self.pump_channel(shared, outlet, &mut mine, 256)?;
+            self.pump_channel(shared, outlet, &mut mine)?;
         } else {
             let link = shared.link.load_full();
             if !Arc::ptr_eq(&link.channel, &self.channel) {
-                // All that a ring can hold.
-                let all = self.channel.response_geometry(self.ring).bytes / 8;
-                if let Err(error) = self.pump_channel(shared, outlet, &mut mine, all) {
+                if let Err(error) = self.pump_channel(shared, outlet, &mut mine) {
                     tracing::error!(%error, "responses of the old agent were dropped");
                 }
                 self.attach(Arc::clone(&link.channel), &shared.own);
                 self.unresolved = true;
             }
             self.version = version;
-            self.pump_channel(shared, outlet, &mut mine, 256)?;
+            self.pump_channel(shared, outlet, &mut mine)?;
         }
         if self.unresolved {
             self.resolve();
@@ -277,11 +288,10 @@ impl Inbox {
         shared: &Shared,
         outlet: &mut Outlet,
         mine: &mut Option<(u64, &mut dyn Sink)>,
-        mut budget: u32,
     ) -> Result<(), Error> {
         let mut progress = false;
-        while budget > 0 {
-            budget -= 1;
+        // All that the ring can hold: what is left there would wait for a wake-up that has been. No more: the agent goes on writing.
+        for _ in 0..self.channel.response_geometry(self.ring).bytes / 8 {
             let Some(record) = self.consumer.peek()? else { break };
             progress = true;
             self.take_record(&record, mine);
@@ -305,7 +315,7 @@ impl Inbox {
             }
             Part::Whole | Part::First => return,
             _ => match &self.partial {
-                Some((head, so_far, _)) => (*head, *so_far, 0),
+                Some(partial) => (partial.head, partial.so_far, 0),
                 None => return, // the rest of a response whose start was a predecessor's
             },
         };
@@ -314,36 +324,35 @@ impl Inbox {
             self.partial = None;
             return; // a lying agent: its answer is dropped, the caller's deadline ends the wait
         }
-        let mut kept = match self.partial.take() {
-            Some((_, _, kept)) if offset > 0 => kept,
-            _ => Vec::new(),
-        };
+        let mut rest = self.partial.take().filter(|_| offset > 0).and_then(|partial| partial.rest);
         let mut arrived = Arrived { consumer: &self.consumer, record, front, scratch: &mut self.scratch };
         let is_mine = match mine {
-            Some((id, sink)) if *id == head.id && head.status == frames::STATUS_OK && kept.is_empty() => {
+            Some((id, sink)) if *id == head.id && head.status == frames::STATUS_OK && rest.is_none() => {
                 sink.part(offset, total, arrived);
                 true
             }
             // Nobody waits any more: not a byte is kept.
             _ if !self.slots.contains_key(&head.id) => false,
+            // Its caller has what came before, and this thread can't reach the caller's sink.
             _ => {
-                kept.extend_from_slice(arrived.bytes());
+                let rest = rest.get_or_insert_with(|| Rest { offset, bytes: Vec::new() });
+                rest.bytes.extend_from_slice(arrived.bytes());
                 false
             }
         };
         if offset + len < total {
-            self.partial = Some((head, offset + len, kept));
+            self.partial = Some(Partial { head, so_far: offset + len, rest });
         } else if is_mine {
             self.slots.remove(&head.id);
         } else {
-            self.complete(head, kept);
+            self.complete(head, rest.unwrap_or_default());
         }
     }
 
-    fn complete(&mut self, head: ResponseHead, bytes: Vec<u8>) {
+    fn complete(&mut self, head: ResponseHead, rest: Rest) {
         let Some(slot) = self.slots.get_mut(&head.id) else { return };
         slot.done = Some(match head.status {
-            frames::STATUS_OK => Ok(bytes),
+            frames::STATUS_OK => Ok(rest),
             frames::STATUS_UNKNOWN => Err(Outcome::Unknown),
             frames::STATUS_DEADLINE => Err(Outcome::Deadline),
             status => Err(Outcome::Failed(status)),

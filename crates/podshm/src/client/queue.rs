@@ -78,7 +78,7 @@ impl QueueSender {
     fn push_when_there_is_room(&self, record: &[u8], timeout: Duration) -> Result<u64, Error> {
         let start = Instant::now();
         loop {
-            wait_for_room(&self.client.shared, &self.outlet, start + timeout, Spin::default())?;
+            wait_for_room(&self.client.shared, &self.outlet, start + timeout)?;
             match self.try_push(record) {
                 Err(Error::Push(PushError::Full { .. })) if start.elapsed() < timeout => {}
                 Err(Error::Push(PushError::Full { .. })) => {
@@ -168,7 +168,7 @@ impl Drop for QueueBatch<'_> {
 }
 
 /// Waits until an eighth of the ring is free: fewer wake-ups than one per record.
-fn wait_for_room(shared: &Shared, outlet: &Biased<Outlet>, until: Instant, spin: Spin) -> Result<(), Error> {
+fn wait_for_room(shared: &Shared, outlet: &Biased<Outlet>, until: Instant) -> Result<(), Error> {
     let start = Instant::now();
     let enough = || -> Result<bool, Error> {
         let mut outlet = outlet.enter()?;
@@ -179,7 +179,7 @@ fn wait_for_room(shared: &Shared, outlet: &Biased<Outlet>, until: Instant, spin:
         if enough()? || Instant::now() >= until {
             return Ok(());
         }
-        if spin.goes_on(start.elapsed()) {
+        if Spin::default().goes_on(start.elapsed()) {
             std::hint::spin_loop();
             continue;
         }
