@@ -17,7 +17,7 @@ use crate::{harness, peer, report, rows, watchdog};
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Args {
-    /// Measure rows whose name contains this, and what they are compared with; may be repeated
+    /// Measure rows with this name, or whose name contains it, and what they are compared with; may be repeated
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
 

@@ -30,7 +30,7 @@ const FEWEST: u32 = 3;
 /// Rounds of a place from which on it isn't hunted for.
 const PLENTY: usize = 15;
 
-/// Keeps the rows that `only` matches (part of a name), and the rows they are compared with.
+/// Keeps the rows that `only` matches (a name, or part of some), and the rows they are compared with.
 pub fn select(rows: Vec<Box<dyn Row>>, only: &[String]) -> Result<Vec<Box<dyn Row>>> {
     if only.is_empty() {
         return Ok(rows);
@@ -38,8 +38,9 @@ pub fn select(rows: Vec<Box<dyn Row>>, only: &[String]) -> Result<Vec<Box<dyn Ro
     let mut wanted: Vec<&str> = Vec::new();
     for pattern in only {
         let before = wanted.len();
-        let matching = rows.iter().map(|row| row.name());
-        wanted.extend(matching.filter(|name| name.contains(pattern.as_str())));
+        let names = || rows.iter().map(|row| row.name());
+        let is_whole = names().any(|name| name == pattern);
+        wanted.extend(names().filter(|name| name == pattern || (!is_whole && name.contains(pattern.as_str()))));
         ensure!(
             wanted.len() > before,
             "no row is called {pattern}; there are: {}",
