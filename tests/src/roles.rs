@@ -4,11 +4,23 @@ use crate::PATIENCE;
 use crate::deliveries::{Kind, Log, Outcome, Sent};
 use crate::work::{ANSWER, BATCH, Calls, KEYS, Lookups, PAIR, PASSING, Pushes, is_no_room, key, value};
 use podshm::{Agent, AgentBuilder, Answer, Client, Error, ErrorKind, Handler, Progress, Record, Request};
+use podshm_layout::{Layout, Layouts};
 use podshm_testkit::numbered;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+
+/// Where this is 1, a participant speaks memory layout 1 only, as if it were of a release that knows no other.
+pub const LAYOUTS: &str = "PODSHM_TEST_LAYOUTS";
+
+fn layouts() -> Layouts {
+    match std::env::var(LAYOUTS).as_deref() {
+        Err(_) => Layouts::ALL,
+        Ok("1") => Layouts::only(Layout::V1),
+        Ok(other) => panic!("{LAYOUTS} is {other:?}, expected 1 or nothing"),
+    }
+}
 
 /// The services of every agent here.
 pub fn services() -> AgentBuilder {
@@ -45,7 +57,7 @@ impl Handler for Answering {
 /// with a lower number. Ends in order when it is asked to close or finds that it is superseded.
 pub fn agent(directory: &Path, file: &Path, index: u32, grows: bool) -> Result<(), Error> {
     let mut handler = Answering(Log::open(file, index));
-    let mut agent = services().connect(directory, PATIENCE)?;
+    let mut agent = services().layouts(layouts()).connect(directory, PATIENCE)?;
     let mut writer = Publisher { version: u64::from(index) << 32, turn: 0, fillers: 0 };
     writer.everything(&mut agent)?;
     agent.ready()?;
@@ -144,7 +156,7 @@ pub fn client(directory: &Path, file: &Path, sender: u32) -> Result<(), Error> {
         let line: Vec<u8> = [what, number, outcome, 0].iter().flat_map(|w| w.to_le_bytes()).collect();
         assert_eq!(log.write(&line).unwrap(), line.len());
     };
-    let client = Client::join(directory, PATIENCE)?;
+    let client = Client::join_speaking(layouts(), directory, PATIENCE)?;
     note(JOINED, client.id(), 0);
     let (mut pushes, mut calls, mut lookups) =
         (Pushes::new(&client, sender), Calls::new(&client, sender), Lookups::new(&client));

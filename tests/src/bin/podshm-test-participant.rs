@@ -1,5 +1,6 @@
 //! An agent or a client in a process of its own, for tests that stop and kill it:
-//! `podshm-test-participant agent|growing-agent|client DIRECTORY FILE NUMBER`, and PODSHM_STEP.
+//! `podshm-test-participant agent|growing-agent|client DIRECTORY FILE NUMBER`, PODSHM_STEP and PODSHM_TEST_LAYOUTS.
+//! Tests of other releases run this program as they find it here: its arguments and its file formats stay.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
