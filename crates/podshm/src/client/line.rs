@@ -147,7 +147,8 @@ pub(super) struct Sending {
     deadline: u64,
     len: usize,
     offset: usize,
-    to: Option<Arc<Channel>>,
+    /// Which agent's region answers it; a number, because whoever waits for long must not keep the region.
+    to: Option<u64>,
 }
 
 impl Sending {
@@ -170,7 +171,7 @@ impl Sending {
         if self.id == 0 && line.sending.is_some() {
             return Ok(false);
         }
-        let replaced = self.to.as_ref().is_some_and(|to| !Arc::ptr_eq(to, &line.outlet.channel));
+        let replaced = self.to.is_some_and(|to| to != line.outlet.channel.place());
         if replaced || !line.outlet.channel.is_alive() {
             // A request of which a part was sent is not handled: the next agent drops it.
             self.give_up(line);
@@ -206,7 +207,7 @@ impl Sending {
             let position = line.outlet.producer.commit(room, part);
             if self.id == 0 {
                 (self.id, self.position, line.last_id) = (id, position, id);
-                self.to = Some(Arc::clone(&line.outlet.channel));
+                self.to = Some(line.outlet.channel.place());
                 line.inbox.open(id, position);
             }
             line.outlet.publish();
