@@ -56,10 +56,33 @@ impl Log {
     }
 }
 
+impl Log {
+    /// Fails unless everything that this client has sent came, in order, and what came more than once was marked but for once.
+    pub fn check_marked(&self, sent: &Sent) {
+        let came = self.came();
+        for (queue, &count) in sent.queues.iter().enumerate() {
+            let got = came.get(&(sent.client, format!("q{queue}"))).cloned().unwrap_or_default();
+            let what = format!("client {}, queue {queue}", sent.client);
+            let mut next = 0;
+            for &(number, seen) in &got {
+                assert!(number <= next, "{what}: {number} came before {next}");
+                assert!(number == next || seen, "{what}: {number} came again, unmarked");
+                next = next.max(number + 1);
+            }
+            assert_eq!(next, count, "{what}");
+        }
+    }
+}
+
 /// The services of these agents.
 pub fn services() -> AgentBuilder {
+    services_behind(Agent::builder())
+}
+
+/// The services of these agents behind others.
+pub fn services_behind(builder: AgentBuilder) -> AgentBuilder {
     let queues = (0..QUEUES)
-        .fold(Agent::builder().table("routes", 100, 64 * 1024), |builder, n| builder.queue(&format!("q{n}"), 4096, 64));
+        .fold(builder.table("routes", 100, 64 * 1024), |builder, n| builder.queue(&format!("q{n}"), 4096, 64));
     (0..CALLS).fold(queues, |builder, n| builder.call(&format!("c{n}"), 16 * 1024, 20_000))
 }
 
@@ -67,6 +90,7 @@ pub fn services() -> AgentBuilder {
 #[derive(Debug)]
 pub struct Many {
     stop: Arc<AtomicBool>,
+    crash: Arc<AtomicBool>,
     grow: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -74,8 +98,9 @@ pub struct Many {
 impl Many {
     /// Starts `builder` (with [`services`] and more) on `directory`. Returns when it has said that it is ready.
     pub fn start(directory: PathBuf, builder: AgentBuilder, version: u8, mut log: Log) -> Many {
-        let (stop, grow) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-        let (stopped, grows) = (Arc::clone(&stop), Arc::clone(&grow));
+        let flag = || Arc::new(AtomicBool::new(false));
+        let (stop, crash, grow) = (flag(), flag(), flag());
+        let (stopped, crashed, grows) = (Arc::clone(&stop), Arc::clone(&crash), Arc::clone(&grow));
         let (ready, is_ready) = std::sync::mpsc::channel();
         let thread = std::thread::spawn(move || {
             let mut agent = builder.connect(directory, PATIENCE).expect("the agent connects");
@@ -85,6 +110,9 @@ impl Many {
             ready.send(()).expect("somebody waits");
             let mut filler = 0u32;
             while !stopped.load(Ordering::Relaxed) {
+                if crashed.load(Ordering::Relaxed) {
+                    return; // without a word to anybody
+                }
                 if grows.swap(false, Ordering::Relaxed) {
                     let mut table = agent.table("routes").expect("a table");
                     for _ in 0..1000 {
@@ -101,12 +129,18 @@ impl Many {
             agent.close(Vec::new()).expect("the agent closes");
         });
         is_ready.recv().expect("the agent starts");
-        Many { stop, grow, thread: Some(thread) }
+        Many { stop, crash, grow, thread: Some(thread) }
     }
 
     /// Makes its table grow.
     pub fn grow(&self) {
         self.grow.store(true, Ordering::Relaxed);
+    }
+
+    /// Ends it as a crash would: nothing is closed, everybody finds out by its hang-up.
+    pub fn crash(self) {
+        self.crash.store(true, Ordering::Relaxed);
+        self.join();
     }
 
     /// Ends it in order.
@@ -132,6 +166,8 @@ pub struct Sent {
     pub queues: [u64; QUEUES],
     /// Calls that were answered.
     pub answers: u64,
+    /// Its agents may crash: calls may have an unknown outcome.
+    pub tolerant: bool,
 }
 
 /// A client's thread.
@@ -144,10 +180,19 @@ pub struct Using {
 impl Using {
     /// Looks up, pushes and calls through every service until it is told to stop; fails by itself where an answer or a value is wrong.
     pub fn start(client: Client) -> Using {
+        Self::start_as(client, false)
+    }
+
+    /// [`Using::start`] where agents crash.
+    pub fn start_tolerant(client: Client) -> Using {
+        Self::start_as(client, true)
+    }
+
+    fn start_as(client: Client, tolerant: bool) -> Using {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
-            let mut sent = Sent { client: client.id(), queues: [0; QUEUES], answers: 0 };
+            let mut sent = Sent { client: client.id(), queues: [0; QUEUES], answers: 0, tolerant };
             while !stopped.load(Ordering::Relaxed) {
                 round(&client, &mut sent);
             }
@@ -183,7 +228,11 @@ pub fn round(client: &Client, sent: &mut Sent) {
                 assert_eq!((&answer[..2], &answer[2..len]), (name.as_bytes(), &request[..]), "the right answer");
                 sent.answers += 1;
             }
-            Err(error) => assert_eq!(error.kind(), ErrorKind::AgentAway, "{error}"),
+            Err(error) => {
+                let kind = error.kind();
+                let away = kind == ErrorKind::AgentAway || kind == ErrorKind::OutcomeUnknown && sent.tolerant;
+                assert!(away, "{error}");
+            }
         }
     }
 }

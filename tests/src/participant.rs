@@ -1,6 +1,7 @@
 //! Agents and clients in processes of their own, which can be stopped and killed.
 
 use crate::PATIENCE;
+use crate::roles::LAYOUTS;
 use podshm::steps::{Plan, VARIABLE};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -28,20 +29,49 @@ impl Participant {
         Self::start(program, "growing-agent", directory, file, index, plan)
     }
 
+    /// [`Participant::agent`] that offers so many more queues.
+    pub fn larger_agent(
+        program: &str,
+        directory: &Path,
+        file: &Path,
+        index: u32,
+        more: u32,
+        plan: Option<Plan>,
+    ) -> Participant {
+        Self::start(program, &format!("agent+{more}"), directory, file, index, plan)
+    }
+
+    /// [`Participant::agent`] of a release that speaks memory layout 1 only.
+    pub fn old_agent(program: &str, directory: &Path, file: &Path, index: u32) -> Participant {
+        let mut command = Command::new(program);
+        command.env(LAYOUTS, "1");
+        Self::run(command, "agent", directory, file, index, None)
+    }
+
     /// A client that sends as number `sender` and writes what was accepted to `file`.
     pub fn client(program: &str, directory: &Path, file: &Path, sender: u32, plan: Option<Plan>) -> Participant {
         Self::start(program, "client", directory, file, sender, plan)
     }
 
     fn start(program: &str, role: &str, directory: &Path, file: &Path, number: u32, plan: Option<Plan>) -> Participant {
-        let mut command = Command::new(program);
+        Self::run(Command::new(program), role, directory, file, number, plan)
+    }
+
+    fn run(
+        mut command: Command,
+        role: &str,
+        directory: &Path,
+        file: &Path,
+        number: u32,
+        plan: Option<Plan>,
+    ) -> Participant {
         command.arg(role).arg(directory).arg(file).arg(number.to_string());
         let mut what = format!("{role} {number}");
         if let Some(plan) = plan {
             command.env(VARIABLE, plan.to_string());
             what = format!("{what} ({plan})");
         }
-        let child = command.spawn().unwrap_or_else(|e| panic!("{program}: {e}"));
+        let child = command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
         Participant { child, what }
     }
 

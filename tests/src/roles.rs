@@ -31,6 +31,21 @@ pub fn services() -> AgentBuilder {
         .idempotent_call("again", 16 * 1024, 16 * 1024)
 }
 
+/// What an agent has beyond the usual.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Variant {
+    /// Its table grows once.
+    pub grows: bool,
+    /// So many queues more, `more-0` and so on.
+    pub more: u32,
+}
+
+impl Variant {
+    fn builder(self) -> AgentBuilder {
+        (0..self.more).fold(services(), |builder, n| builder.queue(&format!("more-{n}"), 4096, 256))
+    }
+}
+
 struct Answering(Log);
 
 impl Handler for Answering {
@@ -55,9 +70,9 @@ impl Handler for Answering {
 
 /// An agent that answers, writes down what it is given, and publishes all the while. Its versions are above those of every agent
 /// with a lower number. Ends in order when it is asked to close or finds that it is superseded.
-pub fn agent(directory: &Path, file: &Path, index: u32, grows: bool) -> Result<(), Error> {
+pub fn agent(directory: &Path, file: &Path, index: u32, variant: Variant) -> Result<(), Error> {
     let mut handler = Answering(Log::open(file, index));
-    let mut agent = services().layouts(layouts()).connect(directory, PATIENCE)?;
+    let mut agent = variant.builder().layouts(layouts()).connect(directory, PATIENCE)?;
     let mut writer = Publisher { version: u64::from(index) << 32, turn: 0, fillers: 0 };
     writer.everything(&mut agent)?;
     agent.ready()?;
@@ -75,7 +90,7 @@ pub fn agent(directory: &Path, file: &Path, index: u32, grows: bool) -> Result<(
         if published.elapsed() > Duration::from_micros(500) {
             published = Instant::now();
             writer.something(&mut agent)?;
-            if grows && agent.epoch() > 0 {
+            if variant.grows && agent.epoch() > 0 {
                 writer.filler(&mut agent)?;
             }
         }

@@ -2,9 +2,9 @@
 
 use podshm::{Client, ErrorKind};
 use podshm_broker::Limits;
-use podshm_proto::{Down, RefusalKind, RegionIds, Up, encode_up};
+use podshm_proto::{Down, Hello, RefusalKind, RegionIds, Service, Up, encode_up};
 use podshm_region::descriptors;
-use podshm_tests::raw::{Raw, hello};
+use podshm_tests::raw::{Raw, RawAgent, RawClient, hello};
 use podshm_tests::serving::Serving;
 use podshm_tests::{Node, PATIENCE};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept, bind, listen, socket_with};
@@ -30,7 +30,7 @@ fn what_a_newer_participant_adds_is_ignored() {
     let raw = Raw::connect(node.pod("a"));
     raw.bytes(&with_additions(Up::Hello(hello(false, Vec::new()))));
     let Some((Down::Welcome(welcome), fds)) = raw.receive() else { panic!("no welcome") };
-    assert_eq!(welcome.protocol, 1);
+    assert_eq!(welcome.protocol, podshm_proto::PROTOCOL);
     assert_eq!(fds.len(), welcome.regions.len() + 2);
     let c = welcome.regions[0].id;
     let map = podshm_region::WriteMap::map(&podshm_region::Memory::from_fd(fds[1].try_clone().unwrap()).unwrap());
@@ -56,7 +56,7 @@ fn what_nobody_here_knows_is_refused_by_name_also_after_joining() {
     client.raw.bytes(&[0xea, 0x04, 0x00]);
     let refused = client.raw.refused();
     assert_eq!(refused.kind(), RefusalKind::Protocol);
-    for word in ["3 bytes", "protocol 1", "no body that this release knows", "newer release"] {
+    for word in ["3 bytes", "protocol 2", "no body that this release knows", "newer release"] {
         assert!(refused.message.contains(word), "{refused:?}");
     }
     node.settle("it is gone", |s| s.clients.is_empty());
@@ -89,10 +89,53 @@ fn a_broker_that_says_what_a_client_does_not_know_is_named() {
         let error = Client::join(&directory, PATIENCE).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
         let said = error.to_string();
-        for word in [&format!("{} bytes", answer.len())[..], "protocol 1", "newer release"] {
+        for word in [&format!("{} bytes", answer.len())[..], "protocol 2", "newer release"] {
             assert!(said.contains(word), "{said}");
         }
         thread.join().unwrap();
         std::fs::remove_dir_all(directory).unwrap();
     }
+}
+
+/// Participants of protocol 1 know nothing of going over to another region. Nobody is asked to who does not know how: whatever needs that
+/// is refused by name, and what does not goes on.
+#[test]
+fn releases_that_can_not_go_over_are_left_as_they_are() {
+    let queue = |name: &str| Service { name: name.into(), kind: 2, ring: 4096, longest: 64, ..Service::default() };
+    let old = |hello: Hello| Hello { protocol_newest: 1, ..hello };
+    let node = Node::new(Limits::default());
+    let mut agent = RawAgent::start(node.pod("agent"), vec![queue("a"), queue("b")]);
+    let directory = node.pod("old");
+    let joining = std::thread::spawn(move || {
+        let client = RawClient::hello_as(directory, old(hello(false, Vec::new())));
+        let memory = podshm_region::WriteMap::map(&client.memory()).unwrap();
+        client.mapped();
+        (client, memory)
+    });
+    agent.next_client();
+    let (client, _memory) = joining.join().unwrap();
+    assert_eq!(client.welcome.protocol, 1);
+    let refused = |hello: Hello| {
+        let raw = Raw::connect(node.pod("agent"));
+        raw.send(Up::Hello(hello));
+        raw.refused()
+    };
+    // More services, an older layout, another order.
+    let no = refused(hello(true, vec![queue("a"), queue("b"), queue("c")]));
+    assert_eq!(no.kind(), RefusalKind::Services);
+    assert!(no.message.contains("of test/old speaks protocol 1") && no.message.contains("more services"), "{no:?}");
+    let no = refused(Hello { layout_newest: 1, ..hello(true, vec![queue("a"), queue("b")]) });
+    assert_eq!(no.kind(), RefusalKind::Version);
+    assert!(no.message.contains("of test/old speaks protocol 1") && no.message.contains("layout 2"), "{no:?}");
+    let no = refused(old(hello(true, vec![queue("b"), queue("a")])));
+    assert_eq!(no.kind(), RefusalKind::Services);
+    assert!(no.message.contains("of test/agent speaks protocol 1") && no.message.contains("order"), "{no:?}");
+    // Once it has left, more may come; and it comes in again with all of it from the start.
+    drop(client);
+    node.settle("it is gone", |s| s.clients.iter().all(|c| !c.connected));
+    drop((agent.raw, agent.clients));
+    node.settle("the agent is gone", |s| !s.agent);
+    let _larger = RawAgent::start(node.pod("agent"), vec![queue("a"), queue("b"), queue("c")]);
+    let again = RawClient::hello_as(node.pod("old"), old(hello(false, Vec::new())));
+    assert_eq!(again.welcome.services.len(), 3);
 }

@@ -30,6 +30,8 @@ enum When {
     Closing(u64),
     /// When a table grows.
     Growing,
+    /// When a client of its goes over to another region: see `steps_moving.rs`.
+    Moving,
     /// Never: it is a client's or the broker's.
     Never,
 }
@@ -62,6 +64,7 @@ fn when(step: Step) -> When {
         Step::HandoverAsked | Step::HandoverClosed => Closing(1),
         Step::HandoverClosing => Closing(3),
         Step::GrowthAsked | Step::GrowthSealed | Step::GrowthCopied | Step::GrowthPublished => Growing,
+        Step::FollowMapped | Step::FollowSeen | Step::FollowDone => Moving,
         Step::PushDoorbell
         | Step::CallSent
         | Step::AnswerCopied
@@ -76,6 +79,14 @@ fn when(step: Step) -> When {
         | Step::BrokerEpoch
         | Step::BrokerHanded
         | Step::BrokerPublished
+        | Step::MoveMapped
+        | Step::MoveCopied
+        | Step::MoveMarked
+        | Step::MoveSleepers
+        | Step::MoveDone
+        | Step::BrokerNext
+        | Step::BrokerTold
+        | Step::BrokerMoved
         | Step::BrokerLeft
         | Step::BrokerForgot => Never,
     }
@@ -146,7 +157,7 @@ fn an_agent_killed_at_any_step_loses_nothing() {
     for step in Step::ALL {
         let kill = |nth| plan(*step, nth, Action::Kill);
         match when(*step) {
-            When::Never | When::Growing => continue,
+            When::Never | When::Growing | When::Moving => continue,
             When::Coming => {
                 stage.agent(Some(kill(1))).await_death();
                 killed += 1;
@@ -192,7 +203,7 @@ fn an_agent_stopped_at_any_step_does_no_harm_when_it_wakes_up() {
         let stop = |nth| Some(plan(*step, nth, Action::Stop));
         let epoch = stage.epoch();
         match when(*step) {
-            When::Never | When::Growing => continue,
+            When::Never | When::Growing | When::Moving => continue,
             When::Coming => {
                 let mut armed = stage.agent(stop(1));
                 armed.await_stop();

@@ -17,8 +17,15 @@ use tables::{table_bytes, table_geometry};
 /// Ready-sealed answer regions kept for the next joins.
 const SPARE: usize = 4;
 
+/// What agents keep in spare: each of two at a time does. Layouts differ within the first page, so the size is the same for all.
+fn pool_bytes(services: &Services) -> u64 {
+    2 * SPARE as u64 * services.channel(0, 0, Written::both(Layout::OLDEST)).map_or(0, |g| g.agent_bytes)
+}
+
 #[derive(Debug)]
 pub(crate) struct AgentState {
+    /// What it offers: the domain's services, and more behind them where it is to take over with more.
+    services: Services,
     /// Sealed and mapped by the agent, not given to a client yet.
     pool: VecDeque<u64>,
     /// Sent for writing, not acknowledged yet, with the time of sending.
@@ -29,7 +36,8 @@ pub(crate) struct AgentState {
     unpublished: BTreeSet<u64>,
     /// Tables whose next generation is asked for and not published.
     growing: BTreeMap<usize, Growing>,
-    ready: bool,
+    /// Since when its tables are filled.
+    ready: Option<Instant>,
     asked_to_close: Option<Instant>,
     /// It was passed over without having closed: it may still be at work on one batch.
     forced: bool,
@@ -46,25 +54,33 @@ struct Growing {
     then: Option<Grow>,
 }
 
+impl AgentState {
+    pub(crate) fn services(&self) -> &Services {
+        &self.services
+    }
+}
+
 impl State {
     pub(crate) fn agent_hello(&mut self, conn: ConnId, offered: Vec<Service>) {
-        let services = match Services::check(offered) {
+        let offers = match Services::check(offered) {
             Ok(services) => services,
             Err(error) => return self.reject(conn, RefusalKind::Services, error),
         };
+        // Whoever offers more than its predecessors does so behind what they offered: everybody counts services in one order.
+        let known = self.home(conn).and_then(|domain| domain.services.clone());
+        let services = match known.as_ref().map_or(Ok(offers.clone()), |known| known.extended_by(&offers)) {
+            Ok(services) => services,
+            Err(contradiction) => return self.reject(conn, RefusalKind::Services, contradiction),
+        };
         let refused = self.home(conn).and_then(|domain| self.check_agent(domain, conn, &services).err());
+        let refused =
+            refused.or_else(|| self.check_moves(conn, known.as_ref().unwrap_or(&offers), &offers, &services).err());
         if let Some((kind, reason)) = refused {
             return self.reject(conn, kind, reason);
         }
         let Some(domain) = self.domain_of(conn) else {
             return;
         };
-        if let Some(known) = &domain.services
-            && *known != services
-        {
-            let reason = "the services offered are not those that this domain's clients have joined with; offer the same names, kinds and sizes, or use another domain";
-            return self.reject(conn, RefusalKind::Services, reason);
-        }
         if domain.successor.is_some() {
             let reason = "a successor is already waiting to take over; try again when it serves";
             return self.reject(conn, RefusalKind::OverLimit, reason);
@@ -74,37 +90,44 @@ impl State {
         if let Err(refusal) = domain.has_descriptors(2 * regions + 1) {
             return self.reject(conn, RefusalKind::OverLimit, refusal);
         }
-        if domain.services.is_none() {
-            let tables: Vec<(u32, u64)> = services.tables().map(|i| (i as u32, table_bytes(&services, i))).collect();
-            // Layouts differ within the first page: the size is the same for all of them.
-            let answer = services.channel(0, 0, Written::both(Layout::OLDEST)).map_or(0, |g| g.agent_bytes);
-            let mut books = domain.books.clone();
-            // Each of two agents at a time keeps some in spare.
-            if let Err(refusal) = books.admit_tables(&tables).and_then(|()| books.admit_pool(2 * SPARE as u64 * answer))
-            {
-                return self.reject(conn, RefusalKind::OverLimit, refusal);
-            }
-            domain.books = books;
-            domain.services = Some(services.clone());
+        let known = known.map_or(0, |known| known.count());
+        let new = services.tables().filter(|i| *i >= known);
+        let tables: Vec<(u32, u64)> = new.map(|i| (i as u32, table_bytes(&services, i))).collect();
+        let before = domain.books.clone();
+        let pool = pool_bytes(&services);
+        if let Err(refusal) = domain.books.admit_tables(&tables).and_then(|()| domain.books.admit_pool(pool)) {
+            domain.books = before;
+            return self.reject(conn, RefusalKind::OverLimit, refusal);
         }
+        if let Err(refusal) = self.admit_moves(conn, &services) {
+            if let Some(domain) = self.domain_of(conn) {
+                domain.books = before;
+            }
+            return self.reject(conn, RefusalKind::OverLimit, refusal);
+        }
+        let Some(domain) = self.domain_of(conn) else {
+            return;
+        };
+        domain.services.get_or_insert_with(|| services.clone());
         domain.successor = Some(conn);
         domain.agents.insert(
             conn,
             AgentState {
+                services: services.clone(),
                 pool: VecDeque::new(),
                 unmapped: BTreeMap::new(),
                 tables: BTreeMap::new(),
                 unpublished: BTreeSet::new(),
                 growing: BTreeMap::new(),
-                ready: false,
+                ready: None,
                 asked_to_close: None,
                 forced: false,
             },
         );
         let welcome = Welcome {
-            protocol: podshm_proto::PROTOCOL,
             domain: domain.config.name.clone(),
             epoch: domain.epoch,
+            services: services.to_message(),
             ..Welcome::default()
         };
         let notice = domain.notice();
@@ -116,7 +139,8 @@ impl State {
             return;
         };
         connection.role = Role::Agent;
-        let welcome = Welcome { layout: layout.number(), member: connection.who.name(), ..welcome };
+        let (protocol, member) = (connection.protocol, connection.who.name());
+        let welcome = Welcome { protocol, layout: layout.number(), member, ..welcome };
         match notice {
             Ok(fd) => connection.send(Down::Welcome(welcome), vec![fd]),
             Err(error) => return self.reject(conn, RefusalKind::Region, error),
@@ -211,7 +235,7 @@ impl State {
         if !agent.unmapped.is_empty() {
             return self.reject(conn, RefusalKind::Protocol, "ready before every region was acknowledged as mapped");
         }
-        agent.ready = true;
+        agent.ready.get_or_insert_with(Instant::now);
         agent.unpublished.clear();
         self.take_over_if_possible(conn);
     }
@@ -233,11 +257,14 @@ impl State {
         }
     }
 
-    pub(crate) fn agent_gone(&mut self, domain: &str, conn: ConnId) {
-        let Some(domain) = self.domains.get_mut(domain) else {
+    pub(crate) fn agent_gone(&mut self, name: &str, conn: ConnId) {
+        let Some(domain) = self.domains.get_mut(name) else {
             return;
         };
+        let known = domain.services.as_ref().map_or(0, Services::count);
+        let mut new_tables = Vec::new();
         if let Some(agent) = domain.agents.remove(&conn) {
+            new_tables.extend(agent.services.tables().filter(|i| *i >= known).map(|i| i as u32));
             let current: BTreeSet<u64> = domain.tables.values().copied().collect();
             for id in agent
                 .pool
@@ -253,7 +280,19 @@ impl State {
         }
         if domain.successor == Some(conn) {
             domain.successor = None;
+            // It has not brought what it offered beyond its predecessors.
+            domain.books.release_tables(new_tables);
+            let pool = domain.services.as_ref().map_or(0, pool_bytes);
+            let _ = domain.books.admit_pool(pool); // no more than it was
+            let agent = domain.agent;
+            self.settle_books_of(name);
+            if let Some(agent) = agent {
+                self.serve_waiting(agent); // some may have waited for it
+            }
         }
+        let Some(domain) = self.domains.get_mut(name) else {
+            return;
+        };
         if domain.agent == Some(conn) {
             domain.agent = None;
             tracing::warn!(domain = domain.config.name, "agent is gone; clients go on with what they have");
@@ -261,6 +300,9 @@ impl State {
         if let (None, Some(successor)) = (domain.agent, domain.successor) {
             self.take_over_if_possible(successor);
         }
+        // It may have been the last that held what clients had before.
+        self.settle_books_of(name);
+        self.go_on_moving(name);
     }
 
     /// Tells the serving agent that a client is gone.
@@ -273,7 +315,9 @@ impl State {
     /// What is overdue: agents that don't map or don't close.
     pub(crate) fn check_agents(&mut self, now: Instant) {
         let (mut late, mut unwritten, mut forced) = (Vec::new(), Vec::new(), Vec::new());
+        let mut successors = Vec::new();
         for domain in self.domains.values() {
+            successors.extend(domain.successor);
             for (conn, agent) in &domain.agents {
                 if agent.unmapped.values().any(|sent| now - *sent > domain.config.map_deadline) {
                     late.push(*conn);
@@ -291,6 +335,10 @@ impl State {
         }
         for conn in late {
             self.reject(conn, RefusalKind::Region, "a region was not acknowledged as mapped in time; it is freed");
+        }
+        // Those that it waited for may have had their time.
+        for conn in successors {
+            self.take_over_if_possible(conn);
         }
         for conn in unwritten {
             let reason = "a table was not written at the layout that was asked for in time; poll the agent more often";

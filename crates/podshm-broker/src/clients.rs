@@ -1,6 +1,7 @@
 //! Clients: joining, the seal, leaving, draining.
 
 use crate::connections::Role;
+use crate::moving::Coming;
 use crate::regions::ConnId;
 use crate::state::State;
 use podshm_domain::Identity;
@@ -18,8 +19,16 @@ pub(crate) struct Client {
     pub(crate) region: u64,
     /// The serving agent's A.
     pub(crate) answer: Option<u64>,
+    /// The C that it is to go over to.
+    pub(crate) next: Option<Coming>,
+    /// The C's before this one that somebody may hold yet, oldest first.
+    pub(crate) previous: Vec<u64>,
     /// The predecessor's A, until the serving agent has started where that one ended: whoever comes next may need it still.
     pub(crate) before: Option<u64>,
+    /// What the serving agent got to see of it: that region, or a copy at a layout that it reads.
+    pub(crate) shown: Option<u64>,
+    /// For how many services C had rings when the serving agent got it.
+    pub(crate) handed: u32,
     pub(crate) sealed: bool,
     /// The agent's end of the doorbell until C is sealed.
     agent_doorbell: Option<OwnedFd>,
@@ -73,8 +82,8 @@ impl State {
                 self.reject(conn, kind, reason);
                 continue;
             }
-            if !self.reads_tables(conn) {
-                // The agent was asked to write them once more; others need not wait for that.
+            if !self.reads_tables(conn) || self.would_be_left_behind(conn) {
+                // The agent was asked to write them once more, or another is about to serve; others need not wait for that.
                 continue;
             }
             let Some(answer) = self.take_answer(agent) else {
@@ -127,6 +136,10 @@ impl State {
         let layout = self.domains.get(&name).map_or(Layout::OLDEST, |domain| self.meeting(domain, None).layout());
         let geometry =
             services.channel(client, 0, Written::both(layout)).map_err(|e| (RefusalKind::Services, e.to_string()))?;
+        let (c, a) = match self.domains.get(&name) {
+            Some(domain) => self.size_of_join(domain, geometry.client_bytes, geometry.agent_bytes),
+            None => return Ok(()),
+        };
         let Some(domain) = self.domains.get_mut(&name) else {
             return Ok(());
         };
@@ -136,10 +149,10 @@ impl State {
             .map_err(|refusal| (RefusalKind::OverLimit, refusal.to_string()))?;
         domain
             .books
-            .admit_client(client, &member, geometry.client_bytes, geometry.agent_bytes)
+            .admit_client(client, &member, c, a)
             .map_err(|refusal| (RefusalKind::OverLimit, refusal.to_string()))?;
         let welcome = Welcome {
-            protocol: podshm_proto::PROTOCOL,
+            protocol: connection.protocol,
             layout: layout.number(),
             domain: name.clone(),
             member: member.name(),
@@ -157,6 +170,7 @@ impl State {
                 bytes: geometry.client_bytes,
                 owner: client,
                 layout: layout.number(),
+                services: services.count() as u32,
                 ..Region::default()
             };
             let c = self.regions.make(c).map_err(region_error)?;
@@ -189,7 +203,11 @@ impl State {
                     conn: Some(conn),
                     region: c,
                     answer: Some(answer),
+                    next: None,
+                    previous: Vec::new(),
                     before: None,
+                    shown: None,
+                    handed: services.count() as u32,
                     sealed: false,
                     agent_doorbell: Some(agent_end),
                     next_doorbell: None,
@@ -223,6 +241,10 @@ impl State {
         let Some(client) = domain.clients.get_mut(&id) else {
             return;
         };
+        if let Some(next) = client.next.as_ref().filter(|next| !next.sealed && ids == [next.region]) {
+            let next = next.region;
+            return self.next_mapped(conn, id, next);
+        }
         if client.sealed || ids != [client.region] {
             let reason = format!("mapped {ids:?}: expected region {} once", client.region);
             return self.reject(conn, RefusalKind::Protocol, reason);
@@ -246,8 +268,8 @@ impl State {
                 if let Ok((region, fd)) = self.regions.lend(region, agent)
                     && let Some(connection) = self.connections.get_mut(&agent)
                 {
-                    let serve =
-                        Serve { client: id, member, regions: vec![region], answer, gone: false, epoch, forced: false };
+                    let regions = vec![region];
+                    let serve = Serve { client: id, member, regions, answer, epoch, ..Serve::default() };
                     connection.send(Down::Serve(serve), vec![fd, doorbell]);
                     step::at(Step::BrokerServed);
                 }
@@ -255,6 +277,10 @@ impl State {
             // The agent that the client was let in by is gone: its successor takes the client over from here.
             (Some(agent), _, _) => self.adopt(agent, id),
             (None, _, _) => {}
+        }
+        // It was let in by what the agent before this one offered.
+        if let Some(agent) = agent {
+            self.move_clients(agent);
         }
         // Only now, when the client has all it waits for: making regions for the next ones takes as long as its whole join.
         if let Some(agent) = agent {
@@ -281,6 +307,8 @@ impl State {
         } else if let Some(agent) = agent {
             self.tell_left(agent, left);
         }
+        self.forget_coming(&name, id);
+        self.settle_books_of(&name);
     }
 
     pub(crate) fn drained(&mut self, agent: ConnId, id: u64) {
@@ -304,6 +332,9 @@ impl State {
         step::at(Step::BrokerForgot);
         let agent = domain.agent;
         self.regions.unwant(client.region);
+        if let Some(coming) = client.next {
+            self.regions.unwant(coming.region);
+        }
         if let Some(before) = client.before {
             self.regions.unwant(before);
         }

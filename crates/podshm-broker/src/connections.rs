@@ -2,7 +2,7 @@
 
 use crate::regions::ConnId;
 use podshm_domain::{Identity, Rights, Spoken};
-use podshm_proto::{Down, MAX_MESSAGE, RefusalKind, Refused, encode_down};
+use podshm_proto::{Down, MAX_MESSAGE, PROTOCOL, RefusalKind, Refused, encode_down};
 use podshm_region::descriptors;
 use podshm_region::fork::ProcessFd;
 use std::collections::VecDeque;
@@ -37,6 +37,8 @@ pub(crate) struct Connection {
     pub(crate) role: Role,
     /// Its own name and version, as it said.
     pub(crate) software: String,
+    /// The protocol that is spoken with it.
+    pub(crate) protocol: u32,
     /// What it reads and writes, as it said.
     pub(crate) layouts: Spoken,
     /// It took the last descriptor: it is let in only to be told so.
@@ -61,6 +63,7 @@ impl Connection {
             rights,
             role: Role::New,
             software: String::new(),
+            protocol: PROTOCOL,
             layouts: Spoken::OURS,
             is_one_too_many: false,
             since: Instant::now(),

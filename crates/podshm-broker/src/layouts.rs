@@ -4,6 +4,7 @@
 //! layout for as long as it lives. C and A are a client's own, so a newcomer simply gets his at the layout that all speak; tables
 //! are everybody's, so the agent is asked to write those that he can't read once more.
 
+use crate::agents::AgentState;
 use crate::regions::ConnId;
 use crate::state::{Domain, State};
 use podshm_domain::{Meeting, NoMeeting, Spoken};
@@ -32,7 +33,8 @@ impl State {
         let agents = [domain.agent.filter(|_| !successor_writes), domain.successor];
         let clients = domain.clients.values().map(|c| c.conn);
         let mut meeting = Meeting::of_broker(Who::Broker);
-        if let Some(services) = &domain.services {
+        let successor = domain.successor.and_then(|conn| domain.agents.get(&conn));
+        if let Some(services) = successor.map(AgentState::services).or(domain.services.as_ref()) {
             meeting = meeting.with(Who::Services, reach(services)).unwrap_or(meeting);
         }
         // Each was let in because it meets those before; of those who wait some may not.
@@ -63,7 +65,8 @@ impl State {
         self.members(domain).and_then(|meeting| self.with(meeting, conn)).map(drop).map_err(|no| self.refusal(&no))
     }
 
-    /// Whether an agent can meet the domain's members, offer these services at a layout that it speaks, and read what the clients have.
+    /// Whether an agent can meet the domain's members and offer these services at a layout that it speaks. What it does not read of theirs
+    /// is written anew before it takes over.
     pub(crate) fn check_agent(
         &self,
         domain: &Domain,
@@ -72,24 +75,7 @@ impl State {
     ) -> Result<(), (RefusalKind, String)> {
         let meeting = self.members(domain).and_then(|meeting| self.with(meeting, conn));
         let meeting = meeting.and_then(|meeting| meeting.with(Who::Services, reach(services)));
-        meeting.map_err(|no| self.refusal(&no))?;
-        let Some(speaks) = self.connections.get(&conn).map(|c| c.layouts) else { return Ok(()) };
-        for (id, client) in &domain.clients {
-            for region in [Some(client.region), client.answer, client.before].into_iter().flatten() {
-                let layout = self.regions.at(region).map_or(speaks.oldest, |held| held.region.layout);
-                if !speaks.reads(layout) {
-                    let reason = format!(
-                        "client {id} of {} has records at memory layout {layout} and {} speaks {} to {}; upgrade the latter, or let the client join anew first",
-                        client.member.name(),
-                        self.name_of(Who::Participant(conn)),
-                        speaks.oldest,
-                        speaks.newest
-                    );
-                    return Err((RefusalKind::Version, reason));
-                }
-            }
-        }
-        Ok(())
+        meeting.map(drop).map_err(|no| self.refusal(&no))
     }
 
     fn members(&self, domain: &Domain) -> Result<Meeting<Who>, NoMeeting<Who>> {
@@ -115,7 +101,7 @@ impl State {
         (RefusalKind::Version, reason)
     }
 
-    fn name_of(&self, who: Who) -> String {
+    pub(crate) fn name_of(&self, who: Who) -> String {
         match who {
             Who::Broker => "this broker".into(),
             Who::Services => "the domain".into(),

@@ -17,6 +17,7 @@ mod event_loop;
 pub mod fuzzing;
 mod layouts;
 mod liveness;
+mod moving;
 mod regions;
 mod state;
 

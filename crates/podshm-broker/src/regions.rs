@@ -39,7 +39,12 @@ pub(crate) struct RegionBook {
 
 impl RegionBook {
     /// Makes a region, all pages allocated and charged here, its header written. Its writer's first touch zeroes them.
-    pub(crate) fn make(&mut self, mut region: Region) -> Result<u64, RegionError> {
+    pub(crate) fn make(&mut self, region: Region) -> Result<u64, RegionError> {
+        self.make_with(region, &[])
+    }
+
+    /// [`RegionBook::make`] with something behind the header.
+    pub(crate) fn make_with(&mut self, mut region: Region, rest: &[u8]) -> Result<u64, RegionError> {
         self.last += 1;
         region.id = self.last;
         let kind = match region.kind {
@@ -57,7 +62,7 @@ impl RegionBook {
             }
         }
         if let Some(header) = region.header() {
-            memory.begin_with(&header.bytes())?;
+            memory.begin_with(&[&header.bytes(), rest].concat())?;
         }
         self.all.insert(region.id, Held { region, memory, holders: BTreeSet::new(), wanted: true });
         self.bytes += region.bytes;

@@ -191,8 +191,13 @@ impl State {
                 }
                 self.agent_released(conn, &released.ids);
                 self.catch_up(conn);
+                if let Some(name) = self.connections.get(&conn).map(|c| c.domain.clone()) {
+                    self.previous_released(&name, &released.ids);
+                }
             }
             (Role::Client(client), Up::Mapped(ids)) => self.client_mapped(conn, *client, &ids.ids),
+            (Role::Client(client), Up::Moved(ids)) => self.client_moved(conn, *client, &ids.ids),
+            (Role::Agent, Up::Taken(ids)) => self.taken(conn, &ids.ids),
             (Role::Agent, Up::Mapped(ids)) => self.agent_mapped(conn, &ids.ids),
             (Role::Agent, Up::Ready(_)) => self.agent_ready(conn),
             (Role::Agent, Up::Grow(grow)) => self.grow(conn, grow),
@@ -219,6 +224,7 @@ impl State {
         }
         // It is shown to others: no more of it than a name needs.
         connection.software = hello.software.chars().filter(|c| !c.is_control()).take(64).collect();
+        connection.protocol = hello.protocol_newest.min(PROTOCOL);
         connection.layouts = Spoken { oldest: hello.layout_oldest, newest: hello.layout_newest };
         let (rights, name, domain) = (connection.rights, connection.who.name(), connection.domain.clone());
         if hello.agent && !rights.serve {

@@ -196,6 +196,43 @@ impl Books {
         Ok(())
     }
 
+    /// Changes what clients hold, all or none: the client, its C (two of them while it goes over from one to the next) and one of its
+    /// A's. Unknown clients are ignored.
+    pub fn resize_clients(&mut self, sizes: &[(u64, u64, u64)]) -> Result<(), Refusal> {
+        let mut changed = self.clone();
+        let mut members = BTreeMap::new();
+        for &(client, c, a) in sizes {
+            let asked = c.saturating_add(a.saturating_mul(self.generations()));
+            let Some((member, held)) = changed.clients.get_mut(&client) else { continue };
+            changed.reserved = changed.reserved - *held + asked;
+            let more = members.entry(member.clone()).or_insert(0i128);
+            *more += i128::from(asked) - i128::from(*held);
+            *held = asked;
+        }
+        for (member, more) in members.into_iter().filter(|(_, more)| *more > 0) {
+            let held: u64 = self.clients.values().filter(|(who, _)| *who == member).map(|(_, bytes)| bytes).sum();
+            let (asked, share) = (more as u64, self.limits.member_share);
+            let left = share.saturating_sub(held);
+            if asked > left {
+                return Err(Refusal::Share { member: member.name(), asked, left, share });
+            }
+        }
+        if changed.reserved > self.reserved {
+            self.within_budget("larger regions for the clients that are there", changed.reserved - self.reserved)?;
+        }
+        *self = changed;
+        Ok(())
+    }
+
+    /// Frees what tables of these services held.
+    pub fn release_tables(&mut self, services: impl IntoIterator<Item = u32>) {
+        for service in services {
+            if let Some(bytes) = self.tables.remove(&service) {
+                self.reserved -= bytes * self.generations();
+            }
+        }
+    }
+
     /// Frees what a client held. Unknown clients are ignored.
     pub fn release_client(&mut self, client: u64) {
         if let Some((_, bytes)) = self.clients.remove(&client) {
@@ -238,6 +275,32 @@ mod tests {
         let refusal = books.admit_client(4, &pod("c"), 100, 100).unwrap_err();
         assert_eq!(refusal, Refusal::Budget { what: "another client", asked: 500, left: 440, budget: 1000 });
         assert!(refusal.to_string().contains("440 of 1000 left"), "{refusal}");
+    }
+
+    #[test]
+    fn clients_grow_all_or_none() {
+        let limits = Limits { budget: 900, member_share: 500, kept_generations: 2, ..Limits::default() };
+        let mut books = Books::new(limits);
+        for (client, member) in [(1, "a"), (2, "a"), (3, "b")] {
+            books.admit_client(client, &pod(member), 100, 10).unwrap();
+        }
+        assert_eq!(books.reserved(), 420);
+        let refusal = books.resize_clients(&[(3, 150, 10), (1, 300, 10), (2, 200, 10)]).unwrap_err();
+        assert_eq!(refusal, Refusal::Share { member: "shop/a".into(), asked: 300, left: 220, share: 500 });
+        assert!(refusal.to_string().contains("a"), "{refusal}");
+        let refusal = books.resize_clients(&[(3, 400, 10), (1, 300, 10), (9, 1 << 40, 0)]).unwrap_err();
+        assert!(matches!(refusal, Refusal::Budget { asked: 500, left: 480, .. }), "{refusal}");
+        assert_eq!(books.reserved(), 420, "a refused change changes nothing");
+        books.resize_clients(&[(1, 200, 20), (2, 150, 10)]).unwrap();
+        assert_eq!(books.reserved(), 280 + 190 + 140);
+        books.resize_clients(&[(1, 100, 20)]).unwrap();
+        books.release_client(1);
+        books.release_client(2);
+        books.release_client(3);
+        assert_eq!(books.reserved(), 0);
+        books.admit_tables(&[(0, 100), (1, 50)]).unwrap();
+        books.release_tables([1, 7]);
+        assert_eq!(books.reserved(), 400);
     }
 
     #[test]

@@ -13,6 +13,7 @@ const FIELDS: [&str; 5] = ["magic", "layout and kind", "generation", "size", "ow
 pub fn region(data: &[u8]) {
     let mut input = Input::new(data);
     let region = Region {
+        services: 0,
         id: input.u64(),
         kind: u32::from(input.choice(6)),
         generation: input.word(),

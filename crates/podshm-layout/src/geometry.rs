@@ -9,6 +9,10 @@ pub const ARMED: usize = 64;
 pub const WAKE: usize = 128;
 /// Word in A that is 1 where the agent makes its clients' processes go through a fence before it sleeps.
 pub const SLEEPER_FENCES: usize = 192;
+/// Word in C of a client that goes over to C's next generation: bit `i` once ring `i` goes on there, [`MOVED_ALL`] once everything does.
+pub const MOVED: usize = 200;
+/// Bit of [`MOVED`]: all rings, armed word and cursors are the next generation's.
+pub const MOVED_ALL: u64 = 1 << 63;
 /// First cursor line in C and in A.
 pub const CURSORS: usize = 256;
 /// Most rings in one direction of a channel at any layout; [`Layout::max_rings`] says what one layout holds.
@@ -21,6 +25,8 @@ pub const NOTICE_AGENT_EPOCH: usize = 64;
 pub const NOTICE_TABLES: usize = 128;
 /// Most services a domain can have.
 pub const MAX_SERVICES: usize = MAX_RINGS;
+
+const _: () = assert!(MAX_RINGS < 63, "each ring has a bit of its own in the word of those that have moved");
 
 /// A geometry that can't be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

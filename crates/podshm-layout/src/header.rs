@@ -13,6 +13,9 @@ const AT_GENERATION: usize = 16;
 const AT_SIZE: usize = 24;
 const AT_OWNER: usize = 32;
 
+/// Bytes that it takes.
+pub const HEADER_BYTES: usize = AT_OWNER + 8;
+
 /// What a region is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -67,8 +70,8 @@ impl RegionHeader {
     }
 
     /// The bytes that [`RegionHeader::write`] leaves at the region's start.
-    pub fn bytes(&self) -> [u8; 40] {
-        let mut bytes = [0; 40];
+    pub fn bytes(&self) -> [u8; HEADER_BYTES] {
+        let mut bytes = [0; HEADER_BYTES];
         let words = [
             (AT_MAGIC, MAGIC),
             (AT_LAYOUT_KIND, self.layout_kind()),

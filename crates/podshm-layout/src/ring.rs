@@ -13,6 +13,8 @@
 //!
 //! Positions are bytes since the ring was made and never wrap; a record's position is its sequence number.
 
+mod moving;
+
 use crate::CACHE_LINE;
 use crate::cursor::CursorLine;
 use crate::geometry::RingGeometry;

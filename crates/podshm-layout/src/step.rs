@@ -116,6 +116,16 @@ steps! {
     LinkMapped "link.mapped" Client "A new agent's regions are mapped, the old ones are in use."
     LinkSwapped "link.swapped" Client "The new agent's regions are in use; calls in flight were not looked at."
 
+    // A client that goes over to its region's next generation.
+    MoveMapped "move.mapped" Client "The next region is mapped, the broker does not know."
+    MoveCopied "move.copied" Client "A ring is copied into the next region (or all that is left is), and not marked."
+    MoveMarked "move.marked" Client "A ring goes on in the next region; others may not."
+    MoveSleepers "move.sleepers" Client "Every ring is over, and who sleeps is armed in the next region; it is not marked as a whole."
+    MoveDone "move.done" Client "Everything is over, the broker was not told."
+    FollowMapped "follow.mapped" Agent "A client's next region is mapped, the broker does not know."
+    FollowSeen "follow.seen" Agent "A client has marked rings; none of them is followed yet."
+    FollowDone "follow.done" Agent "A client is followed as a whole; its old region is not let go."
+
     // The broker.
     BrokerLetIn "broker.let_in" Broker "A client has its welcome."
     BrokerSealed "broker.sealed" Broker "A client's region is sealed, nobody was told."
@@ -125,6 +135,9 @@ steps! {
     BrokerEpoch "broker.epoch" Broker "The notice page has the new epoch, the successor has no client."
     BrokerHanded "broker.handed" Broker "One client is handed over; others may not be."
     BrokerPublished "broker.published" Broker "The notice page has a table's new generation, no client has it."
+    BrokerNext "broker.next" Broker "A client's next region is sealed, the agent does not know."
+    BrokerTold "broker.told" Broker "A client was told to go over."
+    BrokerMoved "broker.moved" Broker "A client has gone over; nothing was let go."
     BrokerLeft "broker.left" Broker "A client is gone, its agent was not told."
     BrokerForgot "broker.forgot" Broker "A client is out of the books."
 }

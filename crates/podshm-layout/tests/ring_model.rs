@@ -14,6 +14,7 @@ enum Op {
     Batch(Vec<usize>),
     Pop(usize),
     Acknowledge,
+    Move,
 }
 
 fn ops() -> impl Strategy<Value = Vec<Op>> {
@@ -24,6 +25,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
             proptest::collection::vec(len, 1..6).prop_map(Op::Batch),
             (1usize..8).prop_map(Op::Pop),
             Just(Op::Acknowledge),
+            Just(Op::Move),
         ],
         1..200,
     )
@@ -59,6 +61,11 @@ proptest! {
                 continue;
             } Op::Acknowledge => {
                 ring.cursor_line().acknowledge(&cursors, consumer.position());
+                continue;
+            } Op::Move => {
+                let next = Heap::new(4096);
+                producer.move_to(next.clone());
+                consumer.move_to(next);
                 continue;
             } };
             let mut pending = Vec::new();

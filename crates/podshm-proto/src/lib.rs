@@ -7,12 +7,14 @@
 
 mod services;
 
-pub use services::{BadService, ServiceKind, Services, Written};
+pub use services::{BadService, Contradiction, ServiceKind, Services, Written};
 
 use prost::Message;
 
 /// The protocol that this release speaks best.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
+/// The first protocol with [`Down::Next`]: clients that go over to another region, agents that follow them.
+pub const PROTOCOL_MOVES: u32 = 2;
 /// The oldest protocol that it still speaks.
 pub const PROTOCOL_OLDEST: u32 = 1;
 /// Longest message, in bytes.
@@ -24,7 +26,7 @@ pub const MAX_STATE: usize = 96 * 1024;
 #[derive(Clone, PartialEq, Message)]
 pub struct ToBroker {
     /// The one thing that this message says.
-    #[prost(oneof = "Up", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "Up", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
     pub body: Option<Up>,
 }
 
@@ -58,13 +60,19 @@ pub enum Up {
     /// The participant leaves in order.
     #[prost(message, tag = "9")]
     Bye(Nothing),
+    /// Agent: the next generations of C that it was told of are mapped; their clients may go over to them.
+    #[prost(message, tag = "10")]
+    Taken(RegionIds),
+    /// Client: it has gone over to the next generation of C, with everything that was in the one before.
+    #[prost(message, tag = "11")]
+    Moved(RegionIds),
 }
 
 /// What the broker tells a participant.
 #[derive(Clone, PartialEq, Message)]
 pub struct FromBroker {
     /// The one thing that this message says.
-    #[prost(oneof = "Down", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12")]
+    #[prost(oneof = "Down", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13")]
     pub body: Option<Down>,
 }
 
@@ -109,6 +117,10 @@ pub enum Down {
     /// stands, or went. Map it, copy everything over, publish it. Descriptor: the table.
     #[prost(message, tag = "12")]
     Rewrite(Region),
+    /// C's next generation. To its client, which is to map it for writing, and goes over to it when it is sealed; to the agent, which
+    /// is to map it for reading, and goes over to it when the client has. Descriptor: C.
+    #[prost(message, tag = "13")]
+    Next(Next),
 }
 
 /// No content.
@@ -200,6 +212,10 @@ pub struct Region {
     /// The memory layout that it is written at, for as long as it lives.
     #[prost(uint32, tag = "8")]
     pub layout: u32,
+    /// C and A: it has rings, or cursors, for so many of the domain's services, the first ones. A later agent may offer more. 0 where
+    /// the broker does not say: for all of them.
+    #[prost(uint32, tag = "9")]
+    pub services: u32,
 }
 
 /// Numbers of regions.
@@ -280,7 +296,8 @@ pub struct Welcome {
     /// The agent's epoch.
     #[prost(uint64, tag = "6")]
     pub epoch: u64,
-    /// Client: the services of the domain.
+    /// The services of the domain, in the order that everybody counts them in. To an agent: all that it offers; none where the broker
+    /// wants exactly those that the agent has named.
     #[prost(message, repeated, tag = "7")]
     pub services: Vec<Service>,
     /// In the order of the descriptors.
@@ -297,6 +314,23 @@ pub struct NewAgent {
     /// A, then the tables.
     #[prost(message, repeated, tag = "2")]
     pub regions: Vec<Region>,
+    /// The services of the domain from now on: those before, in their order, and more where this agent offers more.
+    #[prost(message, repeated, tag = "3")]
+    pub services: Vec<Service>,
+}
+
+/// The next generation of a client's C.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Next {
+    /// The client's number.
+    #[prost(uint64, tag = "1")]
+    pub client: u64,
+    /// C.
+    #[prost(message, required, tag = "2")]
+    pub region: Region,
+    /// To a client: the services that it has rings for.
+    #[prost(message, repeated, tag = "3")]
+    pub services: Vec<Service>,
 }
 
 /// What an agent leaves to its successor.
@@ -342,6 +376,9 @@ pub struct Serve {
     /// The predecessor neither closed nor hung up: one batch past its cursor may be handled by it even now.
     #[prost(bool, tag = "7")]
     pub forced: bool,
+    /// The next generation of C that the client goes over to, or has gone over to by now; its descriptor is the last.
+    #[prost(message, optional, tag = "8")]
+    pub next: Option<Region>,
 }
 
 /// What kind of no it is; stable numbers.

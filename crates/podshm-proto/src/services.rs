@@ -55,6 +55,35 @@ pub enum BadService {
     },
 }
 
+/// Services that a domain's clients have joined with can't go or change under them.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Contradiction {
+    /// One is not offered any more.
+    #[error(
+        "service {name:?}, which this domain's clients have joined with, is not offered; offer it as it was (and more, if you like), or use another domain"
+    )]
+    Missing {
+        /// The name.
+        name: String,
+    },
+    /// One is offered as something else.
+    #[error(
+        "service {name:?} is offered as {found}, and this domain's clients have joined with {expected}; offer it as it was under this name, or use another name or domain"
+    )]
+    Changed {
+        /// The name.
+        name: String,
+        /// What the clients have.
+        expected: String,
+        /// What is offered.
+        found: String,
+    },
+    /// Together they are too many.
+    #[error(transparent)]
+    Bad(#[from] BadService),
+}
+
 /// The checked services of a domain.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Services {
@@ -101,6 +130,40 @@ impl Services {
             Some(layout) => Ok(layout),
             None => fits(&Layout::OLDEST),
         }
+    }
+
+    /// The first so many of them: what a region was made for before the rest was offered.
+    pub fn first(&self, count: usize) -> Services {
+        Services { all: self.all.iter().take(count).cloned().collect() }
+    }
+
+    /// Those of them that a region was made for.
+    pub fn of(&self, region: &Region) -> Services {
+        self.first(if region.services == 0 { usize::MAX } else { region.services as usize })
+    }
+
+    /// These, in their order, and behind them what is `offered` beyond them. All of these must be offered as they are.
+    pub fn extended_by(&self, offered: &Services) -> Result<Services, Contradiction> {
+        for (known, _) in &self.all {
+            let Some((found, _)) = offered.all.iter().find(|(s, _)| s.name == known.name) else {
+                return Err(Contradiction::Missing { name: known.name.clone() });
+            };
+            if found != known {
+                let (name, expected, found) = (known.name.clone(), described(known), described(found));
+                return Err(Contradiction::Changed { name, expected, found });
+            }
+        }
+        let more = offered.all.iter().filter(|(s, _)| self.find(&s.name).is_none());
+        let all: Vec<_> = self.all.iter().chain(more).cloned().collect();
+        if all.len() > MAX_SERVICES {
+            return Err(BadService::Count { found: all.len() }.into());
+        }
+        Ok(Services { all })
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.all.len()
     }
 
     /// The services in order.
@@ -167,6 +230,22 @@ impl Services {
     }
 }
 
+/// A service in words.
+fn described(s: &Service) -> String {
+    match s.kind {
+        1 => format!("a table for {} keys and {} bytes", s.keys, s.bytes),
+        2 => format!("a queue with a ring of {} bytes for records up to {}", s.ring, s.longest),
+        _ => format!(
+            "a{} call with rings of {} and {} bytes for requests up to {} and responses up to {}",
+            if s.idempotent { "n idempotent" } else { "" },
+            s.ring,
+            s.response_ring,
+            s.longest,
+            s.longest_response
+        ),
+    }
+}
+
 /// The layouts that both regions of a channel are written at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Written {
@@ -202,5 +281,41 @@ impl Region {
         let geometry = TableGeometry { buckets: self.buckets, units: self.units };
         geometry.check(self.bytes)?;
         Ok(geometry)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn queue(name: &str, ring: u32) -> Service {
+        Service { name: name.into(), kind: 2, ring, longest: 64, ..Service::default() }
+    }
+
+    #[test]
+    fn more_services_come_behind_those_that_are_known() {
+        let known = Services::check(vec![queue("a", 4096), queue("b", 8192)]).unwrap();
+        let offered = Services::check(vec![queue("new", 4096), queue("b", 8192), queue("a", 4096)]).unwrap();
+        let all = known.extended_by(&offered).unwrap();
+        assert_eq!(all.iter().map(|(s, _)| &s.name[..]).collect::<Vec<_>>(), ["a", "b", "new"]);
+        assert_eq!(all.first(2), known);
+        assert_eq!(known.extended_by(&known), Ok(known.clone()));
+        // What is known keeps its place in both regions.
+        let at = Written::both(Layout::NEWEST);
+        let (before, after) = (known.channel(7, 3, at).unwrap(), all.channel(7, 3, at).unwrap());
+        assert_eq!(before.to_agent, after.to_agent[..2]);
+        assert!(after.client_bytes > before.client_bytes);
+    }
+
+    #[test]
+    fn what_clients_have_joined_with_stays() {
+        let known = Services::check(vec![queue("a", 4096), queue("b", 8192)]).unwrap();
+        let missing = Services::check(vec![queue("a", 4096)]).unwrap();
+        assert_eq!(known.extended_by(&missing), Err(Contradiction::Missing { name: "b".into() }));
+        let changed = Services::check(vec![queue("a", 8192), queue("b", 8192)]).unwrap();
+        let error = known.extended_by(&changed).unwrap_err().to_string();
+        for word in ["\"a\"", "ring of 8192", "joined with a queue with a ring of 4096"] {
+            assert!(error.contains(word), "{error}");
+        }
     }
 }

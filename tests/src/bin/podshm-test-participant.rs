@@ -1,7 +1,8 @@
 //! An agent or a client in a process of its own, for tests that stop and kill it:
-//! `podshm-test-participant agent|growing-agent|client DIRECTORY FILE NUMBER`, PODSHM_STEP and PODSHM_TEST_LAYOUTS.
+//! `podshm-test-participant agent|agent+N|growing-agent|client DIRECTORY FILE NUMBER`, PODSHM_STEP and PODSHM_TEST_LAYOUTS.
 //! Tests of other releases run this program as they find it here: its arguments and its file formats stay.
 
+use podshm_tests::roles::Variant;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -14,11 +15,13 @@ fn main() -> ExitCode {
     };
     let (directory, file) = (PathBuf::from(directory), PathBuf::from(file));
     let number = number.parse().expect("a number");
-    let ended = match role.as_str() {
-        "agent" => podshm_tests::roles::agent(&directory, &file, number, false),
-        "growing-agent" => podshm_tests::roles::agent(&directory, &file, number, true),
-        "client" => podshm_tests::roles::client(&directory, &file, number),
-        other => panic!("no role {other:?}"),
+    let agent = |variant| podshm_tests::roles::agent(&directory, &file, number, variant);
+    let ended = match role.split('+').collect::<Vec<_>>()[..] {
+        ["agent"] => agent(Variant::default()),
+        ["agent", more] => agent(Variant { more: more.parse().expect("a number"), ..Variant::default() }),
+        ["growing-agent"] => agent(Variant { grows: true, ..Variant::default() }),
+        ["client"] => podshm_tests::roles::client(&directory, &file, number),
+        ref other => panic!("no role {other:?}"),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,

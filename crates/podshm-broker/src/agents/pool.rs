@@ -16,9 +16,13 @@ impl State {
         };
         domain.last_place += 1;
         let place = domain.last_place;
-        let channel = domain.services.as_ref().and_then(|s| s.channel(0, place, Written::both(layout)).ok());
-        let (kind, bytes) = (RegionKind::Agent as u32, channel.map_or(0, |g| g.agent_bytes));
-        Region { kind, generation: 1, bytes, owner: place, layout: layout.number(), ..Region::default() }
+        let Some(offered) = domain.agents.get(&conn).map(|agent| &agent.services) else {
+            return Region::default();
+        };
+        let channel = offered.channel(0, place, Written::both(layout)).ok();
+        let (kind, bytes, services) =
+            (RegionKind::Agent as u32, channel.map_or(0, |g| g.agent_bytes), offered.count() as u32);
+        Region { kind, generation: 1, bytes, owner: place, layout: layout.number(), services, ..Region::default() }
     }
 
     /// Takes an answer region that everybody reads from the serving agent's pool. Call [`State::top_up`] when the client that

@@ -35,7 +35,7 @@ impl State {
     /// Asks the agent to write those of its tables once more that somebody in the domain, or at its door, does not read.
     pub(crate) fn rewrite_tables(&mut self, conn: ConnId) {
         let Some(domain) = self.home(conn) else { return };
-        let Some(agent) = domain.agents.get(&conn).filter(|agent| agent.ready) else { return };
+        let Some(agent) = domain.agents.get(&conn).filter(|agent| agent.ready.is_some()) else { return };
         let meeting = self.meeting(domain, Some(conn));
         let standing = if domain.agent == Some(conn) { &domain.tables } else { &agent.tables };
         let standing = standing.iter().filter(|(service, _)| !agent.growing.contains_key(service));
@@ -87,7 +87,7 @@ impl State {
             return;
         };
         let index = grow.service as usize;
-        let is_table = domain.services.as_ref().is_some_and(|s| s.tables().any(|i| i == index));
+        let is_table = domain.agents.get(&conn).is_some_and(|a| a.services.tables().any(|i| i == index));
         let geometry = match TableGeometry::sized_for(grow.keys, grow.bytes) {
             Ok(geometry) if is_table => geometry,
             Ok(_) => {
@@ -108,7 +108,7 @@ impl State {
             None => {}
         }
         // What the books reserve is for the generations that are kept; an agent that lets none go gets no more.
-        let tables = domain.services.as_ref().map_or(0, |s| s.tables().count());
+        let tables = domain.agents.get(&conn).map_or(0, |agent| agent.services.tables().count());
         let most = (domain.books.limits().kept_generations as usize + 2) * tables;
         let held = self.regions.held_by(conn, RegionKind::Table);
         if held >= most {

@@ -6,23 +6,27 @@
 //! ```
 
 use super::SPARE;
+use crate::clients::Client;
 use crate::connections::Role;
 use crate::regions::{ConnId, Held};
 use crate::state::State;
+use podshm_layout::header::HEADER_BYTES;
+use podshm_layout::mem::Load;
 use podshm_layout::step::{self, Step};
-use podshm_layout::{Layouts, RegionKind};
-use podshm_proto::{Down, NewAgent, Nothing, RefusalKind, Region, Serve, TakeOver, Written};
+use podshm_layout::sync::Ordering;
+use podshm_layout::{CACHE_LINE, Layouts, PAGE, RegionKind};
+use podshm_proto::{Down, NewAgent, Nothing, RefusalKind, Region, Serve, Services, TakeOver, Written};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 impl State {
-    pub(super) fn take_over_if_possible(&mut self, conn: ConnId) {
+    pub(crate) fn take_over_if_possible(&mut self, conn: ConnId) {
         let Some(domain) = self.domain_of(conn) else {
             return;
         };
         let clients = domain.clients.len();
-        if domain.successor != Some(conn) || !domain.agents.get(&conn).is_some_and(|a| a.ready) {
+        if domain.successor != Some(conn) || domain.agents.get(&conn).is_none_or(|a| a.ready.is_none()) {
             return;
         }
         // Who came or went since its hello may have changed what everybody reads.
@@ -34,9 +38,16 @@ impl State {
         let Some(agent) = domain.agents.get(&conn) else {
             return;
         };
-        if !agent.growing.is_empty() {
+        let Some(ready) = agent.ready.filter(|_| agent.growing.is_empty()) else { return };
+        if self.waits_for_moves(conn, ready) {
             return;
         }
+        let Some(domain) = self.domain_of(conn) else {
+            return;
+        };
+        let Some(agent) = domain.agents.get(&conn) else {
+            return;
+        };
         if agent.pool.len() < clients {
             if agent.unmapped.is_empty() {
                 let missing = clients - agent.pool.len() + SPARE;
@@ -48,10 +59,13 @@ impl State {
         match domain.agent {
             None => self.take_over(conn),
             Some(old) => {
-                let asked = domain.agents.get_mut(&old).map(|old| old.asked_to_close.replace(Instant::now()));
-                if asked == Some(None)
-                    && let Some(connection) = self.connections.get_mut(&old)
-                {
+                let Some(asked) = domain.agents.get_mut(&old).map(|old| &mut old.asked_to_close) else { return };
+                if asked.is_none() {
+                    *asked = Some(Instant::now());
+                } else {
+                    return;
+                }
+                if let Some(connection) = self.connections.get_mut(&old) {
                     connection.send(Down::Close(Nothing {}), Vec::new());
                     step::at(Step::BrokerAskedClose);
                 }
@@ -72,6 +86,7 @@ impl State {
         let take_over = TakeOver { epoch: domain.epoch, state: std::mem::take(&mut domain.left_state) };
         let old_tables: Vec<u64> = domain.tables.values().copied().collect();
         domain.tables = agent.tables.clone();
+        domain.services = Some(agent.services.clone());
         let tables = domain.tables.clone();
         let ids: Vec<u64> = domain.clients.iter().filter(|(_, c)| c.sealed).map(|(id, _)| *id).collect();
         domain.publish_epoch();
@@ -93,13 +108,21 @@ impl State {
             self.hand_over_client(conn, client);
             step::at(Step::BrokerHanded);
         }
+        self.settle_books(conn);
         self.serve_waiting(conn);
         let _ = self.top_up(conn); // tried again when the next one is wanted
         self.trim(conn);
+        self.move_clients(conn);
     }
 
     /// Gives a client of the predecessor to the agent, and the agent's regions to the client.
     pub(super) fn hand_over_client(&mut self, conn: ConnId, client_id: u64) {
+        let Some(name) = self.connections.get(&conn).map(|c| c.domain.clone()) else { return };
+        self.settle_move(&name, client_id);
+        let unread = |client: &Client| !self.reads_c(conn, client) || self.is_lost_to(conn, client);
+        if self.home(conn).and_then(|d| d.clients.get(&client_id)).is_some_and(unread) {
+            return self.leave_behind(client_id, conn);
+        }
         let Some(domain) = self.domain_of(conn) else {
             return;
         };
@@ -112,9 +135,13 @@ impl State {
         let forced = domain.agents.values().any(|a| a.forced);
         let epoch = domain.epoch;
         let (c, member, gone) = (client.region, client.member.name(), client.conn.is_none());
-        let old = self.last_that_began(conn, before, old);
+        let rings_for = client.handed;
+        let old = self.last_that_began(conn, before, old, rings_for);
+        let next = self.home(conn).and_then(|d| self.next_for(conn, d.clients.get(&client_id)?));
+        let cursors = old.map(|old| self.readable_cursors(conn, old));
+        let handed = self.regions.at(c).map_or(0, |held| held.region.services);
         if let Some(client) = self.domain_of(conn).and_then(|d| d.clients.get_mut(&client_id)) {
-            client.before = old;
+            (client.before, client.shown, client.handed) = (old, cursors, handed);
         }
         let mut fds = Vec::new();
         let mut regions = Vec::new();
@@ -126,17 +153,24 @@ impl State {
             Err(error) => tracing::error!(%error, "a region could not be lent"),
         };
         push(self.regions.lend(c, conn));
-        if let Some(old) = old {
-            push(self.regions.lend(old, conn));
+        if let (Some(old), Some(cursors)) = (old, cursors) {
+            push(self.regions.lend(cursors, conn));
+            if cursors != old {
+                self.regions.unwant(cursors);
+            }
         }
         let doorbell = if gone { None } else { self.doorbell(conn) };
         let mine = doorbell.map(|(agent_end, client_end)| {
             fds.push(agent_end);
             client_end
         });
+        let next = next.and_then(|next| self.regions.lend(next, conn).ok()).map(|(region, fd)| {
+            fds.push(fd);
+            region
+        });
         if let Some(connection) = self.connections.get_mut(&conn) {
-            connection
-                .send(Down::Serve(Serve { client: client_id, member, regions, answer, gone, epoch, forced }), fds);
+            let serve = Serve { client: client_id, member, regions, answer, gone, epoch, forced, next };
+            connection.send(Down::Serve(serve), fds);
         }
         if let Some(client) = self.domain_of(conn).and_then(|d| d.clients.get_mut(&client_id)) {
             client.next_doorbell = mine;
@@ -147,22 +181,54 @@ impl State {
         }
     }
 
+    /// The region with the predecessor's cursors, or what they say at a layout that this agent reads.
+    fn readable_cursors(&mut self, conn: ConnId, old: u64) -> u64 {
+        let Some(region) = self.regions.at(old).map(|held| held.region) else { return old };
+        let speaks = self.connections.get(&conn).map(|c| c.layouts);
+        if speaks.is_none_or(|speaks| speaks.reads(region.layout)) {
+            return old;
+        }
+        let (Ok(from), to) = (Layouts::ALL.parse(region.layout), self.next_layout(conn)) else { return old };
+        let rings = from.max_rings().min(to.max_rings());
+        let Some(read) = self.regions.at(old).map(Held::read) else { return old };
+        let copy = read.and_then(|map| {
+            let page = Region { bytes: PAGE as u64, layout: to.number(), ..region };
+            let mut bytes = [0; PAGE];
+            for ring in 0..rings {
+                for word in (0..CACHE_LINE).step_by(8) {
+                    let value = map.load(from.cursor(ring) + word, Ordering::Acquire);
+                    let at = to.cursor(ring) + word;
+                    bytes[at..at + 8].copy_from_slice(&value.to_ne_bytes());
+                }
+            }
+            self.regions.make_with(page, &bytes[HEADER_BYTES..])
+        });
+        match copy.and_then(|copy| self.regions.seal(copy).map(|()| copy)) {
+            Ok(copy) => copy,
+            Err(error) => {
+                tracing::error!(%error, "a predecessor's cursors could not be written at another layout");
+                old
+            }
+        }
+    }
+
     /// Which of a client's last two answer regions has the cursors that count, and lets the other go. An agent that died while it took
     /// over has begun on some clients and not on others.
-    fn last_that_began(&mut self, conn: ConnId, before: Option<u64>, last: Option<u64>) -> Option<u64> {
+    fn last_that_began(&mut self, conn: ConnId, before: Option<u64>, last: Option<u64>, services: u32) -> Option<u64> {
         let (Some(before), Some(last)) = (before, last) else { return before.or(last) };
-        let (kept, other) = if self.has_begun(conn, last) { (last, before) } else { (before, last) };
+        let (kept, other) = if self.has_begun(conn, last, services) { (last, before) } else { (before, last) };
         self.regions.unwant(other);
         Some(kept)
     }
 
-    /// Whether an agent has begun on the client that it got this answer region for: it starts every ring before it looks into one.
-    fn has_begun(&mut self, conn: ConnId, answer: u64) -> bool {
+    /// Whether an agent has begun on the client that it got this answer region for, with rings for so many services: it starts every
+    /// ring before it looks into one.
+    fn has_begun(&mut self, conn: ConnId, answer: u64, services: u32) -> bool {
         let Some(held) = self.regions.at(answer) else { return false };
         let (Ok(layout), Ok(map)) = (Layouts::ALL.parse(held.region.layout), Held::read(held)) else { return false };
-        let services = self.domain_of(conn).and_then(|d| d.services.as_ref());
-        services
-            .and_then(|s| s.channel(0, 0, Written::both(layout)).ok())
+        let offered = self.domain_of(conn).and_then(|d| d.services.as_ref());
+        offered
+            .and_then(|s| s.first(services as usize).channel(0, 0, Written::both(layout)).ok())
             .is_some_and(|g| g.to_agent.iter().all(|ring| ring.cursor_line().started(&map).is_some()))
     }
 
@@ -177,15 +243,15 @@ impl State {
         let began: Vec<(u64, u64, Option<u64>)> = domain
             .clients
             .iter()
+            .filter(|(_, client)| client.shown.is_some_and(|shown| ids.contains(&shown)))
             .filter_map(|(id, client)| Some((*id, client.before?, client.answer)))
-            .filter(|(_, before, _)| ids.contains(before))
             .collect();
         for (id, before, answer) in began {
             if !answer.is_some_and(|a| self.regions.is_held_by(a, conn)) {
                 continue;
             }
             if let Some(client) = self.domain_of(conn).and_then(|d| d.clients.get_mut(&id)) {
-                client.before = None;
+                (client.before, client.shown) = (None, None);
             }
             self.regions.unwant(before);
         }
@@ -231,7 +297,8 @@ impl State {
             return;
         };
         let keep = domain.books.limits().kept_generations as usize;
-        let (epoch, tables) = (domain.epoch, domain.tables.clone());
+        let (epoch, tables, agent) = (domain.epoch, domain.tables.clone(), domain.agent);
+        let services = domain.services.as_ref().map_or_else(Vec::new, Services::to_message);
         let Some(client) = domain.clients.get_mut(&id) else {
             return;
         };
@@ -263,7 +330,10 @@ impl State {
         }
         fds.push(doorbell);
         if let Some(connection) = self.connections.get_mut(&conn) {
-            connection.send(Down::NewAgent(NewAgent { epoch, regions }), fds);
+            connection.send(Down::NewAgent(NewAgent { epoch, regions, services }), fds);
+        }
+        if let Some(agent) = agent {
+            self.move_clients(agent);
         }
     }
 

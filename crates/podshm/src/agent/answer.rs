@@ -2,7 +2,7 @@
 
 use super::answers::Answers;
 use crate::frames::{ResponseHead, STATUS_FAILED, STATUS_OK};
-use podshm_region::{ReadMap, fork};
+use podshm_region::fork;
 use rustix::io::write;
 use std::fmt;
 use std::os::fd::OwnedFd;
@@ -51,7 +51,6 @@ pub(super) struct Deferral {
 #[derive(Debug)]
 pub struct Answer<'a> {
     pub(super) answers: &'a mut Answers,
-    pub(super) peer: &'a ReadMap,
     pub(super) deferral: &'a mut Deferral,
     /// Client, ring of its answers, number of the call.
     pub(super) to: (u64, usize, u64),
@@ -66,18 +65,18 @@ impl Answer<'_> {
     #[inline]
     pub fn reply(&mut self, bytes: &[u8]) {
         if let Some(head) = self.head(bytes.len())
-            && !self.answers.at_once(head, self.peer, |place| place.copy_from_slice(bytes))
+            && !self.answers.at_once(head, |place| place.copy_from_slice(bytes))
         {
-            self.answers.push(head, Body::Bytes(bytes.to_vec()), self.peer);
+            self.answers.push(head, Body::Bytes(bytes.to_vec()));
         }
     }
 
     /// Answers with bytes that are not copied again if they have to wait for room.
     pub fn reply_owned(&mut self, bytes: Vec<u8>) {
         if let Some(head) = self.head(bytes.len())
-            && !self.answers.at_once(head, self.peer, |place| place.copy_from_slice(&bytes))
+            && !self.answers.at_once(head, |place| place.copy_from_slice(&bytes))
         {
-            self.answers.push(head, Body::Bytes(bytes), self.peer);
+            self.answers.push(head, Body::Bytes(bytes));
         }
     }
 
@@ -85,9 +84,9 @@ impl Answer<'_> {
     #[inline]
     pub fn reply_with(&mut self, len: usize, mut fill: impl FnMut(usize, &mut [u8]) + Send + 'static) {
         if let Some(head) = self.head(len)
-            && !self.answers.at_once(head, self.peer, |place| fill(0, place))
+            && !self.answers.at_once(head, |place| fill(0, place))
         {
-            self.answers.push(head, Body::Fill(Box::new(fill)), self.peer);
+            self.answers.push(head, Body::Fill(Box::new(fill)));
         }
     }
 
@@ -114,8 +113,8 @@ impl Answer<'_> {
             return;
         }
         let head = ResponseHead { id: self.to.2, total: 0, status };
-        if !self.answers.at_once(head, self.peer, |_| {}) {
-            self.answers.push(head, Body::Bytes(Vec::new()), self.peer);
+        if !self.answers.at_once(head, |_| {}) {
+            self.answers.push(head, Body::Bytes(Vec::new()));
         }
     }
 

@@ -2,16 +2,18 @@
 
 use super::answer::Body;
 use crate::frames::{self, RESPONSE, ResponseHead};
-use podshm_layout::mem::Load;
+use podshm_layout::cursor::CursorLine;
 use podshm_layout::ring::{Part, Producer};
 use podshm_layout::step::{self, Step};
-use podshm_region::Window;
+use podshm_region::{ReadMap, Window};
 use std::collections::VecDeque;
 
 /// A ring that the client reads, and what has no room in it yet.
 #[derive(Debug)]
 pub(super) struct Answers {
     producer: Producer<Window>,
+    /// First page of the client's region, where its cursors are.
+    peer: ReadMap,
     waiting: VecDeque<Outgoing>,
     /// Bytes that wait, and one for each answer.
     waiting_bytes: usize,
@@ -25,8 +27,14 @@ struct Outgoing {
 }
 
 impl Answers {
-    pub(super) fn new(producer: Producer<Window>) -> Self {
-        Answers { producer, waiting: VecDeque::new(), waiting_bytes: 0 }
+    pub(super) fn new(producer: Producer<Window>, peer: ReadMap) -> Self {
+        Answers { producer, peer, waiting: VecDeque::new(), waiting_bytes: 0 }
+    }
+
+    /// The client has its cursors elsewhere from now on.
+    pub(super) fn read_cursors_at(&mut self, peer: ReadMap, line: CursorLine) {
+        self.peer = peer;
+        self.producer.read_cursors_at(line);
     }
 
     pub(super) fn waiting_bytes(&self) -> usize {
@@ -39,12 +47,12 @@ impl Answers {
 
     /// The hot path: an answer that fits one record is written at once by `fill`, if there is room and none waits before it.
     #[inline(always)]
-    pub(super) fn at_once(&mut self, head: ResponseHead, peer: &impl Load, fill: impl FnOnce(&mut [u8])) -> bool {
+    pub(super) fn at_once(&mut self, head: ResponseHead, fill: impl FnOnce(&mut [u8])) -> bool {
         let len = RESPONSE + head.total as usize;
         if !self.waiting.is_empty() || len > frames::fragment(self.producer.bytes()) {
             return false;
         }
-        let Ok(room) = self.producer.reserve(len, peer) else { return false };
+        let Ok(room) = self.producer.reserve(len, &self.peer) else { return false };
         step::at(Step::AnswerReserved);
         self.producer.fill(&room, |bytes| {
             let (front, body) = bytes.split_at_mut(RESPONSE);
@@ -58,14 +66,14 @@ impl Answers {
     }
 
     /// Any answer: as much as there is room for now, the rest as the client makes room.
-    pub(super) fn push(&mut self, head: ResponseHead, body: Body, peer: &impl Load) {
+    pub(super) fn push(&mut self, head: ResponseHead, body: Body) {
         self.waiting_bytes += head.total as usize + 1;
         self.waiting.push_back(Outgoing { head, offset: 0, body });
-        self.flush(peer);
+        self.flush();
     }
 
     /// Writes what there is room for; says whether that was anything, a part of an answer included.
-    pub(super) fn flush(&mut self, peer: &impl Load) -> bool {
+    pub(super) fn flush(&mut self) -> bool {
         let mut moved = false;
         let most = frames::fragment(self.producer.bytes());
         while let Some(out) = self.waiting.front_mut() {
@@ -80,7 +88,7 @@ impl Answers {
                 (false, true) => Part::Last,
             };
             // A full ring, or a client whose cursor lies: its answers wait, and are bounded.
-            let Ok(room) = self.producer.reserve(front + len, peer) else { return moved };
+            let Ok(room) = self.producer.reserve(front + len, &self.peer) else { return moved };
             step::at(Step::AnswerReserved);
             let offset = out.offset;
             self.producer.fill(&room, |bytes| {

@@ -3,20 +3,21 @@
 use super::Own;
 use super::answer::Inbound;
 use super::answers::Answers;
+use super::moving::{Coming, Reading};
 use super::serve::Ring;
 use crate::broker_socket::Received;
 use crate::clock;
 use crate::error::Error;
 use crate::frames::ResponseHead;
 use crate::wakes::Wakes;
+use podshm_layout::PAGE;
 use podshm_layout::geometry::{ARMED, WAKE};
 use podshm_layout::mem::Store;
 use podshm_layout::ring::{Consumer, Producer};
 use podshm_layout::step::{self, Step};
 use podshm_layout::sync::Ordering;
 use podshm_layout::wake::{Sleeper, Waker, Wants};
-use podshm_layout::{Layouts, PAGE};
-use podshm_proto::{Region, Serve, ServiceKind, Services, Written};
+use podshm_proto::{Region, Serve, ServiceKind};
 use podshm_region::fork::ProcessFd;
 use podshm_region::{Memory, ReadMap, WriteMap};
 
@@ -34,9 +35,13 @@ pub(super) struct AgentClient {
     pub(super) rings: Vec<Ring>,
     pub(super) answers: Vec<Answers>,
     sleeper: Sleeper,
-    waker: Waker,
+    pub(super) waker: Waker,
     wake_word: u64,
-    regions: Vec<u64>,
+    /// Number of the client's region.
+    pub(super) c: u64,
+    pub(super) answer: Region,
+    /// The region that the client goes over to.
+    pub(super) next: Option<Coming>,
     old_answer: Option<u64>,
     doorbell: Option<ProcessFd>,
     wakes: Wakes,
@@ -50,45 +55,46 @@ impl AgentClient {
         received: &mut Received,
         answer: Region,
         mut map: WriteMap,
-        services: &Services,
-        layouts: Layouts,
+        reading: Reading<'_>,
     ) -> Result<Self, Error> {
         let wrong = |what: &str| Error::Protocol(format!("client {}: {what}", serve.client));
-        let c = serve.regions.first().ok_or_else(|| wrong("its region is missing"))?;
-        let channel = |answer: &Region| {
-            let written = Written { client: layouts.parse(c.layout)?, agent: layouts.parse(answer.layout)? };
-            services.channel(serve.client, answer.owner, written).map_err(|e| wrong(&e.to_string()))
-        };
-        let geometry = channel(&answer)?;
-        let memory = Memory::from_fd(received.fd("the client's region")?)?;
-        let region = ReadMap::map(&memory, geometry.client_bytes)?;
-        let header = c.header().ok_or_else(|| wrong("its region's kind"))?;
-        header.check(&region).map_err(podshm_region::RegionError::from)?;
+        let c = *serve.regions.first().ok_or_else(|| wrong("its region is missing"))?;
+        let geometry = reading.geometry(&c, &answer)?;
+        let region = reading.map(&c, received.fd("the client's region")?)?;
         let old = match serve.regions.get(1) {
             Some(old) => {
                 let memory = Memory::from_fd(received.fd("the predecessor's region")?)?;
-                Some((old.id, ReadMap::map(&memory, old.bytes)?, channel(old)?.to_agent))
+                // It had cursors for the services of its time.
+                let known = reading.services.of(old).count().min(reading.services.of(&c).count());
+                let rings = reading.geometry(&Region { services: known as u32, ..c }, old)?.to_agent;
+                Some((old.id, ReadMap::map(&memory, old.bytes)?, rings))
             }
             None => None,
         };
         let doorbell = if serve.gone { None } else { Some(received.fd("the doorbell")?) };
         let doorbell = doorbell.map(ProcessFd::new);
+        let next = match serve.next {
+            Some(region) => Some(Coming::new(region, received.fd("its next region")?, &answer, reading)?),
+            None => None,
+        };
         let own = map.window(0, PAGE);
         let answers = geometry
             .to_client
             .iter()
             .map(|ring| {
                 let producer = Producer::new(map.window(ring.offset as usize, ring.bytes as usize), ring);
-                Answers::new(producer.of_incarnation(answer.owner))
+                Answers::new(producer.of_incarnation(answer.owner), region.part(0, PAGE))
             })
             .collect();
         let mut rings = Vec::new();
-        for (service, _) in services.iter().enumerate().filter(|(_, (_, k))| *k != ServiceKind::Table) {
-            let ring = geometry.to_agent[services.ring_to_agent(service)];
-            let (start, maybe_seen) = match &old {
+        let services = reading.services;
+        let offered = services.iter().enumerate().filter(|(_, (_, k))| *k != ServiceKind::Table);
+        for ((service, _), &ring) in offered.zip(&geometry.to_agent) {
+            let before = old.as_ref().and_then(|(_, old, lines)| Some((old, lines.get(rings.len())?)));
+            let (start, maybe_seen) = match before {
                 None => (ring.start, 0),
-                Some((_, old, rings)) => {
-                    let line = rings[services.ring_to_agent(service)].cursor_line();
+                Some((old, before)) => {
+                    let line = before.cursor_line();
                     let (cursors, started) = (line.read(old), line.started(old).is_some());
                     match cursors.closed {
                         _ if !started => (ring.start, 0),
@@ -117,7 +123,9 @@ impl AgentClient {
             sleeper: Sleeper::at(ARMED),
             waker: Waker::at(ARMED),
             wake_word: 0,
-            regions: vec![c.id, answer.id],
+            c: c.id,
+            answer,
+            next,
             old_answer: old.map(|(id, ..)| id),
             doorbell,
             wakes: Wakes::new(clock::now()),
@@ -134,7 +142,10 @@ impl AgentClient {
     }
 
     pub(super) fn regions(&self) -> Vec<u64> {
-        self.regions.clone()
+        [Some(self.c), Some(self.answer.id), self.next.as_ref().map(|next| next.region.id)]
+            .into_iter()
+            .flatten()
+            .collect()
     }
 
     /// The predecessor's region: its cursors are read, it is not needed any more.
@@ -162,7 +173,7 @@ impl AgentClient {
 
     /// Whether there is something to do for it.
     pub(super) fn has_news(&mut self) -> bool {
-        !self.is_drained() || (self.has_answers_waiting() && self.flush_answers())
+        self.move_is_due() || !self.is_drained() || (self.has_answers_waiting() && self.flush_answers())
     }
 
     pub(super) fn name_silenced(&self) {
@@ -191,7 +202,7 @@ impl AgentClient {
     pub(super) fn stays_cold(&mut self) -> bool {
         let moved = self.has_answers_waiting() && self.flush_answers();
         self.progress += u64::from(moved);
-        let cold = self.is_drained() && !moved && !self.gone;
+        let cold = self.is_drained() && !moved && !self.gone && !self.move_is_due();
         if cold {
             self.hot = false;
         } else {
@@ -212,7 +223,7 @@ impl AgentClient {
     pub(super) fn answer_later(&mut self, inbound: Inbound) {
         let head = ResponseHead { id: inbound.id, total: inbound.bytes.len() as u32, status: inbound.status };
         if let Some(answers) = self.answers.get_mut(inbound.ring) {
-            answers.push(head, super::answer::Body::Bytes(inbound.bytes), &self.head);
+            answers.push(head, super::answer::Body::Bytes(inbound.bytes));
             self.wake();
         }
     }
@@ -221,7 +232,7 @@ impl AgentClient {
     pub(super) fn flush_answers(&mut self) -> bool {
         let mut moved = false;
         for answers in &mut self.answers {
-            moved |= answers.flush(&self.head);
+            moved |= answers.flush();
         }
         if moved {
             self.wake();

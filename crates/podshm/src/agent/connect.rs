@@ -79,16 +79,19 @@ impl AgentBuilder {
 
     /// Connects to the broker whose socket is in `directory`, waiting for it until `timeout`, and maps this agent's regions.
     pub fn connect(self, directory: impl AsRef<Path>, timeout: Duration) -> Result<Agent, Error> {
-        let services = Services::check(self.services.clone())
+        Services::check(self.services.clone())
             .map_err(|e| Error::Refused { kind: podshm_proto::RefusalKind::Services, message: e.to_string() })?;
         let deadline = Instant::now() + timeout;
         let mut broker = BrokerSocket::connect(directory.as_ref(), deadline)?;
-        broker.hello(true, self.services, self.layouts)?;
+        broker.hello(true, self.services.clone(), self.layouts)?;
         step::at(Step::JoinConnected);
         let mut received = broker.await_message("the broker's welcome", deadline)?;
-        let Down::Welcome(_) = received.message else {
+        let Down::Welcome(welcome) = received.message.clone() else {
             return Err(Error::Protocol("the first message must be a welcome".into()));
         };
+        // In the order that the domain counts them in: those of the predecessors come first.
+        let services = if welcome.services.is_empty() { self.services } else { welcome.services };
+        let services = Services::check(services).map_err(|e| Error::Protocol(e.to_string()))?;
         step::at(Step::JoinWelcomed);
         let notice = Memory::from_fd(received.fd("the notice page")?)?;
         let notice = ReadMap::map(&notice, PAGE as u64)?;
@@ -117,6 +120,7 @@ impl AgentBuilder {
             epoch: u64::MAX,
             state: None,
             close_asked: false,
+            moving: 0,
             rounds: 0,
             spin: Duration::from_micros(50),
             idle: 0,

@@ -8,14 +8,12 @@ use crate::clock;
 use crate::frames::{RequestHead, STATUS_DEADLINE, STATUS_FAILED, STATUS_UNKNOWN};
 use podshm_layout::ring::{Part, Record as Entry};
 use podshm_layout::step::{self, Step};
-use podshm_region::ReadMap;
 use std::time::Duration;
 
 pub(super) struct Desk<'a> {
     pub(super) service: &'a str,
     pub(super) client: u64,
     pub(super) member: &'a str,
-    pub(super) peer: &'a ReadMap,
     /// Index of the answers' ring.
     pub(super) to: usize,
     pub(super) deferral: &'a mut Deferral,
@@ -133,7 +131,6 @@ impl<'a> Desk<'a> {
     fn answer<'s>(&'s mut self, ring: &Ring, answers: &'s mut Answers, head: &RequestHead) -> Answer<'s> {
         Answer {
             answers,
-            peer: self.peer,
             deferral: self.deferral,
             to: (self.client, self.to, head.id),
             longest: ring.longest_answer,

@@ -16,6 +16,7 @@ mod connect;
 mod desk;
 mod doorbells;
 mod event_loop;
+mod moving;
 mod serve;
 mod table;
 
@@ -154,6 +155,8 @@ pub struct Agent {
     epoch: u64,
     state: Option<Vec<u8>>,
     close_asked: bool,
+    /// Clients that are to go over to another region.
+    moving: usize,
     rounds: u32,
     spin: Duration,
     /// Rounds without work since the last one with some.
@@ -303,10 +306,16 @@ impl Agent {
     #[inline]
     fn serve_hot(&mut self, handler: &mut impl Handler) -> Result<usize, Error> {
         let mut handled = 0;
-        let mut drained = Vec::new();
+        let (mut drained, mut left) = (Vec::new(), Vec::new());
         for at in 0..self.clients.hot().len() {
             self.check_epoch()?;
             let Some(client) = self.clients.hot_at(at) else { continue };
+            // A client that marks a ring wakes its agent as for a record, so that whoever is cold has marked none.
+            if self.moving > 0 && client.move_is_due() {
+                let reading = moving::Reading { services: &self.services, layouts: self.layouts };
+                left.extend(client.follow_move(reading));
+                self.scratch.resize(self.scratch.len().max(client.longest_record()), 0);
+            }
             let mut tools = serve::Tools {
                 services: &self.services,
                 scratch: &mut self.scratch,
@@ -320,6 +329,10 @@ impl Agent {
                 drained.push(client.id);
             }
         }
+        if !left.is_empty() {
+            self.moving -= left.len();
+            self.tell(Up::Release(RegionIds { ids: left }))?;
+        }
         for id in drained {
             self.forget(id)?;
         }
@@ -329,6 +342,7 @@ impl Agent {
     fn forget(&mut self, id: u64) -> Result<(), Error> {
         if let Some(client) = self.clients.remove(id) {
             let ids = client.regions();
+            self.moving -= usize::from(client.next.is_some());
             drop(client);
             self.tell(Up::Drained(ClientId { client: id }))?;
             self.tell(Up::Release(RegionIds { ids }))?;
@@ -437,6 +451,7 @@ impl Agent {
                 step::at(Step::JoinSealed);
                 self.tables_sealed(&sealed.ids)
             }
+            Down::Next(next) => self.expect_move(&next, &mut received),
             Down::Rewrite(table) => self.map_for_rewriting(table, &mut received),
             other => Err(Error::Protocol(format!("{other:?} is not for an agent"))),
         }
@@ -448,8 +463,10 @@ impl Agent {
             .pool
             .remove(&serve.answer)
             .ok_or_else(|| Error::Protocol(format!("answer region {} is not in the pool", serve.answer)))?;
-        let ids: Vec<u64> = serve.regions.iter().map(|r| r.id).chain([answer.id]).collect();
-        let client = match AgentClient::new(serve, received, answer, map, &self.services, self.layouts) {
+        let next = serve.next.map(|next| next.id);
+        let ids: Vec<u64> = serve.regions.iter().map(|r| r.id).chain([answer.id]).chain(next).collect();
+        let reading = moving::Reading { services: &self.services, layouts: self.layouts };
+        let client = match AgentClient::new(serve, received, answer, map, reading) {
             Ok(client) => client,
             Err(error) => {
                 // Its own fault or a broken predecessor's: nobody else must notice.
@@ -463,6 +480,11 @@ impl Agent {
             let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP;
             epoll::add(&self.poll, doorbell, epoll::EventData::new_u64(serve.client + 2), flags)
                 .map_err(|e| Error::system("epoll_ctl")(e.into()))?;
+        }
+        if let Some(next) = next {
+            self.moving += 1;
+            step::at(Step::FollowMapped);
+            self.tell(Up::Taken(RegionIds { ids: vec![next] }))?;
         }
         if let Some(id) = client.released_at_once() {
             self.tell(Up::Release(RegionIds { ids: vec![id] }))?;

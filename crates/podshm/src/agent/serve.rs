@@ -85,6 +85,16 @@ impl Ring {
         self.geometry.max_record as usize
     }
 
+    /// The client writes on in another region, at the same positions.
+    pub(super) fn move_to(&mut self, mem: ReadMap) {
+        self.consumer.move_to(mem);
+    }
+
+    /// Index of the ring that its answers go to, for a call.
+    pub(super) fn answers(&self) -> Option<usize> {
+        self.is_call.then_some(self.answers)
+    }
+
     /// Everything that is there is handled, or the ring is given up.
     pub(super) fn is_empty(&mut self) -> bool {
         self.corrupt || matches!(self.consumer.peek(), Ok(None))
@@ -219,7 +229,7 @@ impl AgentClient {
 
     #[inline(always)]
     fn serve_call(&mut self, index: usize, tools: &mut Tools<'_>, handler: &mut impl Handler) -> usize {
-        let AgentClient { rings, answers, member, own, head: peer, id: client, .. } = self;
+        let AgentClient { rings, answers, member, own, id: client, .. } = self;
         let ring = &mut rings[index];
         let Some(first) = ring.peek(member) else { return 0 };
         let (to, answers) = (ring.answers, &mut answers[ring.answers]);
@@ -229,7 +239,7 @@ impl AgentClient {
         let service = tools.services.at(ring.service).map_or("", |(s, _)| s.name.as_str());
         let claim = ring.claim(&first, own);
         step::at(Step::CallClaimed);
-        let mut desk = Desk { service, client: *client, member, peer, to, deferral: tools.deferral };
+        let mut desk = Desk { service, client: *client, member, to, deferral: tools.deferral };
         let mut handled = 0;
         let mut next = Some(first);
         while let Some(record) = next {

@@ -159,7 +159,7 @@ impl Caller {
         if self.spin != Spin::Never {
             loop {
                 let CallLine { inbox, outlet, .. } = &mut *line;
-                match inbox.look(&shared.own, outlet, id, sink)? {
+                match inbox.look(outlet, id, sink)? {
                     Look::Done(total) => return Ok(total),
                     Look::Other => break,
                     Look::Nothing => {}
@@ -225,7 +225,7 @@ impl Caller {
                 let enough = line.outlet.producer.bytes() / 8;
                 line.sending.is_none_or(|id| id == sending.id) && line.outlet.free().is_ok_and(|free| free >= enough)
             };
-            shared.sleepers.sleep(&shared.own, &channel, patience.until(), is_free);
+            shared.sleepers.sleep(&channel, patience.until(), is_free);
         }
     }
 
@@ -268,7 +268,7 @@ impl Caller {
         }
         if !patience.is_over() {
             let ready = || self.service.enter().map_or(true, |mut line| line.inbox.has_news(shared, id));
-            shared.sleepers.sleep(&shared.own, known.channel(), patience.until(), ready);
+            shared.sleepers.sleep(known.channel(), patience.until(), ready);
         }
     }
 }
@@ -325,7 +325,7 @@ impl Pending {
     pub fn arm(&self) {
         let shared = &*self.caller.client.shared;
         if shared.check_fork().is_ok() {
-            shared.sleepers.arm_doorbell(&shared.own);
+            shared.sleepers.arm_doorbell();
         }
     }
 

@@ -44,13 +44,13 @@ impl Futures {
         if self.alive.load(Ordering::Acquire) == 0 {
             return;
         }
-        shared.sleepers.arm_doorbell(&shared.own);
+        shared.sleepers.arm_doorbell();
         let now = Instant::now();
         if self.next_deadline().is_some_and(|next| next <= now) {
             *self.next_deadline.lock().unwrap_or_else(PoisonError::into_inner) = None;
         }
         let mut next: Option<Instant> = None;
-        for service in shared.calls.values() {
+        for service in shared.offer.load().calls.values() {
             let Ok(mut line) = service.visit() else { continue };
             if let Err(error) = service.pump(&mut line, shared, None) {
                 tracing::error!(%error, "responses can't be read");
@@ -149,7 +149,7 @@ impl Future for CallFuture {
                     waiting.push(context.waker().clone());
                 }
                 shared.futures.look_at(this.until, shared);
-                shared.sleepers.arm_doorbell(&shared.own);
+                shared.sleepers.arm_doorbell();
             }
         }
         Poll::Pending

@@ -3,12 +3,13 @@
 use super::Shared;
 use super::link::Channel;
 use super::outlet::Outlet;
+use super::own::Own;
 use crate::error::Error;
 use crate::frames::{self, RESPONSE, ResponseHead};
 use podshm_layout::cursor::CursorLine;
 use podshm_layout::ring::{Consumer, Part, Record};
 use podshm_layout::step::{self, Step};
-use podshm_region::{ReadMap, Window};
+use podshm_region::ReadMap;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
@@ -140,6 +141,7 @@ pub(crate) struct Inbox {
     version: u64,
     channel: Arc<Channel>,
     consumer: Consumer<ReadMap>,
+    own: Arc<Own>,
     cursor: CursorLine,
     slots: HashMap<u64, Slot, BuildHasherDefault<Numbers>>,
     partial: Option<Partial>,
@@ -151,21 +153,22 @@ pub(crate) struct Inbox {
 }
 
 impl Inbox {
-    pub(crate) fn new(ring: usize, requests: usize, channel: &Arc<Channel>, own: &Window) -> Self {
+    pub(crate) fn new(ring: usize, requests: usize, channel: &Arc<Channel>, own: &Arc<Own>) -> Self {
         let mut inbox = Inbox {
             ring,
             requests,
             version: 0,
             channel: Arc::clone(channel),
             consumer: channel.responses(ring),
-            cursor: channel.response_geometry(ring).cursor_line(),
+            cursor: own.response_cursor(ring),
+            own: Arc::clone(own),
             slots: HashMap::default(),
             partial: None,
             scratch: Vec::new(),
             unresolved: false,
             completions: 0,
         };
-        inbox.attach(Arc::clone(channel), own);
+        inbox.attach(Arc::clone(channel));
         inbox
     }
 
@@ -217,13 +220,7 @@ impl Inbox {
 
     /// The hot path: a whole response to `id` that lies there goes to its sink at once, no slot needed.
     #[inline(always)]
-    pub(super) fn look(
-        &mut self,
-        own: &Window,
-        outlet: &mut Outlet,
-        id: u64,
-        sink: &mut impl Sink,
-    ) -> Result<Look, Error> {
+    pub(super) fn look(&mut self, outlet: &mut Outlet, id: u64, sink: &mut impl Sink) -> Result<Look, Error> {
         let Some(record) = self.consumer.peek()? else { return Ok(Look::Nothing) };
         if record.part != Part::Whole || record.len < RESPONSE {
             return Ok(Look::Other);
@@ -238,7 +235,7 @@ impl Inbox {
         sink.part(0, total, arrived);
         step::at(Step::AnswerCopied);
         self.consumer.advance(&record);
-        self.cursor.acknowledge(own, self.consumer.position());
+        self.cursor.acknowledge(&self.own.first, self.consumer.position());
         step::at(Step::AnswerAcknowledged);
         outlet.made_room();
         Ok(Look::Done(total))
@@ -254,18 +251,18 @@ impl Inbox {
         // Looked at first: what the old agent had answered by then is taken before its channel is left.
         let version = shared.version.load(Ordering::Acquire);
         if version == self.version {
-            self.pump_channel(shared, outlet, &mut mine)?;
+            self.pump_channel(outlet, &mut mine)?;
         } else {
             let link = shared.link.load_full();
             if !Arc::ptr_eq(&link.channel, &self.channel) {
-                if let Err(error) = self.pump_channel(shared, outlet, &mut mine) {
+                if let Err(error) = self.pump_channel(outlet, &mut mine) {
                     tracing::error!(%error, "responses of the old agent were dropped");
                 }
-                self.attach(Arc::clone(&link.channel), &shared.own);
+                self.attach(Arc::clone(&link.channel));
                 self.unresolved = true;
             }
             self.version = version;
-            self.pump_channel(shared, outlet, &mut mine)?;
+            self.pump_channel(outlet, &mut mine)?;
         }
         if self.unresolved {
             self.resolve();
@@ -273,22 +270,24 @@ impl Inbox {
         Ok(())
     }
 
-    fn attach(&mut self, channel: Arc<Channel>, own: &Window) {
+    /// Goes on in another generation of C.
+    pub(super) fn move_to(&mut self, own: Arc<Own>) {
+        self.own = own;
+        self.cursor = self.own.response_cursor(self.ring);
+        self.cursor.reset_for(&self.own.first, self.channel.place(), self.consumer.position());
+    }
+
+    fn attach(&mut self, channel: Arc<Channel>) {
         let geometry = channel.response_geometry(self.ring);
         self.consumer = channel.responses(self.ring);
-        self.cursor = geometry.cursor_line();
+        self.cursor = self.own.response_cursor(self.ring);
         self.partial = None;
         self.scratch.resize(geometry.max_record as usize, 0);
-        self.cursor.reset_for(own, channel.place(), geometry.start);
+        self.cursor.reset_for(&self.own.first, channel.place(), geometry.start);
         self.channel = channel;
     }
 
-    fn pump_channel(
-        &mut self,
-        shared: &Shared,
-        outlet: &mut Outlet,
-        mine: &mut Option<(u64, &mut dyn Sink)>,
-    ) -> Result<(), Error> {
+    fn pump_channel(&mut self, outlet: &mut Outlet, mine: &mut Option<(u64, &mut dyn Sink)>) -> Result<(), Error> {
         let mut progress = false;
         // All that the ring can hold: what is left there would wait for a wake-up that has been. No more: the agent goes on writing.
         for _ in 0..self.channel.response_geometry(self.ring).bytes / 8 {
@@ -299,7 +298,7 @@ impl Inbox {
             self.consumer.advance(&record);
         }
         if progress {
-            self.cursor.acknowledge(&shared.own, self.consumer.position());
+            self.cursor.acknowledge(&self.own.first, self.consumer.position());
             step::at(Step::AnswerAcknowledged);
             // The agent may wait for room for the rest of its answers.
             outlet.made_room();
@@ -366,7 +365,8 @@ impl Inbox {
     /// Calls whose request lies before the place where the new agent started, and that the old one has not answered, may or
     /// may not have been handled.
     fn resolve(&mut self) {
-        let Some(started) = self.channel.cursor(self.requests).started(&self.channel.head) else { return };
+        let line = self.channel.cursor(self.requests);
+        let Some(started) = line.and_then(|line| line.started(&self.channel.head)) else { return };
         self.unresolved = false;
         for slot in self.slots.values_mut() {
             if slot.done.is_none() && slot.position.is_some_and(|p| p < started) {

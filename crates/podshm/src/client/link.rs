@@ -40,13 +40,33 @@ impl Releaser {
     }
 }
 
-/// A mapped region and its descriptor; dropping it tells the broker.
+/// Names a region to the broker as let go when it is dropped: the last field of whatever has the mapping.
+#[derive(Debug)]
+pub(crate) struct Named {
+    pub(crate) id: u64,
+    pub(crate) releaser: Arc<Releaser>,
+}
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        // What a forked child lets go of is the parent's: it is not named to the broker, and a thread that is not here may hold the lock.
+        if fork::epoch() != self.releaser.epoch {
+            return;
+        }
+        if let Ok(mut ids) = self.releaser.ids.lock() {
+            ids.push(self.id);
+        }
+        self.releaser.wake();
+    }
+}
+
+/// A mapped region and its descriptor; dropping it tells the broker. The table readers and ring consumers that clone the mapping are
+/// dropped with the link that owns both.
 #[derive(Debug)]
 pub(crate) struct Mapped {
-    pub(crate) map: Option<ReadMap>,
-    memory: Option<Memory>,
-    id: u64,
-    releaser: Arc<Releaser>,
+    pub(crate) map: ReadMap,
+    _memory: Memory,
+    _named: Named,
 }
 
 impl Mapped {
@@ -56,27 +76,7 @@ impl Mapped {
         let map = ReadMap::map(&memory, region.bytes)?;
         let header = region.header().ok_or_else(|| Error::Protocol(format!("region of kind {}", region.kind)))?;
         header.check(&map).map_err(podshm_region::RegionError::from)?;
-        Ok(Mapped { map: Some(map), memory: Some(memory), id: region.id, releaser: Arc::clone(releaser) })
-    }
-
-    pub(crate) fn map(&self) -> &ReadMap {
-        self.map.as_ref().expect("mapped until dropped")
-    }
-}
-
-impl Drop for Mapped {
-    fn drop(&mut self) {
-        // The table readers and ring consumers that clone the mapping are dropped with the link that owns both.
-        self.map = None;
-        self.memory = None;
-        // What a forked child lets go of is the parent's: it is not named to the broker, and a thread that is not here may hold the lock.
-        if fork::epoch() != self.releaser.epoch {
-            return;
-        }
-        if let Ok(mut ids) = self.releaser.ids.lock() {
-            ids.push(self.id);
-        }
-        self.releaser.wake();
+        Ok(Mapped { map, _memory: memory, _named: Named { id: region.id, releaser: Arc::clone(releaser) } })
     }
 }
 
@@ -92,7 +92,7 @@ impl TableGeneration {
     pub(crate) fn new(fd: OwnedFd, region: &Region, speaks: Speaks, releaser: &Arc<Releaser>) -> Result<Self, Error> {
         let geometry = region.table().map_err(podshm_region::RegionError::from)?;
         let mapped = Mapped::new(fd, region, speaks, releaser)?;
-        let reader = TableReader::new(mapped.map().clone(), geometry);
+        let reader = TableReader::new(mapped.map.clone(), geometry);
         Ok(TableGeneration { reader, generation: region.generation, _mapped: mapped })
     }
 }
@@ -143,7 +143,7 @@ impl Link {
             let fd = received.fd("a region")?;
             if region.kind == RegionKind::Agent as u32 && answer.is_none() {
                 let agent = speaks.layouts.parse(region.layout)?;
-                answer = Some((Mapped::new(fd, region, speaks, releaser)?, region.owner, agent));
+                answer = Some((Mapped::new(fd, region, speaks, releaser)?, region.owner, agent, services.of(region)));
             } else if region.kind == RegionKind::Table as u32 && services.tables().any(|i| i as u64 == region.owner) {
                 let table = TableGeneration::new(fd, region, speaks, releaser)?;
                 tables.insert(region.owner as usize, Arc::new(table));
@@ -151,20 +151,22 @@ impl Link {
                 return Err(Error::Protocol(format!("region of kind {} was not expected here", region.kind)));
             }
         }
-        let (mapped, place, agent) = answer.ok_or_else(|| Error::Protocol("the agent's region is missing".into()))?;
-        let geometry = services
+        let (mapped, place, agent, offered) =
+            answer.ok_or_else(|| Error::Protocol("the agent's region is missing".into()))?;
+        // It has cursors and rings for the services that its agent offers.
+        let geometry = offered
             .channel(0, place, Written { client: speaks.own, agent })
             .map_err(|e| Error::Protocol(e.to_string()))?;
-        if mapped.map().size() as u64 != geometry.agent_bytes {
+        if mapped.map.size() as u64 != geometry.agent_bytes {
             return Err(Error::Protocol(format!("agent's region is not of {} bytes", geometry.agent_bytes)));
         }
         let doorbell = received.fd("the doorbell")?;
         let rings = geometry
             .to_client
             .iter()
-            .map(|ring| (mapped.map().part(ring.offset as usize, ring.bytes as usize), *ring))
+            .map(|ring| (mapped.map.part(ring.offset as usize, ring.bytes as usize), *ring))
             .collect();
-        let head = mapped.map().part(0, PAGE);
+        let head = mapped.map.part(0, PAGE);
         let fences = head.load(SLEEPER_FENCES, Ordering::Acquire) == 1;
         let channel = Channel {
             head,
@@ -230,8 +232,8 @@ impl Channel {
     }
 
     /// Where the agent's cursors of ring number `ring` are.
-    pub(crate) fn cursor(&self, ring: usize) -> CursorLine {
-        self.cursors[ring]
+    pub(crate) fn cursor(&self, ring: usize) -> Option<CursorLine> {
+        self.cursors.get(ring).copied()
     }
 
     /// A fresh consumer of the responses of call number `ring`.

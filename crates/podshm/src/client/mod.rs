@@ -1,8 +1,8 @@
 //! The client's side: one join by one process.
 //!
 //! ```text
-//!  Client ─ Arc ─► Shared ── own: C (armed word, cursors); an Outlet per queue, a CallService per call: each behind a
-//!                     │        lock that costs the one thread which uses it next to nothing
+//!  Client ─ Arc ─► Shared ── offer: an Outlet per queue, a CallService per call, in C: each behind a lock that costs the one
+//!                     │        thread which uses it next to nothing; sleepers: the armed word in C
 //!                     │
 //!                     └─ link: ArcSwap<Link> ── the serving agent: A, tables, doorbell   ◄── swapped by the
 //!                                                                                      library thread
@@ -15,7 +15,9 @@ mod future;
 mod inbox;
 mod line;
 mod link;
+mod moving;
 mod outlet;
+mod own;
 mod queue;
 mod table;
 mod thread;
@@ -31,21 +33,16 @@ use crate::broker_socket::BrokerSocket;
 use crate::error::Error;
 use crate::wakes::WakeStats;
 use arc_swap::ArcSwap;
-use inbox::Inbox;
-use line::CallService;
 use link::Link;
-use outlet::Outlet;
-use podshm_layout::geometry::{ARMED, NOTICE_AGENT_EPOCH};
+use own::{Offer, Own};
+use podshm_layout::geometry::NOTICE_AGENT_EPOCH;
 use podshm_layout::mem::Load;
-use podshm_layout::ring::Producer;
 use podshm_layout::step::{self, Step};
 use podshm_layout::sync::Ordering;
 use podshm_layout::{Layout, Layouts, PAGE, RegionKind};
 use podshm_proto::{Down, RegionIds, ServiceKind, Services, Up, Written};
-use podshm_region::biased::Biased;
-use podshm_region::{Memory, ReadMap, Window, WriteMap, fork};
+use podshm_region::{Memory, ReadMap, WriteMap, fork};
 use rustix::event::{EventfdFlags, eventfd};
-use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -74,12 +71,8 @@ pub(crate) struct Shared {
     pub(crate) id: u64,
     pub(crate) domain: String,
     pub(crate) member: String,
-    pub(crate) services: Services,
-    /// First page of C: armed word and cursor lines.
-    pub(crate) own: Window,
-    /// By service index.
-    queues: BTreeMap<usize, Arc<Biased<Outlet>>>,
-    calls: BTreeMap<usize, Arc<CallService>>,
+    /// The domain's services, and the ways to them.
+    pub(crate) offer: ArcSwap<Offer>,
     pub(crate) notice: ReadMap,
     pub(crate) link: ArcSwap<Link>,
     /// Bumped after each swap of the link: the one cached word of every handle.
@@ -91,8 +84,6 @@ pub(crate) struct Shared {
     /// Regions that were dropped and are to be named to the broker.
     pub(crate) released: Arc<link::Releaser>,
     pub(crate) event: OwnedFd,
-    /// Descriptor of C, to be presented to a broker that restarted.
-    pub(crate) _region: Memory,
 }
 
 impl Client {
@@ -138,21 +129,8 @@ impl Client {
         // The broker seals while the rest is mapped.
         let link =
             Link::from_message(&services, regions.collect(), &mut received, welcome.epoch, speaks, &notice, &released)?;
-        let own = map.window(0, PAGE);
-        let (mut queues, mut calls) = (BTreeMap::new(), BTreeMap::new());
-        for (index, (_, kind)) in services.iter().enumerate().filter(|(_, (_, kind))| *kind != ServiceKind::Table) {
-            let to_agent = services.ring_to_agent(index);
-            let ring = geometry.to_agent[to_agent];
-            let producer = Producer::new(map.window(ring.offset as usize, ring.bytes as usize), &ring);
-            let outlet = Outlet::new(producer, to_agent, Arc::clone(&link.channel));
-            if kind == ServiceKind::Call {
-                let answers = services.ring_to_client(index);
-                let inbox = Inbox::new(answers, to_agent, &link.channel, &own);
-                calls.insert(index, Arc::new(CallService::new(outlet, inbox, answers)));
-            } else {
-                queues.insert(index, Arc::new(Biased::plain(outlet)));
-            }
-        }
+        let own = Arc::new(Own::new(c, speaks.own, memory, &mut map, &released));
+        let offer = Offer::default().extended(services, &geometry.to_agent, &mut map, &own, &link.channel)?;
         // Nothing is accepted before the seal; an agent may take over or a table grow meanwhile.
         let mut early = Vec::new();
         loop {
@@ -170,20 +148,16 @@ impl Client {
             id: welcome.client,
             domain: welcome.domain,
             member: welcome.member,
-            services,
-            own,
-            queues,
-            calls,
+            offer: ArcSwap::from_pointee(offer),
             notice,
             link: ArcSwap::from_pointee(link),
             version: AtomicU64::new(1),
             broker_away: AtomicBool::new(false),
-            sleepers: Sleepers::new(ARMED),
+            sleepers: Sleepers::new(own),
             futures: future::Futures::default(),
             wakes: Mutex::default(),
             released,
             event,
-            _region: memory,
         });
         let thread = thread.start(Arc::clone(&shared), broker, early, speaks, map)?;
         Ok(Client { shared, _thread: Arc::new(thread) })
@@ -229,23 +203,25 @@ impl Client {
     /// The queue `name`.
     pub fn queue(&self, name: &str) -> Result<QueueSender, Error> {
         let service = self.service(name, ServiceKind::Queue)?;
-        Ok(QueueSender::new(self.clone(), Arc::clone(&self.shared.queues[&service])))
+        Ok(QueueSender::new(self.clone(), Arc::clone(&self.shared.offer.load().queues[&service])))
     }
 
     /// The call `name`.
     pub fn call(&self, name: &str) -> Result<Caller, Error> {
         let service = self.service(name, ServiceKind::Call)?;
-        let longest = self.shared.services.at(service).map_or(0, |(s, _)| s.longest as usize);
-        Ok(Caller::new(self.clone(), Arc::clone(&self.shared.calls[&service]), longest))
+        let offer = self.shared.offer.load();
+        let longest = offer.services.at(service).map_or(0, |(s, _)| s.longest as usize);
+        Ok(Caller::new(self.clone(), Arc::clone(&offer.calls[&service]), longest))
     }
 
     fn service(&self, name: &str, expected: ServiceKind) -> Result<usize, Error> {
         self.shared.check_fork()?;
-        match self.shared.services.find(name) {
+        let offer = self.shared.offer.load();
+        match offer.services.find(name) {
             Some((index, found)) if found == expected => Ok(index),
             Some((_, found)) => Err(Error::WrongKind { name: name.to_owned(), found, expected }),
             None => {
-                let offered: Vec<&str> = self.shared.services.iter().map(|(s, _)| s.name.as_str()).collect();
+                let offered: Vec<&str> = offer.services.iter().map(|(s, _)| s.name.as_str()).collect();
                 let (name, domain) = (name.to_owned(), self.shared.domain.clone());
                 Err(Error::NoService { name, domain, offered: offered.join(", ") })
             }
@@ -258,9 +234,10 @@ impl Shared {
     /// Says whether that holds for all; a queue or call that somebody is in is not waited for.
     pub(crate) fn take_part_in_barriers(&self) -> bool {
         self.link.load().channel.lighten();
-        let queues = self.queues.values().map(|queue| queue.allow_owner());
+        let offer = self.offer.load();
+        let queues = offer.queues.values().map(|queue| queue.allow_owner());
         // Every one is asked, whatever those before it said.
-        queues.chain(self.calls.values().map(|call| call.allow_owner())).filter(|allowed| !allowed).count() == 0
+        queues.chain(offer.calls.values().map(|call| call.allow_owner())).filter(|allowed| !allowed).count() == 0
     }
 
     /// Refuses to touch the parent's memory. One load.

@@ -42,7 +42,9 @@ impl Outlet {
         if !Arc::ptr_eq(&link.channel, &self.channel) {
             self.channel = Arc::clone(&link.channel);
             // Another agent may write another layout.
-            self.producer.read_cursors_at(self.channel.cursor(self.ring));
+            if let Some(cursor) = self.channel.cursor(self.ring) {
+                self.producer.read_cursors_at(cursor);
+            }
             self.waker = Waker::at(ARMED);
         }
     }

@@ -184,6 +184,6 @@ fn wait_for_room(shared: &Shared, outlet: &Biased<Outlet>, until: Instant) -> Re
             continue;
         }
         let link = shared.link.load_full();
-        shared.sleepers.sleep(&shared.own, &link.channel, until, || enough().unwrap_or(true));
+        shared.sleepers.sleep(&link.channel, until, || enough().unwrap_or(true));
     }
 }

@@ -1,13 +1,16 @@
 //! The library thread: owns the broker's socket, swaps the link, turns the doorbell into events.
 
 use super::link::{Link, TableGeneration};
+use super::moving::Coming;
 use super::{Shared, Speaks};
 use crate::broker_socket::{BrokerSocket, Received, wait};
 use crate::clock;
 use crate::error::Error;
 use crate::wakes::{self, WakeStats, Wakes};
+use podshm_layout::geometry::ARMED;
 use podshm_layout::step::{self, Step};
-use podshm_proto::{Down, RegionIds, Up};
+use podshm_layout::wake::Waker;
+use podshm_proto::{Down, RegionIds, Service, Services, Up};
 use podshm_region::{WriteMap, barrier};
 use rustix::event::PollFlags;
 use std::os::fd::AsFd;
@@ -91,6 +94,7 @@ impl Waiting {
             shared: Arc::clone(&shared),
             broker: Some(broker),
             speaks,
+            coming: None,
             stop: Arc::clone(&stop),
             hung_up: 0,
             takes_part: false,
@@ -111,6 +115,8 @@ struct Worker {
     shared: Arc<Shared>,
     broker: Option<BrokerSocket>,
     speaks: Speaks,
+    /// The C that it is to go over to once that is sealed.
+    coming: Option<Coming>,
     stop: Arc<AtomicBool>,
     /// Epoch of the agent whose hang-up was noticed already.
     hung_up: u64,
@@ -265,19 +271,17 @@ impl Worker {
     fn message(&mut self, mut received: Received) {
         let result = match received.message.clone() {
             Down::NewAgent(new) => {
-                let shared = &self.shared;
-                Link::from_message(
-                    &shared.services,
-                    new.regions,
-                    &mut received,
-                    new.epoch,
-                    self.speaks,
-                    &shared.notice,
-                    &shared.released,
-                )
-                .map(|link| {
+                let (shared, speaks) = (&self.shared, self.speaks);
+                self.offered(new.services).and_then(|services| {
+                    let (notice, released) = (&shared.notice, &shared.released);
+                    let regions = new.regions;
+                    let link =
+                        Link::from_message(&services, regions, &mut received, new.epoch, speaks, notice, released)?;
                     link.channel.lighten();
                     self.swap(link);
+                    // Tables are there with the link; what needs rings comes with a region that has them.
+                    shared.offer.store(Arc::new(shared.offer.load().with_tables(&services)));
+                    Ok(())
                 })
             }
             Down::NewTable(region) => (|| {
@@ -287,10 +291,47 @@ impl Worker {
                 self.swap(link);
                 Ok(())
             })(),
+            Down::Next(next) => Coming::map(next, &mut received, self.speaks.layouts).map(|coming| {
+                let ids = vec![coming.region.id];
+                self.coming = Some(coming);
+                step::at(Step::MoveMapped);
+                self.tell(Up::Mapped(RegionIds { ids }));
+            }),
+            Down::Sealed(sealed) => match self.coming.take_if(|coming| sealed.ids.contains(&coming.region.id)) {
+                Some(coming) => self.move_to(coming),
+                None => Ok(()),
+            },
             _ => Ok(()),
         };
         if let Err(error) = result {
             tracing::error!(%error, "the broker's message was not followed; the client goes on with what it has");
+        }
+    }
+
+    /// The services of the domain from now on: an agent may offer more than those before it.
+    fn offered(&self, services: Vec<Service>) -> Result<Services, Error> {
+        if services.is_empty() {
+            return Ok(self.shared.offer.load().services.clone());
+        }
+        Services::check(services).map_err(|e| Error::Protocol(e.to_string()))
+    }
+
+    /// Goes over to C's next generation, and tells agent and broker.
+    fn move_to(&mut self, coming: Coming) -> Result<(), Error> {
+        let (id, layout) = (coming.region.id, coming.layout);
+        self.shared.move_to(coming)?;
+        self.speaks.own = layout;
+        // What came newly takes part, too.
+        (self.takes_part, self.tries) = (false, 0);
+        self.shared.link.load().channel.ring_doorbell(&mut Waker::at(ARMED));
+        step::at(Step::MoveDone);
+        self.tell(Up::Moved(RegionIds { ids: vec![id] }));
+        Ok(())
+    }
+
+    fn tell(&self, message: Up) {
+        if let Some(broker) = &self.broker {
+            let _ = broker.send(message);
         }
     }
 
@@ -300,7 +341,8 @@ impl Worker {
         self.shared.version.fetch_add(1, Ordering::Release);
         step::at(Step::LinkSwapped);
         // Nobody may call for a long time: the old agent's regions are let go here, after its last answers were taken.
-        for service in self.shared.calls.values() {
+        let offer = self.shared.offer.load_full();
+        for service in offer.calls.values() {
             if let Ok(mut line) = service.visit() {
                 line.outlet.follow(&self.shared);
                 line.outlet.knock();
@@ -309,7 +351,7 @@ impl Worker {
                 }
             }
         }
-        for outlet in self.shared.queues.values() {
+        for outlet in offer.queues.values() {
             if let Ok(mut outlet) = outlet.visit() {
                 outlet.follow(&self.shared);
                 outlet.knock();

@@ -1,13 +1,13 @@
 //! How a client waits for its agent: it spins for as long as its caller allows, then sleeps.
 
-use podshm_layout::geometry::WAKE;
+use podshm_layout::geometry::{ARMED, WAKE};
 use podshm_layout::wake::{Sleeper, Wants};
-use podshm_region::Window;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::link::Channel;
+use super::own::Own;
 
 /// How long a wait spins before it sleeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,60 +93,90 @@ pub(crate) const SLICE: Duration = Duration::from_millis(20);
 /// Everybody of this process who sleeps for the agent shares one armed word.
 #[derive(Debug)]
 pub(crate) struct Sleepers {
-    state: Mutex<(Sleeper, u32)>,
+    state: Mutex<Armed>,
     /// Futures and event descriptors want the doorbell.
     pub(crate) wants_doorbell: AtomicU64,
     /// How often the agent was asked to ring: it rings once for each at most.
     pub(crate) rings_asked: AtomicU64,
 }
 
+#[derive(Debug)]
+struct Armed {
+    sleeper: Sleeper,
+    /// Sleepers on the futex.
+    asleep: u32,
+    /// C, with the armed word.
+    own: Arc<Own>,
+}
+
 impl Sleepers {
-    pub(crate) fn new(armed: usize) -> Self {
+    pub(crate) fn new(own: Arc<Own>) -> Self {
         Sleepers {
-            state: Mutex::new((Sleeper::at(armed), 0)),
+            state: Mutex::new(Armed { sleeper: Sleeper::at(ARMED), asleep: 0, own }),
             wants_doorbell: AtomicU64::new(0),
             rings_asked: AtomicU64::new(0),
         }
     }
 
     /// Arms, looks once more by `ready`, and sleeps for at most a slice.
-    pub(crate) fn sleep(&self, own: &Window, channel: &Channel, until: Instant, ready: impl FnOnce() -> bool) {
+    pub(crate) fn sleep(&self, channel: &Channel, until: Instant, ready: impl FnOnce() -> bool) {
         let before = channel.wake_word();
-        self.arm(own, true);
+        self.arm(true);
         if !ready() {
             let left = until.saturating_duration_since(Instant::now()).min(SLICE);
             channel.head.futex_wait(WAKE, before, left);
         }
-        self.disarm(own);
+        self.disarm();
     }
 
     /// Arms for the doorbell without sleeping here.
-    pub(crate) fn arm_doorbell(&self, own: &Window) {
+    pub(crate) fn arm_doorbell(&self) {
         self.wants_doorbell.fetch_add(1, Ordering::Relaxed);
-        self.arm(own, false);
+        self.arm(false);
     }
 
-    fn arm(&self, own: &Window, futex: bool) {
-        let Ok(mut state) = self.state.lock() else { return };
-        if futex {
-            state.1 += 1;
-        }
-        let wants = match (state.1 > 0, self.wants_doorbell.load(Ordering::Relaxed) > 0) {
-            (true, true) => Wants::BOTH,
-            (false, true) => Wants::DOORBELL,
-            _ => Wants::FUTEX,
-        };
-        if wants.doorbell() {
+    /// C, as it is used now.
+    pub(crate) fn own(&self) -> Arc<Own> {
+        Arc::clone(&self.state().own)
+    }
+
+    /// Goes over to C's next generation with whoever sleeps or wants the doorbell.
+    pub(crate) fn move_to(&self, own: Arc<Own>) {
+        let mut state = self.state();
+        state.own = own;
+        self.announce(&mut state);
+    }
+
+    fn arm(&self, futex: bool) {
+        let mut state = self.state();
+        state.asleep += u32::from(futex);
+        if self.wants_doorbell.load(Ordering::Relaxed) > 0 {
             self.rings_asked.fetch_add(1, Ordering::Relaxed);
         }
-        state.0.arm(own, wants);
+        self.announce(&mut state);
     }
 
-    fn disarm(&self, own: &Window) {
-        let Ok(mut state) = self.state.lock() else { return };
-        state.1 -= 1;
-        if state.1 == 0 && self.wants_doorbell.load(Ordering::Relaxed) == 0 {
-            state.0.disarm(own);
+    /// Arms for everybody who is waiting; nothing where nobody is.
+    fn announce(&self, state: &mut Armed) {
+        let wants = match (state.asleep > 0, self.wants_doorbell.load(Ordering::Relaxed) > 0) {
+            (true, true) => Wants::BOTH,
+            (false, true) => Wants::DOORBELL,
+            (true, false) => Wants::FUTEX,
+            (false, false) => return,
+        };
+        state.sleeper.arm(&state.own.first, wants);
+    }
+
+    fn disarm(&self) {
+        let mut state = self.state();
+        state.asleep -= 1;
+        if state.asleep == 0 && self.wants_doorbell.load(Ordering::Relaxed) == 0 {
+            let Armed { sleeper, own, .. } = &mut *state;
+            sleeper.disarm(&own.first);
         }
+    }
+
+    fn state(&self) -> MutexGuard<'_, Armed> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
