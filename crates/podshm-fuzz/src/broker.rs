@@ -3,11 +3,15 @@
 use crate::input::Input;
 use podshm_broker::fuzzing::Decisions;
 use podshm_broker::{DomainConfig, DomainStats, Identity, Limits, Rights};
+use podshm_layout::PAGE;
+use podshm_layout::geometry::{MOVED, MOVED_ALL};
+use podshm_layout::mem::Store;
+use podshm_layout::sync::Ordering;
 use podshm_proto::{
     ClientId, Down, Grow, Hello, MAX_MESSAGE, Nothing, Publish, Region, RegionIds, Service, State, Up, decode_down,
     encode_up,
 };
-use podshm_region::descriptors;
+use podshm_region::{Memory, Window, WriteMap, descriptors};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -25,6 +29,8 @@ struct Participant {
     regions: Vec<Region>,
     /// What it was sent for writing and has not acknowledged.
     unmapped: Vec<u64>,
+    /// A client's own regions, the last of which it is to write into.
+    own: Vec<(u64, Window)>,
     /// Clients that it was told of.
     clients: Vec<u64>,
     refused: u32,
@@ -71,7 +77,7 @@ fn check(before: &DomainStats, now: &DomainStats, all: &[Participant]) {
 }
 
 fn step(broker: &mut Decisions, all: &mut Vec<Participant>, input: &mut Input<'_>) {
-    let choice = input.choice(19);
+    let choice = input.choice(22);
     if choice < 3 || all.is_empty() {
         if all.len() < MOST {
             all.push(Participant::connect(broker, choice == 0, input));
@@ -120,6 +126,17 @@ fn step(broker: &mut Decisions, all: &mut Vec<Participant>, input: &mut Input<'_
             p.map_all(broker);
             Up::Ready(Nothing {})
         }
+        18 => Up::Taken(RegionIds { ids: p.choose(input) }),
+        19 => Up::Moved(RegionIds { ids: p.choose(input) }),
+        // A client that has gone over says so in every region but the last.
+        20 => {
+            p.map_all(broker);
+            let last = p.own.iter().map(|(id, _)| *id).max().unwrap_or(0);
+            for (_, window) in p.own.iter().filter(|(id, _)| *id != last) {
+                window.store(MOVED, MOVED_ALL, Ordering::Release);
+            }
+            Up::Moved(RegionIds { ids: vec![last] })
+        }
         _ => {
             let size = u64::from(input.choice(4)) * 200;
             p.say(broker, Up::Grow(Grow { service: 0, keys: size, bytes: size * 100 }));
@@ -143,15 +160,25 @@ fn hello(agent: bool, input: &mut Input<'_>) -> Hello {
         longest_response: 100,
         ..Service::default()
     };
-    let versions = if input.choice(16) == 0 { (input.u32(), input.u32()) } else { (1, 1) };
+    let versions = match input.choice(16) {
+        0 => (input.u32(), input.u32()),
+        1 => (1, 1),
+        _ => (1, 2),
+    };
+    let more = Service { name: "m".into(), ..queue.clone() };
+    let mut services = if agent { vec![table, queue, call] } else { Vec::new() };
+    if agent && input.choice(4) == 0 {
+        services.push(more);
+    }
+    let oldest_only = input.choice(8) == 0;
     Hello {
         protocol_oldest: versions.0,
         protocol_newest: versions.1,
         layout_oldest: podshm_layout::LAYOUT_OLDEST,
-        layout_newest: podshm_layout::LAYOUT_VERSION,
+        layout_newest: if oldest_only { podshm_layout::LAYOUT_OLDEST } else { podshm_layout::LAYOUT_VERSION },
         agent: agent != (input.choice(16) == 1),
         software: "fuzz".into(),
-        services: if agent { vec![table, queue, call] } else { Vec::new() },
+        services,
     }
 }
 
@@ -163,7 +190,16 @@ impl Participant {
         if input.choice(4) != 0 {
             broker.message(conn, &encode_up(Up::Hello(hello(agent, input))));
         }
-        Participant { conn, socket, agent, regions: Vec::new(), unmapped: Vec::new(), clients: Vec::new(), refused: 0 }
+        Participant {
+            conn,
+            socket,
+            agent,
+            regions: Vec::new(),
+            unmapped: Vec::new(),
+            own: Vec::new(),
+            clients: Vec::new(),
+            refused: 0,
+        }
     }
 
     fn say(&self, broker: &mut Decisions, message: Up) {
@@ -189,6 +225,9 @@ impl Participant {
                 Down::Welcome(welcome) => {
                     self.regions.extend(&welcome.regions);
                     self.unmapped.extend(welcome.regions.first().map(|c| c.id));
+                    if let (Some(c), Some(fd)) = (welcome.regions.first(), fds.get(1)) {
+                        self.keep(c.id, fd);
+                    }
                     // Notice page; a client also gets its regions and its doorbell.
                     1 + welcome.regions.len() + usize::from(!self.agent)
                 }
@@ -207,8 +246,21 @@ impl Participant {
                 }
                 Down::Serve(serve) => {
                     self.clients.push(serve.client);
-                    self.regions.extend(&serve.regions);
-                    serve.regions.len() + usize::from(!serve.gone)
+                    self.regions.extend(serve.regions.iter().chain(&serve.next));
+                    serve.regions.len() + usize::from(!serve.gone) + usize::from(serve.next.is_some())
+                }
+                Down::Rewrite(region) => {
+                    self.regions.push(region);
+                    self.unmapped.push(region.id);
+                    1
+                }
+                Down::Next(next) => {
+                    self.regions.push(next.region);
+                    if !self.agent {
+                        self.unmapped.push(next.region.id);
+                        self.keep(next.region.id, &fds[0]);
+                    }
+                    1
                 }
                 Down::Refused(refused) => {
                     assert!(!refused.message.is_empty(), "a refusal without a reason");
@@ -218,6 +270,14 @@ impl Participant {
                 _ => 0,
             };
             assert_eq!(fds.len(), expected, "descriptors of a message");
+        }
+    }
+
+    /// Maps a region of its own, while it can.
+    fn keep(&mut self, id: u64, fd: &OwnedFd) {
+        let memory = fd.try_clone().ok().and_then(|fd| Memory::from_fd(fd).ok());
+        if let Some(mut map) = memory.and_then(|memory| WriteMap::map(&memory).ok()) {
+            self.own.push((id, map.window(0, PAGE)));
         }
     }
 
