@@ -45,6 +45,8 @@ impl Node {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("podshm-test-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let root = std::env::temp_dir().join(name);
+        // A test that was killed may have left one behind, in a process of the same number.
+        let _ = std::fs::remove_dir_all(&root);
         std::fs::create_dir_all(&root).expect("a directory for sockets");
         let broker = Broker::start().expect("a broker");
         broker.add_domain(config).expect("a domain");
