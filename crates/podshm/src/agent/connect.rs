@@ -116,6 +116,7 @@ impl AgentBuilder {
             tables: BTreeMap::new(),
             epoch: u64::MAX,
             state: None,
+            state_is_new: false,
             close_asked: false,
             rounds: 0,
             spin: Duration::from_micros(50),

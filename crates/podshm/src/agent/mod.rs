@@ -99,6 +99,7 @@ pub struct Agent {
     tables: BTreeMap<usize, table::Slot>,
     epoch: u64,
     state: Option<Vec<u8>>,
+    state_is_new: bool,
     close_asked: bool,
     rounds: u32,
     spin: Duration,
@@ -171,7 +172,8 @@ impl Agent {
         }
     }
 
-    /// One round: a bounded batch from each client that has something.
+    /// One round: a bounded batch from each client that has something. The round in which this agent takes over serves nobody, so
+    /// that what it inherits can be put to use first.
     #[inline]
     pub fn poll(&mut self, handler: &mut impl Handler) -> Result<Progress, Error> {
         self.check_fork()?;
@@ -179,6 +181,9 @@ impl Agent {
         if self.rounds >= ROUNDS || self.clients.hot().is_empty() {
             self.rounds = 0;
             self.look(Duration::ZERO)?;
+            if std::mem::take(&mut self.state_is_new) {
+                return Ok(Progress::Idle);
+            }
         }
         if self.close_asked {
             return Ok(Progress::CloseAsked);
@@ -351,6 +356,8 @@ impl Agent {
             Down::TakeOver(take) => {
                 self.epoch = take.epoch;
                 self.state = Some(take.state);
+                // The next poll is to look at this before it serves.
+                (self.state_is_new, self.rounds) = (true, ROUNDS);
                 step::at(Step::HandoverTaken);
                 Ok(())
             }
