@@ -12,10 +12,11 @@
 //! - **Memory** is bounded by the routes, with at most 32 members remembered of an endpoint: reports on unknown routes or
 //!   endpoints are counted and dropped, so a client that lies can't make it grow.
 //! - **Nobody ejects alone**: reports weigh by the member that sent them, whom the broker names. An ejection needs
-//!   `min_members` of them: of errors in a row one member gives at most half, and an error rate is what that many members have
-//!   found, each by itself. Only where fewer have reported within the last minute (a node with one pod that uses routes) do
-//!   fewer suffice. So members that lie together can eject, within the bound above, and so can the only one that reports at
-//!   all; a member that reports successes holds up errors in a row, but not the rate.
+//!   `min_members` of them: of errors in a row each has found one at least and counts for at most half, and an error rate is
+//!   what that many have found, each by itself. Only where fewer have reported within the last minute (a node with one pod
+//!   that uses routes) do fewer suffice. So members that lie together can eject, within the bound above (a pod and the one
+//!   that replaces it are two), and so can the only one that reports at all; a member that reports successes holds up errors
+//!   in a row, but not the rate.
 //! - **What survives**: a graceful upgrade hands over [`Health::snapshot`] — ejections with the time they still have,
 //!   how often each endpoint was ejected, both EWMAs, counts. A crash loses all of it: everybody is healthy again, and a
 //!   bad endpoint must err anew (`consecutive_errors` reports) before it is ejected; routes themselves come back from
@@ -44,8 +45,8 @@ pub struct HealthConfig {
     pub error_rate_margin: f64,
     /// Reports since its last ejection before an endpoint's error rate is judged.
     pub min_reports: u64,
-    /// Members that must have found the errors, or as many as reported within the last minute if those are fewer; 1 lets each
-    /// member decide for all.
+    /// Members that must have found the errors, or as many as reported within the last minute if those are fewer; from 1, which
+    /// lets each member decide for all, to 16.
     pub min_members: usize,
     /// The most of a route's ready endpoints that may be ejected; 0 turns ejection off.
     pub max_ejection_percent: u32,
@@ -181,10 +182,11 @@ impl Health {
         self.routes.insert(route, new);
     }
 
-    /// Takes a report of a member, which is any number that is its own (not 0). May eject at once, for errors in a row.
+    /// Takes a report of a member, which is any number that is its own. May eject at once, for errors in a row.
     pub fn record(&mut self, member: u64, report: &Report, now_ns: u64) {
         let now_ns = self.advance(now_ns);
         self.lately.saw(member, now_ns);
+        let needed = self.members_needed();
         let state = self.routes.get_mut(&report.route).and_then(|members| members.get_mut(&report.endpoint));
         let Some(state) = state else {
             self.counts.unknown = self.counts.unknown.saturating_add(1);
@@ -195,13 +197,7 @@ impl Health {
         self.reported.insert(report.route);
         let limit = self.config.consecutive_errors;
         let may_be = limit > 0 && state.ready && !state.ejected() && report.outcome != Outcome::Success;
-        // The row of all together is the cheaper question, and mostly answers it.
-        if !may_be || state.reporters.row(u32::MAX) < limit {
-            return;
-        }
-        let each = if self.members_needed() > 1 { limit.div_ceil(2) } else { limit };
-        let state = self.routes.get(&report.route).and_then(|members| members.get(&report.endpoint));
-        if state.is_some_and(|state| state.reporters.row(each) >= limit) {
+        if may_be && state.reporters.agree_on_row(limit, needed) {
             self.eject(report.route, report.endpoint);
         }
     }

@@ -143,6 +143,36 @@ fn a_member_that_lies_ejects_nobody_alone() {
 }
 
 #[test]
+fn a_member_that_lies_before_and_after_an_upgrade_is_still_alone() {
+    let mut h = health(10);
+    lies(&mut h, 1, 4, 10_000, S);
+    let mut next = Health::restore(HealthConfig::default(), &h.snapshot(S), 2 * S).unwrap();
+    next.set_members(ROUTE, &members(10), 2 * S);
+    lies(&mut next, 1, 4, 10_000, 2 * S);
+    assert_eq!((next.tick(2 * S), next.ejected(ROUTE)), (vec![], 0));
+    // Nor does one honest error suffice beside it, as it would not have without the upgrade.
+    next.record(2, &report(4, Outcome::Error), 2 * S);
+    assert_eq!(next.ejected(ROUTE), 0);
+}
+
+#[test]
+fn as_many_members_as_configured_must_agree() {
+    let errors_until_ejected = |consecutive_errors, min_members| {
+        let mut h = Health::new(HealthConfig { consecutive_errors, min_members, ..HealthConfig::default() });
+        h.set_members(ROUTE, &members(10), 0);
+        (1..=8u64).find(|&member| {
+            (0..100).for_each(|_| h.record(member, &report(4, Outcome::Error), S));
+            h.ejected(ROUTE) == 1
+        })
+    };
+    let rows = [1, 2, 3, 5, 20];
+    for needed in 1..=4 {
+        let found = rows.map(|row| errors_until_ejected(row, needed));
+        assert_eq!(found, [Some(needed as u64); 5], "members until an ejection, of {needed}, by rows of {rows:?}");
+    }
+}
+
+#[test]
 fn the_only_member_decides_once_the_others_have_been_silent_for_a_minute() {
     let mut h = health(10);
     let alone = |h: &mut Health, endpoint, now| {
@@ -223,8 +253,10 @@ fn a_hand_over_keeps_ejections_and_averages_even_if_the_clock_starts_anew() {
     let (old, new) = (h.endpoint(ROUTE, 3).unwrap(), next.endpoint(ROUTE, 3).unwrap());
     assert_eq!((new.ejected_until_ns, new.ejections, new.reports), (Some(25 * S), 1, 5));
     assert_eq!((new.error_rate, h.endpoint(ROUTE, 5)), (old.error_rate, next.endpoint(ROUTE, 5)));
-    fail(&mut next, 4, 3, 6 * S);
-    assert_eq!((next.tick(6 * S), next.weight(ROUTE, 4)), (vec![ROUTE], 0), "errors in a row go on counting");
+    fail(&mut next, 4, 4, 6 * S);
+    assert_ne!(next.weight(ROUTE, 4), 0, "errors in a row start anew");
+    fail(&mut next, 4, 1, 6 * S);
+    assert_eq!((next.tick(6 * S), next.weight(ROUTE, 4)), (vec![ROUTE], 0));
     next.tick(25 * S);
     assert!(next.weight(ROUTE, 3) > 0);
     next.forget_pending();

@@ -7,8 +7,6 @@ use route_client::report::MAX_LATENCY_NS;
 
 /// Members that are remembered of an endpoint; whoever has been silent for longest makes room.
 const MOST: usize = 32;
-/// Who stands for what a predecessor counted.
-const PREDECESSOR: u64 = 0;
 
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Reporters(Vec<Reporter>);
@@ -38,9 +36,11 @@ impl Reporters {
         }
     }
 
-    /// Errors in a row, at most `each` of them by one member.
-    pub(super) fn row(&self, each: u32) -> u32 {
-        self.0.iter().fold(0, |row: u32, reporter| row.saturating_add(reporter.row.min(each)))
+    /// Whether there are `limit` errors in a row, of at least so many members. Of several one gives at most half.
+    pub(super) fn agree_on_row(&self, limit: u32, members: usize) -> bool {
+        let each = if members > 1 { limit.div_ceil(2) } else { limit };
+        let rows = self.0.iter().filter(|reporter| reporter.row > 0).map(|reporter| reporter.row.min(each));
+        rows.clone().count() >= members && rows.fold(0, u32::saturating_add) >= limit
     }
 
     /// The error rate that at least so many members have found, each in at least so many reports. `None`: so many there aren't.
@@ -54,12 +54,6 @@ impl Reporters {
     /// Everybody looks at it anew.
     pub(super) fn forget(&mut self) {
         self.0.clear();
-    }
-
-    /// Goes on from what a predecessor counted of all members together.
-    pub(super) fn inherited(row: u32) -> Self {
-        let reporter = Reporter { member: PREDECESSOR, row, fresh: 0, error_rate: 0.0, last_ns: 0 };
-        Self(if row > 0 { vec![reporter] } else { Vec::new() })
     }
 
     fn of(&mut self, member: u64, now_ns: u64) -> &mut Reporter {

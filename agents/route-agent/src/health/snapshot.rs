@@ -5,8 +5,8 @@
 //! magic │ zeros │ count │ route │ endpoint │ error rate │ latency │ reports │ … │ xxh3 of all before
 //! ```
 //! Times are stored as what is left or past at the snapshot, since the successor's clock may count from elsewhere. Only
-//! endpoints that there is something to say of are stored. Who reported is not: a successor asks every member anew, and what its
-//! predecessor counted in a row stands as one member's.
+//! endpoints that there is something to say of are stored. Who reported is not, nor are errors in a row: a successor asks every
+//! member anew, or one could err half a row before an upgrade and half a row after.
 
 use std::cmp::Reverse;
 
@@ -106,7 +106,7 @@ impl Health {
             let words =
                 [route, id, s.error_rate.to_bits(), s.latency_ns.to_bits(), s.reports, s.errors, s.fresh, phase, time];
             words.iter().for_each(|word| bytes.extend(word.to_le_bytes()));
-            bytes.extend(s.reporters.row(u32::MAX).to_le_bytes());
+            bytes.extend([0; 4]); // once errors in a row
             bytes.extend(s.ejections.to_le_bytes());
         }
         bytes.extend(xxh3_64(&bytes).to_le_bytes());
@@ -160,7 +160,7 @@ impl Health {
                 reports: field(4),
                 errors: field(5),
                 fresh: field(6),
-                reporters: Reporters::inherited(field(9) as u32),
+                reporters: Reporters::default(),
                 ejections: (field(9) >> 32) as u32,
                 weight,
                 phase,
