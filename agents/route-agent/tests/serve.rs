@@ -329,16 +329,3 @@ fn trailers_are_numbered_records_of_the_testkit() {
     }
     assert_eq!(Trailer::of(&report.encode()), None);
 }
-
-#[test]
-#[ignore = "prints a measurement"]
-fn how_long_a_log_entry_takes() {
-    let path = Path::new("/dev/shm").join(format!("podshm-delivered-{}", std::process::id()));
-    let mut log = delivered::Log::open(&path).unwrap();
-    let start = Instant::now();
-    for position in 0..1_000_000 {
-        log.append(&delivered::Delivered { client: 1, position, maybe_seen: false, trailer: None }).unwrap();
-    }
-    println!("{:?} per entry", start.elapsed() / 1_000_000);
-    std::fs::remove_file(path).unwrap();
-}
