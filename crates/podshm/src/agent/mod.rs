@@ -89,6 +89,8 @@ pub struct Agent {
     notice: ReadMap,
     poll: OwnedFd,
     clients: Clients,
+    /// Clients whose doorbells have rung and still hold what they were rung by. They are hot.
+    unheard: Vec<u64>,
     /// Clients that ring too much, or whose doorbell is gone.
     polled: Vec<u64>,
     wakes: WakeStats,
@@ -106,6 +108,11 @@ pub struct Agent {
     /// Rounds without work since the last one with some.
     idle: u32,
     idle_since: Instant,
+    /// It has slept since it last handled something.
+    slept: bool,
+    /// What it handled last it had slept before, and whether more followed soon when that was last so.
+    first: bool,
+    first_is_followed: bool,
     scratch: Vec<u8>,
     deferral: Deferral,
     deferred: mpsc::Receiver<Inbound>,
@@ -153,7 +160,8 @@ impl Agent {
         self.clients.hot().len()
     }
 
-    /// How long the agent goes on polling after the last record before it sleeps; 50 µs by default.
+    /// How long the agent goes on polling after the last record before it sleeps; 50 µs by default. Where records and calls come
+    /// one by one with pauses it sleeps at once: polling would find nothing, and who was just answered may need this very core.
     pub fn set_spin(&mut self, spin: Duration) {
         self.spin = spin;
     }
@@ -191,6 +199,7 @@ impl Agent {
         let handled = self.serve_hot(handler)?;
         if handled > 0 {
             self.idle = 0;
+            self.first = std::mem::take(&mut self.slept);
             return Ok(Progress::Handled(handled));
         }
         self.idle += 1;
@@ -203,17 +212,36 @@ impl Agent {
         self.check_fork()?;
         if self.spins() {
             std::hint::spin_loop();
-        } else if self.clients.cool_down() {
+            return Ok(());
+        }
+        self.hear();
+        let began = self.sleep_begins();
+        if self.clients.cool_down() {
             self.idle = 0;
             self.look(timeout)?;
+            self.sleep_ends(began);
         }
         Ok(())
     }
 
-    /// Whether clients were hot a moment ago.
+    /// To be asked while clients are still hot: when a sleep begins that follows the first work after another one.
+    fn sleep_begins(&self) -> Option<Instant> {
+        (self.first && !self.clients.hot().is_empty()).then(Instant::now)
+    }
+
+    fn sleep_ends(&mut self, began: Option<Instant>) {
+        self.slept = true;
+        if let Some(began) = began {
+            // Twice, because whoever got an answer had to wake up first.
+            self.first_is_followed = began.elapsed() < 2 * self.spin;
+        }
+    }
+
+    /// Whether clients were hot a moment ago, and whether more is to be expected of them.
     #[inline]
     fn spins(&mut self) -> bool {
-        if self.clients.hot().is_empty() || self.spin.is_zero() {
+        let alone = self.first && !self.first_is_followed;
+        if alone || self.clients.hot().is_empty() || self.spin.is_zero() {
             return false;
         }
         // A look at the clock costs more than a round without work.
@@ -226,6 +254,7 @@ impl Agent {
     /// Looks at doorbells, the broker and deferred answers; waits for them for at most `timeout`. Says how many had something.
     fn look(&mut self, timeout: Duration) -> Result<usize, Error> {
         self.wakes.looks += 1;
+        self.hear();
         let timeout = self.until_next_look(timeout);
         let mut events = Vec::with_capacity(64);
         let timeout = Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: i64::from(timeout.subsec_nanos()) };
