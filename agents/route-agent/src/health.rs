@@ -9,13 +9,20 @@
 //!   ejected, and at least one stays. When the route shrinks, whoever would come back first comes back at once.
 //! - **Time** is a parameter, monotonic nanoseconds; the same calls give the same answers. Time that goes backwards
 //!   counts as standing still.
-//! - **Memory** is bounded by the routes: reports on unknown routes or endpoints are counted and dropped, so a client
-//!   that lies can't make it grow. It can have endpoints ejected, within the bound above.
+//! - **Memory** is bounded by the routes, with at most 32 members remembered of an endpoint: reports on unknown routes or
+//!   endpoints are counted and dropped, so a client that lies can't make it grow.
+//! - **Nobody ejects alone**: reports weigh by the member that sent them, whom the broker names. An ejection needs
+//!   `min_members` of them: of errors in a row each has found one at least and counts for at most half, and an error rate is
+//!   what that many have found, each by itself. Only where fewer have reported within the last minute (a node with one pod
+//!   that uses routes) do fewer suffice. So members that lie together can eject, within the bound above (a pod and the one
+//!   that replaces it are two), and so can the only one that reports at all; a member that reports successes holds up errors
+//!   in a row, but not the rate.
 //! - **What survives**: a graceful upgrade hands over [`Health::snapshot`] — ejections with the time they still have,
 //!   how often each endpoint was ejected, both EWMAs, counts. A crash loses all of it: everybody is healthy again, and a
 //!   bad endpoint must err anew (`consecutive_errors` reports) before it is ejected; routes themselves come back from
 //!   the source. Reports that were accepted but not handled are the queue's to keep, not this module's.
 
+mod reporters;
 mod snapshot;
 mod state;
 
@@ -26,6 +33,7 @@ use route_client::{FULL_WEIGHT, Outcome, Report};
 pub use snapshot::{MAX_SNAPSHOT_LEN, SnapshotError};
 
 use crate::store::{Member, Weights};
+use reporters::{LATELY_NS, Lately};
 use state::{Phase, State, elapsed, ramp_weight};
 
 /// When to eject, and for how long. The defaults are near those that Envoy's outlier detection has.
@@ -37,6 +45,9 @@ pub struct HealthConfig {
     pub error_rate_margin: f64,
     /// Reports since its last ejection before an endpoint's error rate is judged.
     pub min_reports: u64,
+    /// Members that must have found the errors, or as many as reported within the last minute if those are fewer; from 1, which
+    /// lets each member decide for all, to 16.
+    pub min_members: usize,
     /// The most of a route's ready endpoints that may be ejected; 0 turns ejection off.
     pub max_ejection_percent: u32,
     /// The first ejection's length; each further one is twice as long.
@@ -55,6 +66,7 @@ impl Default for HealthConfig {
             consecutive_errors: 5,
             error_rate_margin: 0.3,
             min_reports: 50,
+            min_members: 2,
             max_ejection_percent: 30,
             base_ejection_ns: 30_000_000_000,
             max_ejection_ns: 300_000_000_000,
@@ -110,6 +122,9 @@ pub struct Health {
     /// Routes whose weights changed since the last tick.
     changed: BTreeSet<u64>,
     counts: HealthCounts,
+    lately: Lately,
+    /// When this began.
+    begun_ns: Option<u64>,
     now_ns: u64,
 }
 
@@ -126,6 +141,8 @@ impl Health {
             unsettled: BTreeSet::new(),
             changed: BTreeSet::new(),
             counts: HealthCounts::default(),
+            lately: Lately::default(),
+            begun_ns: None,
             now_ns: 0,
         }
     }
@@ -165,20 +182,22 @@ impl Health {
         self.routes.insert(route, new);
     }
 
-    /// Takes a report. May eject at once, for errors in a row.
-    pub fn record(&mut self, report: &Report, now_ns: u64) {
-        self.advance(now_ns);
+    /// Takes a report of a member, which is any number that is its own. May eject at once, for errors in a row.
+    pub fn record(&mut self, member: u64, report: &Report, now_ns: u64) {
+        let now_ns = self.advance(now_ns);
+        self.lately.saw(member, now_ns);
+        let needed = self.members_needed();
         let state = self.routes.get_mut(&report.route).and_then(|members| members.get_mut(&report.endpoint));
         let Some(state) = state else {
             self.counts.unknown = self.counts.unknown.saturating_add(1);
             return;
         };
-        state.take(report, self.config.alpha);
+        state.take(member, report, self.config.alpha, now_ns);
         self.counts.reports = self.counts.reports.saturating_add(1);
         self.reported.insert(report.route);
         let limit = self.config.consecutive_errors;
-        let too_many = limit > 0 && state.in_row >= limit;
-        if too_many && state.ready && !state.ejected() && report.outcome != Outcome::Success {
+        let may_be = limit > 0 && state.ready && !state.ejected() && report.outcome != Outcome::Success;
+        if may_be && state.reporters.agree_on_row(limit, needed) {
             self.eject(report.route, report.endpoint);
         }
     }
@@ -236,7 +255,18 @@ impl Health {
 
     fn advance(&mut self, now_ns: u64) -> u64 {
         self.now_ns = self.now_ns.max(now_ns);
+        self.begun_ns.get_or_insert(self.now_ns);
         self.now_ns
+    }
+
+    /// How many members must agree now.
+    fn members_needed(&self) -> usize {
+        let begun_ns = self.begun_ns.unwrap_or(self.now_ns);
+        if self.now_ns - begun_ns < LATELY_NS {
+            // Who else is there will still be heard.
+            return self.config.min_members.max(1);
+        }
+        self.config.min_members.min(self.lately.count(self.now_ns)).max(1)
     }
 
     /// How many of these may be ejected.
@@ -277,16 +307,22 @@ impl Health {
     /// The endpoint whose error rate is furthest over its peers', if it is far enough.
     fn outlier(&self, route: u64) -> Option<u64> {
         let members = self.routes.get(&route)?;
-        let judged =
-            || members.iter().filter(|(_, s)| s.ready && !s.ejected() && s.fresh >= self.config.min_reports.max(1));
-        let (sum, n) = judged().fold((0.0, 0u32), |(sum, n), (_, s)| (sum + s.error_rate, n + 1));
-        let (&id, worst) = judged().max_by(|a, b| a.1.error_rate.total_cmp(&b.1.error_rate).then(b.0.cmp(a.0)))?;
+        let (least, needed) = (self.config.min_reports.max(1), self.members_needed());
+        // A member that has hardly used an endpoint has no say of its own.
+        let rate = |s: &State| s.reporters.error_rate(needed, least.div_ceil(10));
+        let judged: Vec<(u64, f64)> = members
+            .iter()
+            .filter(|(_, s)| s.ready && !s.ejected() && s.fresh >= least)
+            .filter_map(|(&id, s)| Some((id, rate(s)?)))
+            .collect();
+        let sum: f64 = judged.iter().map(|(_, rate)| rate).sum();
+        let &(id, worst) = judged.iter().max_by(|a, b| a.1.total_cmp(&b.1).then(b.0.cmp(&a.0)))?;
         // Without peers that were used enough there is nothing to be far from.
-        if n < 2 {
+        if judged.len() < 2 {
             return None;
         }
-        let peers = (sum - worst.error_rate) / f64::from(n - 1);
-        (worst.error_rate > peers + self.config.error_rate_margin).then_some(id)
+        let peers = (sum - worst) / (judged.len() - 1) as f64;
+        (worst > peers + self.config.error_rate_margin).then_some(id)
     }
 
     /// Moves a route's ejected and ramping endpoints on.

@@ -6,32 +6,32 @@
 //! each round: records ─▶ health; events ─▶ store ─▶ table; some times a second health ─▶ weights ─▶ table
 //! close: health ─▶ state for the successor
 //! ```
-//! - The table is filled before the predecessor's state is there. So between the take-over and this agent's next round,
-//!   microseconds, the ejected are in the values again.
+//! - The table is filled before the predecessor's state is there, since the predecessor serves on until that is done. The state
+//!   is published before anything else is done: before the first record or request is handled. Until then, some hundred
+//!   microseconds in which clients go over, a pick may still hit who is ejected.
 //! - What can't be published now (the table must grow and the broker is away) is kept and tried again; meanwhile the
 //!   table isn't touched, so readers see its age.
 //! - After a crash the state is empty: everybody is healthy again.
 
+mod config;
+mod routes;
+
 use std::{
     collections::{BTreeMap, VecDeque},
-    fmt,
-    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use podshm::{Agent, Answer, ErrorKind, Handler, Progress, Record, Request};
+use podshm::{Agent, ErrorKind, Progress};
 use route_client::{
-    Report, Route, RouteKey, Trailer,
+    RouteKey,
     client::{EXPLAIN, MAX_EXPLAIN_LEN, REPORTS, ROUTES},
-    report::REPORT_LEN,
 };
-use serde_json::json;
 
-use crate::{
-    Changes, Health, HealthConfig, Source, SourceEvent, Store,
-    delivered::{Delivered, Log},
-};
+use crate::{Changes, Health, Source, SourceEvent, Store, delivered::Log};
+
+pub use config::{Config, ServeError, Stats};
+use routes::Routes;
 
 /// Bytes of a client's ring of reports.
 pub const REPORT_RING: u32 = 64 * 1024;
@@ -53,90 +53,6 @@ const BATCH: usize = 1 << 20;
 /// Problems that are kept to be asked for; all are logged.
 const PROBLEMS: usize = 100;
 
-/// Why the agent can't serve.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ServeError {
-    /// The library said so.
-    #[error(transparent)]
-    Podshm(#[from] podshm::Error),
-    /// There is nothing to serve.
-    #[error("expected a list of slices from the source, found none ({found}); look at its path")]
-    NoList {
-        /// What the source said instead.
-        found: String,
-    },
-    /// The log of deliveries can't be written.
-    #[error("log of deliveries {path}: {source}; give a path on a tmpfs with room")]
-    Log {
-        /// Where it is.
-        path: PathBuf,
-        /// The kernel's answer.
-        source: std::io::Error,
-    },
-}
-
-/// What an agent is started with.
-#[derive(Debug, Clone)]
-pub struct Config {
-    /// Directory of the podshm socket.
-    pub socket_dir: PathBuf,
-    /// How long to wait for the broker.
-    pub timeout: Duration,
-    /// What this agent calls itself.
-    pub version: String,
-    /// Where to log deliveries, if anywhere.
-    pub log_delivered: Option<PathBuf>,
-    /// When to eject.
-    pub health: HealthConfig,
-}
-
-impl Config {
-    /// Defaults, for a socket in this directory.
-    pub fn new(socket_dir: impl Into<PathBuf>) -> Self {
-        Self {
-            socket_dir: socket_dir.into(),
-            timeout: Duration::from_secs(30),
-            version: env!("CARGO_PKG_VERSION").into(),
-            log_delivered: None,
-            health: HealthConfig::default(),
-        }
-    }
-}
-
-/// The agent's numbers. As text they are one line of `name=value`.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Stats {
-    /// What the agent calls itself.
-    pub version: String,
-    /// How many agents have served, up to this one; 0 before it serves.
-    pub epoch: u64,
-    /// Clients that are served.
-    pub clients: usize,
-    /// Records that were delivered.
-    pub records: u64,
-    /// Routes in the store.
-    pub routes: usize,
-    /// Events that were applied.
-    pub events: u64,
-    /// Endpoints that are ejected, once per route.
-    pub ejected: usize,
-    /// Connections upstream.
-    pub upstream: u64,
-    /// Records that were no reports.
-    pub bad_records: u64,
-    /// Slices, events and names that could not be used.
-    pub bad_input: u64,
-}
-
-impl fmt::Display for Stats {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { version, epoch, clients, records, routes, events, ejected, upstream, .. } = self;
-        write!(f, "version={version} epoch={epoch} clients={clients} records={records} routes={routes} ")?;
-        write!(f, "events={events} ejected={ejected} upstream={upstream}")
-    }
-}
-
 /// What a round came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
@@ -144,19 +60,6 @@ pub enum Step {
     Serving,
     /// A successor is ready: [`Server::close`].
     CloseAsked,
-}
-
-/// What records and requests are turned into.
-#[derive(Debug)]
-struct Routes {
-    store: Store,
-    health: Health,
-    log: Option<Log>,
-    /// Why the log failed: the agent ends with this round, whose records are acknowledged but not all logged.
-    log_error: Option<std::io::Error>,
-    now_ns: u64,
-    records: u64,
-    bad_records: u64,
 }
 
 /// A serving agent.
@@ -258,6 +161,8 @@ impl<S: Source> Server<S> {
         self.routes.now_ns = self.ns(now);
         if !self.taken_over && self.agent.inherited_state().is_some() {
             self.take_over();
+            self.publish()?;
+            return Ok(Step::Serving);
         }
         self.take_events();
         if now >= self.next_tick {
@@ -453,85 +358,4 @@ impl<S: Source> Server<S> {
 /// Whether a publication that failed so may succeed later.
 fn may_pass(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::TableFull | ErrorKind::Deadline | ErrorKind::BrokerAway | ErrorKind::Refused)
-}
-
-impl Handler for Routes {
-    fn record(&mut self, record: Record<'_>) {
-        self.records += 1;
-        if let Some(log) = &mut self.log {
-            let Record { client, position, maybe_seen, bytes, .. } = record;
-            let entry = Delivered { client, position, maybe_seen, trailer: Trailer::of(bytes) };
-            if let Err(error) = log.append(&entry) {
-                self.log_error.get_or_insert(error);
-            }
-        }
-        let bytes = record.bytes.get(..REPORT_LEN).unwrap_or(record.bytes);
-        match Report::decode(bytes) {
-            Ok(report) => self.health.record(&report, self.now_ns),
-            Err(error) => {
-                self.bad_records += 1;
-                // The first, and then ever fewer: a client that lies must not fill the log.
-                if self.bad_records.is_power_of_two() {
-                    let (member, bad) = (record.member, self.bad_records);
-                    tracing::warn!(%error, member, bad, "a record is no report");
-                }
-            }
-        }
-    }
-
-    fn call(&mut self, request: Request<'_>, answer: &mut Answer<'_>) {
-        if request.bytes.starts_with(ECHO) {
-            answer.reply(request.bytes);
-        } else {
-            answer.reply_owned(self.explain(request.bytes));
-        }
-    }
-}
-
-impl Routes {
-    /// A route and the health of its endpoints as JSON; the ejected first, and as many as fit.
-    fn explain(&self, name: &[u8]) -> Vec<u8> {
-        let text = String::from_utf8_lossy(name);
-        let key = match text.parse::<RouteKey>() {
-            Ok(key) => key,
-            Err(error) => return error_json(error.to_string()),
-        };
-        let Some(value) = self.store.value(&key) else {
-            return error_json(format!("expected a route, found none of the name {key}"));
-        };
-        let route = match Route::decode(&mut &**value) {
-            Ok(route) => route,
-            Err(error) => return error_json(error.to_string()),
-        };
-        let mut endpoints = route.endpoints;
-        endpoints.sort_by_key(|e| e.weight);
-        let (mut listed, mut len) = (Vec::new(), 512 + key.as_bytes().len());
-        for e in &endpoints {
-            let known = self.health.endpoint(key.id(), e.id());
-            let left =
-                known.and_then(|h| h.ejected_until_ns).map(|until| until.saturating_sub(self.now_ns) / 1_000_000);
-            let entry = json!({
-                "address": e.address.to_string(), "port": e.port, "id": format!("{:016x}", e.id()),
-                "zone": e.zone.as_deref(), "ready": e.ready, "serving": e.serving, "terminating": e.terminating,
-                "weight": e.weight, "ejected": left.is_some(), "ejected_ms": left,
-                "ejections": known.map_or(0, |h| h.ejections), "reports": known.map_or(0, |h| h.reports),
-                "errors": known.map_or(0, |h| h.errors), "error_rate": known.map_or(0.0, |h| h.error_rate),
-                "latency_us": known.map_or(0.0, |h| h.latency_ns / 1000.0),
-            })
-            .to_string();
-            len += entry.len() + 1;
-            if len > MAX_EXPLAIN_LEN {
-                break;
-            }
-            listed.push(entry);
-        }
-        let (route, all) = (json!(key.as_str()), endpoints.len());
-        let head = format!("{{\"route\":{route},\"endpoints\":{all},\"ejected\":{}", self.health.ejected(key.id()));
-        let cut = all - listed.len();
-        format!("{head},\"not_listed\":{cut},\"list\":[{}]}}", listed.join(",")).into_bytes()
-    }
-}
-
-fn error_json(error: String) -> Vec<u8> {
-    json!({ "error": error }).to_string().into_bytes()
 }

@@ -31,8 +31,11 @@ pub const SERVICE_LABEL: &str = "kubernetes.io/service-name";
 pub const API_VERSION: &str = "discovery.k8s.io/v1";
 /// The API's own limit on endpoints in a slice.
 pub const MAX_ENDPOINTS: usize = 1000;
-/// The API's own limit on ports in a slice.
+/// The API's own limit on ports in a slice (100 before Kubernetes 1.21).
 pub const MAX_PORTS: usize = 20_000;
+/// Each port of a slice makes a route to each of its endpoints, so a slice within both limits above could still become 20 million
+/// entries out of half a megabyte. This is 2,000 ports of the 100 endpoints that the controller puts into a slice, 50 MB or so.
+pub const MAX_PORTS_TIMES_ENDPOINTS: usize = 200_000;
 /// The API's own limit on zones that a hint names, and room beyond.
 pub const MAX_HINTS: usize = 64;
 

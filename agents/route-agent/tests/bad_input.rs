@@ -78,6 +78,32 @@ fn dual_stack_names_and_unnamed_ports_become_routes() {
 }
 
 #[test]
+fn ports_and_endpoints_are_bounded_together() {
+    let parse_of = |ports: usize, endpoints: usize| {
+        let endpoints: Vec<String> =
+            (0..endpoints).map(|n| format!(r#"{{"addresses":["10.0.{}.{}"]}}"#, n / 250, n % 250)).collect();
+        let ports: Vec<String> = (1..=ports).map(|n| format!(r#"{{"port":{n}}}"#)).collect();
+        let text = format!(r#","endpoints":[{}],"ports":[{}]"#, endpoints.join(","), ports.join(","));
+        parse(&slice("wide", "IPv4", &text))
+    };
+    for (ports, endpoints) in [(200, 1000), (2000, 100), (20_000, 10)] {
+        let slice = parse_of(ports, endpoints).unwrap();
+        assert_eq!((slice.ports.len(), slice.endpoints.len()), (ports, endpoints));
+    }
+    let refused = [
+        (201, 1000, "ports times endpoints to be at most 200000, found \"201000\""),
+        (20_000, 1000, "ports times endpoints to be at most 200000, found \"20000000\""),
+        (20_001, 0, "ports to be at most 20000, found \"20001\""),
+    ];
+    for (ports, endpoints, expected) in refused {
+        let error = parse_of(ports, endpoints).unwrap_err();
+        says_all(&error);
+        let text = error.to_string();
+        assert!(text.contains(expected) && text.contains("shop/wide") && text.contains("split the slice"), "{text}");
+    }
+}
+
+#[test]
 fn a_bad_slice_is_named_and_costs_only_itself() {
     let one = r#","endpoints":[{"addresses":["10.0.0.9"]}]"#;
     let many = format!(r#","endpoints":[{}]"#, vec![r#"{"addresses":["10.0.0.9"]}"#; 1001].join(","));

@@ -21,15 +21,18 @@ fn report(endpoint: u64, outcome: Outcome) -> Report {
     Report { route: ROUTE, endpoint, outcome, latency_ns: 1_000_000, seq: 0 }
 }
 
+/// Two members in turn.
+const TWO: [u64; 2] = [11, 12];
+
 fn fail(health: &mut Health, endpoint: u64, times: u32, now: u64) {
-    (0..times).for_each(|_| health.record(&report(endpoint, Outcome::Refused), now));
+    (0..times).for_each(|n| health.record(TWO[n as usize % 2], &report(endpoint, Outcome::Refused), now));
 }
 
 #[test]
 fn errors_in_a_row_eject_and_a_success_starts_anew() {
     let mut h = health(10);
     fail(&mut h, 3, 4, S);
-    h.record(&report(3, Outcome::Success), S);
+    h.record(TWO[0], &report(3, Outcome::Success), S);
     fail(&mut h, 3, 4, S);
     assert_eq!((h.tick(S), h.weight(ROUTE, 3)), (vec![], FULL_WEIGHT));
     fail(&mut h, 3, 1, S);
@@ -77,7 +80,11 @@ fn an_error_rate_is_judged_against_the_peers() {
         for n in 0..200u64 {
             for endpoint in 0..10 {
                 let errs = bad_only.is_none_or(|bad| bad == endpoint) && n % 2 == 0;
-                h.record(&report(endpoint, if errs { Outcome::Error } else { Outcome::Success }), S);
+                h.record(
+                    TWO[(n / 2 % 2) as usize],
+                    &report(endpoint, if errs { Outcome::Error } else { Outcome::Success }),
+                    S,
+                );
             }
         }
     };
@@ -94,15 +101,103 @@ fn an_error_rate_is_judged_against_the_peers() {
     assert_eq!((alone.tick(S), alone.ejected(ROUTE)), (vec![], 0));
 }
 
+/// Reports of one member: successes of all endpoints but one, errors of that.
+fn lies(h: &mut Health, member: u64, about: u64, reports: u64, now: u64) {
+    for n in 0..reports {
+        let endpoint = n % 10;
+        let outcome = if endpoint == about { Outcome::Error } else { Outcome::Success };
+        h.record(member, &report(endpoint, outcome), now);
+        h.record(member, &report(about, Outcome::Timeout), now);
+    }
+}
+
+#[test]
+fn a_member_that_lies_ejects_nobody_alone() {
+    let mut h = health(10);
+    lies(&mut h, 1, 4, 10_000, S);
+    assert_eq!((h.tick(S), h.ejected(ROUTE)), (vec![], 0), "neither by errors in a row nor by rate");
+    // Others use it and are content; now and then one of them meets an error, as happens.
+    for n in 0..1000 {
+        (2..6).for_each(|member| h.record(member, &report(n % 10, Outcome::Success), 2 * S));
+        lies(&mut h, 1, 4, 10, 2 * S);
+        if n % 100 == 0 {
+            h.record(2, &report(4, Outcome::Error), 2 * S);
+        }
+    }
+    assert_eq!((h.tick(2 * S), h.ejected(ROUTE)), (vec![], 0));
+    // Nor does it by making others look good or bad: two that find the same errors still eject, by rate …
+    for n in 0..100 {
+        for member in [2, 3] {
+            h.record(member, &report(7, if n % 3 == 0 { Outcome::Success } else { Outcome::Error }), 3 * S);
+        }
+        h.record(1, &report(7, Outcome::Success), 3 * S);
+    }
+    assert_eq!((h.tick(3 * S), h.weight(ROUTE, 7)), (vec![ROUTE], 0));
+    // … and by errors in a row, of which one member gives at most three of five.
+    h.record(2, &report(8, Outcome::Success), 4 * S);
+    (0..1000).for_each(|_| h.record(1, &report(8, Outcome::Error), 4 * S));
+    h.record(2, &report(8, Outcome::Error), 4 * S);
+    assert_ne!(h.weight(ROUTE, 8), 0);
+    h.record(3, &report(8, Outcome::Error), 4 * S);
+    assert_eq!(h.weight(ROUTE, 8), 0);
+}
+
+#[test]
+fn a_member_that_lies_before_and_after_an_upgrade_is_still_alone() {
+    let mut h = health(10);
+    lies(&mut h, 1, 4, 10_000, S);
+    let mut next = Health::restore(HealthConfig::default(), &h.snapshot(S), 2 * S).unwrap();
+    next.set_members(ROUTE, &members(10), 2 * S);
+    lies(&mut next, 1, 4, 10_000, 2 * S);
+    assert_eq!((next.tick(2 * S), next.ejected(ROUTE)), (vec![], 0));
+    // Nor does one honest error suffice beside it, as it would not have without the upgrade.
+    next.record(2, &report(4, Outcome::Error), 2 * S);
+    assert_eq!(next.ejected(ROUTE), 0);
+}
+
+#[test]
+fn as_many_members_as_configured_must_agree() {
+    let errors_until_ejected = |consecutive_errors, min_members| {
+        let mut h = Health::new(HealthConfig { consecutive_errors, min_members, ..HealthConfig::default() });
+        h.set_members(ROUTE, &members(10), 0);
+        (1..=8u64).find(|&member| {
+            (0..100).for_each(|_| h.record(member, &report(4, Outcome::Error), S));
+            h.ejected(ROUTE) == 1
+        })
+    };
+    let rows = [1, 2, 3, 5, 20];
+    for needed in 1..=4 {
+        let found = rows.map(|row| errors_until_ejected(row, needed));
+        assert_eq!(found, [Some(needed as u64); 5], "members until an ejection, of {needed}, by rows of {rows:?}");
+    }
+}
+
+#[test]
+fn the_only_member_decides_once_the_others_have_been_silent_for_a_minute() {
+    let mut h = health(10);
+    let alone = |h: &mut Health, endpoint, now| {
+        (0..5).for_each(|_| h.record(1, &report(endpoint, Outcome::Error), now));
+        h.tick(now);
+        h.weight(ROUTE, endpoint) == 0
+    };
+    assert!(!alone(&mut h, 0, S), "an agent that has just begun does not know who else is there");
+    h.record(2, &report(9, Outcome::Success), 50 * S);
+    assert!(!alone(&mut h, 1, 70 * S));
+    assert!(alone(&mut h, 2, 111 * S));
+    let mut each = Health::new(HealthConfig { min_members: 1, ..HealthConfig::default() });
+    each.set_members(ROUTE, &members(10), 0);
+    assert!(alone(&mut each, 3, S));
+}
+
 #[test]
 fn latency_follows_successes() {
     let mut h = health(2);
     for _ in 0..500 {
-        h.record(&Report { latency_ns: 2_000_000, ..report(0, Outcome::Success) }, S);
-        h.record(&Report { latency_ns: u64::MAX, ..report(0, Outcome::Timeout) }, S);
+        h.record(TWO[0], &Report { latency_ns: 2_000_000, ..report(0, Outcome::Success) }, S);
+        h.record(TWO[0], &Report { latency_ns: u64::MAX, ..report(0, Outcome::Timeout) }, S);
     }
     assert_eq!(h.endpoint(ROUTE, 0).unwrap().latency_ns, 2_000_000.0);
-    h.record(&Report { latency_ns: u64::MAX, ..report(1, Outcome::Success) }, S);
+    h.record(TWO[0], &Report { latency_ns: u64::MAX, ..report(1, Outcome::Success) }, S);
     assert!(h.endpoint(ROUTE, 1).unwrap().latency_ns <= 3.6e12, "one report can't say more than an hour");
 }
 
@@ -135,7 +230,7 @@ fn the_bound_holds_and_holds_when_the_route_shrinks() {
 fn unknown_reports_are_counted_and_kept_nowhere() {
     let mut h = health(3);
     for route in 0..1000 {
-        h.record(&Report { route: route + 100, ..report(1, Outcome::Error) }, S);
+        h.record(TWO[0], &Report { route: route + 100, ..report(1, Outcome::Error) }, S);
     }
     fail(&mut h, 99, 1000, S);
     assert_eq!((h.counts().unknown, h.counts().reports, h.tick(S)), (2000, 0, vec![]));
@@ -147,7 +242,7 @@ fn a_hand_over_keeps_ejections_and_averages_even_if_the_clock_starts_anew() {
     let mut h = health(10);
     fail(&mut h, 3, 5, 100 * S);
     fail(&mut h, 4, 2, 100 * S);
-    (0..20).for_each(|_| h.record(&report(5, Outcome::Success), 100 * S));
+    (0..20).for_each(|_| h.record(TWO[0], &report(5, Outcome::Success), 100 * S));
     h.tick(100 * S);
     let bytes = h.snapshot(110 * S);
 
@@ -158,8 +253,10 @@ fn a_hand_over_keeps_ejections_and_averages_even_if_the_clock_starts_anew() {
     let (old, new) = (h.endpoint(ROUTE, 3).unwrap(), next.endpoint(ROUTE, 3).unwrap());
     assert_eq!((new.ejected_until_ns, new.ejections, new.reports), (Some(25 * S), 1, 5));
     assert_eq!((new.error_rate, h.endpoint(ROUTE, 5)), (old.error_rate, next.endpoint(ROUTE, 5)));
-    fail(&mut next, 4, 3, 6 * S);
-    assert_eq!((next.tick(6 * S), next.weight(ROUTE, 4)), (vec![ROUTE], 0), "errors in a row go on counting");
+    fail(&mut next, 4, 4, 6 * S);
+    assert_ne!(next.weight(ROUTE, 4), 0, "errors in a row start anew");
+    fail(&mut next, 4, 1, 6 * S);
+    assert_eq!((next.tick(6 * S), next.weight(ROUTE, 4)), (vec![ROUTE], 0));
     next.tick(25 * S);
     assert!(next.weight(ROUTE, 3) > 0);
     next.forget_pending();
@@ -206,7 +303,7 @@ fn bad_snapshots_are_refused_by_name() {
 
 #[derive(Debug, Clone)]
 enum Step {
-    Report(u64, usize),
+    Report(usize, u64, usize),
     Members(u64, u64),
     Wait(u64),
     HandOver,
@@ -214,7 +311,7 @@ enum Step {
 
 fn any_step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        20 => (0u64..12, 0usize..4).prop_map(|(e, o)| Step::Report(e, o)),
+        20 => (0usize..2, 0u64..12, 0usize..4).prop_map(|(m, e, o)| Step::Report(m, e, o)),
         2 => (0u64..12, any::<u64>()).prop_map(|(n, r)| Step::Members(n, r)),
         3 => (0u64..40).prop_map(|s| Step::Wait(s * S)),
         1 => Just(Step::HandOver),
@@ -230,7 +327,7 @@ proptest! {
         for step in steps {
             let mut all = false;
             match step {
-                Step::Report(endpoint, o) => h.record(&report(endpoint, Outcome::ALL[o]), now),
+                Step::Report(member, endpoint, o) => h.record(TWO[member], &report(endpoint, Outcome::ALL[o]), now),
                 Step::Members(n, bits) => {
                     let m: Vec<_> = (0..n).map(|endpoint| Member { endpoint, ready: bits >> endpoint & 1 == 1 }).collect();
                     ready = m.iter().filter(|m| m.ready).map(|m| m.endpoint).collect();
@@ -267,7 +364,7 @@ proptest! {
 fn a_bounded_snapshot_keeps_the_ejected() {
     let mut h = health(100);
     for endpoint in 0..100 {
-        h.record(&report(endpoint, Outcome::Success), S);
+        h.record(TWO[0], &report(endpoint, Outcome::Success), S);
     }
     fail(&mut h, 97, 5, S);
     fail(&mut h, 50, 2, S);

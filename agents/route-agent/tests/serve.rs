@@ -144,13 +144,13 @@ fn picks(route: &mut RouteHandle) -> BTreeSet<u64> {
 
 const FOUR: [&str; 4] = ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"];
 
-/// Reports failures of one of four endpoints until it isn't picked any more.
-fn eject(client: &RouteClient, route: &mut RouteHandle) -> u64 {
+/// Reports failures of one of four endpoints by two members until it isn't picked any more.
+fn eject(clients: [&RouteClient; 2], route: &mut RouteHandle) -> u64 {
     let all = picks(route);
     assert_eq!(all.len(), 4);
     let bad = *all.first().unwrap();
-    for _ in 0..10 {
-        client.report_wait(route, bad, Outcome::Error, Duration::from_millis(3), PATIENCE).unwrap();
+    for n in 0..10 {
+        clients[n % 2].report_wait(route, bad, Outcome::Error, Duration::from_millis(3), PATIENCE).unwrap();
     }
     wait("the ejection", || !picks(route).contains(&bad));
     assert_eq!(picks(route).len(), 3);
@@ -226,9 +226,11 @@ fn an_upgrade_keeps_an_ejection_and_a_crash_loses_it() {
     let file = node.file("list.json", &list(&[slice("cart-a", 1, &FOUR)]));
     let log = node.root.join("delivered");
     let first = Running::start(&node, &file, None, Some(&log));
-    let client = node.join("a");
+    let (client, other) = (node.join("a"), node.join("b"));
     let mut route = client.route("shop/cart:http").unwrap();
-    let bad = eject(&client, &mut route);
+    let bad = eject([&client, &other], &mut route);
+    drop(other);
+    wait("the other's end", || node.broker.stats("d").unwrap().clients.len() == 1);
 
     let second = Running::start(&node, &file, None, Some(&log));
     let (stats, _) = first.join();
@@ -257,6 +259,32 @@ fn an_upgrade_keeps_an_ejection_and_a_crash_loses_it() {
     let numbers: Vec<u64> = entries.iter().filter_map(|e| e.trailer.map(|t| t.seq)).collect();
     assert_eq!(numbers, (0..100).collect::<Vec<u64>>());
     assert!(entries.iter().all(|e| !e.maybe_seen && e.trailer.is_none_or(|t| t.sender == 3)));
+}
+
+#[test]
+fn a_successor_leaves_the_ejected_out_before_it_handles_anything() {
+    let node = Node::new();
+    let file = node.file("list.json", &list(&[slice("cart-a", 1, &FOUR)]));
+    let first = Running::start(&node, &file, None, None);
+    let (client, other) = (node.join("a"), node.join("b"));
+    let mut route = client.route("shop/cart:http").unwrap();
+    let bad = eject([&client, &other], &mut route);
+    let source = FileSource::new(&file, None, Pace::Unpaced);
+    let mut second = Server::start(Config::new(node.pod("agent")), source).unwrap();
+    first.join();
+    wait("the take-over", || client.client().agent_epoch().unwrap() == 2 && client.client().agent_present());
+    // It has taken over by the broker's word, and a record waits for it, but it has not looked yet.
+    client.report_wait(&route, bad, Outcome::Success, Duration::ZERO, PATIENCE).unwrap();
+    second.step().unwrap();
+    assert_eq!((second.stats().epoch, second.stats().records), (2, 0), "nothing is handled before the state is in use");
+    assert!(!picks(&mut route).contains(&bad));
+    let until = Instant::now() + PATIENCE;
+    while second.stats().records == 0 {
+        assert!(Instant::now() < until, "the record was not handled");
+        second.step().unwrap();
+    }
+    assert_eq!(second.stats().ejected, 1);
+    second.close().unwrap();
 }
 
 #[test]
@@ -300,17 +328,4 @@ fn trailers_are_numbered_records_of_the_testkit() {
         assert_eq!(Trailer::of(&record[..record.len() - 1]), None);
     }
     assert_eq!(Trailer::of(&report.encode()), None);
-}
-
-#[test]
-#[ignore = "prints a measurement"]
-fn how_long_a_log_entry_takes() {
-    let path = Path::new("/dev/shm").join(format!("podshm-delivered-{}", std::process::id()));
-    let mut log = delivered::Log::open(&path).unwrap();
-    let start = Instant::now();
-    for position in 0..1_000_000 {
-        log.append(&delivered::Delivered { client: 1, position, maybe_seen: false, trailer: None }).unwrap();
-    }
-    println!("{:?} per entry", start.elapsed() / 1_000_000);
-    std::fs::remove_file(path).unwrap();
 }

@@ -4,7 +4,6 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::{Ipv4Addr, Ipv6Addr},
     sync::Arc,
-    time::Instant,
 };
 
 use proptest::prelude::*;
@@ -272,22 +271,4 @@ fn addresses_of_all_families_come_back() {
         let name = picked.record.name(&picked.header, &mut value.as_slice(), &mut buf).unwrap();
         assert_eq!(name.is_some(), matches!(address, Address::Fqdn(_)));
     }
-}
-
-/// `cargo test --release -p route-client -- --ignored --nocapture pick_costs`: 100 ns is the line.
-#[test]
-#[ignore = "a measurement, to be run with --release"]
-fn pick_costs_under_100_ns() {
-    let endpoints: Vec<_> = (0..900).map(|n| zoned(n, ["a", "b", "c"][n as usize % 3], &["a"])).collect();
-    let value = encode(0, &endpoints);
-    let (locality, mut random) = (Locality::zone("c").prefer_local_from(3), SmallRandom::new(5));
-    let rounds = 5_000_000u32;
-    let start = Instant::now();
-    let mut sum = 0u64;
-    for _ in 0..rounds {
-        sum ^= pick(&mut value.as_slice(), &locality, &mut random).unwrap().record.id;
-    }
-    let each = start.elapsed().as_nanos() as f64 / f64::from(rounds);
-    println!("pick: {each:.1} ns ({sum:x})");
-    assert!(each < 100.0, "{each}");
 }

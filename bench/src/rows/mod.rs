@@ -12,6 +12,7 @@ mod memcpy;
 mod paced;
 mod podshm;
 mod ring;
+mod route;
 mod seqlock;
 mod unix_seqpacket;
 mod unix_stream;
@@ -49,6 +50,7 @@ pub fn all() -> Vec<Box<dyn Row>> {
         Box::new(iceoryx2_join::Join),
         Box::new(podshm::ClientCost),
         Box::new(podshm::Crowd),
+        Box::new(route::RouteCost),
         Box::new(memcpy::Memcpy),
     ];
     for ring in podshm::PodshmTransport::RINGS {

@@ -59,8 +59,11 @@ pub fn health(data: &[u8]) {
                 let outcome = Outcome::ALL[usize::from(input.choice(4))];
                 let (endpoint, latency_ns) = (u64::from(input.choice(14)), input.word());
                 let route = u64::from(input.choice(8).min(1));
-                for _ in 0..=input.u8() {
-                    health.record(&Report { route, endpoint, outcome, latency_ns, seq: 0 }, time);
+                // One alone, or more than are remembered of an endpoint.
+                let reporters = 1 + latency_ns % 40;
+                for n in 0..=u64::from(input.u8()) {
+                    let member = 1 + n % reporters;
+                    health.record(member, &Report { route, endpoint, outcome, latency_ns, seq: 0 }, time);
                 }
             }
         }

@@ -1,7 +1,9 @@
 //! EndpointSlices as they come from outside: lists, watch events, lines of them, and the store that they go into.
 
 use crate::input::Input;
-use route_agent::slices::{List, MAX_ENDPOINTS, MAX_HINTS, MAX_PORTS, WatchLines, parse_event, parse_list};
+use route_agent::slices::{
+    List, MAX_ENDPOINTS, MAX_HINTS, MAX_PORTS, MAX_PORTS_TIMES_ENDPOINTS, WatchLines, parse_event, parse_list,
+};
 use route_agent::{FullWeights, Slice, SliceError, SliceName, Store, WatchEvent};
 use route_client::{MAX_VALUE_LEN, Route};
 
@@ -78,6 +80,7 @@ fn check_name(name: &SliceName) {
 fn check_slice(slice: &Slice) {
     check_name(&slice.name);
     assert!(slice.endpoints.len() <= MAX_ENDPOINTS && slice.ports.len() + slice.ports_skipped <= MAX_PORTS);
+    assert!(slice.endpoints.len() * slice.ports.len() <= MAX_PORTS_TIMES_ENDPOINTS);
     for port in &slice.ports {
         assert!(port.number > 0 && port.name.as_ref().is_none_or(|name| !name.is_empty()));
     }

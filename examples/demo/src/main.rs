@@ -2,6 +2,7 @@
 //! upgraded under load, and everything that was accepted is accounted for.
 #![forbid(unsafe_code)]
 
+mod agents;
 mod histogram;
 mod pod;
 mod run;

@@ -21,24 +21,33 @@ pub struct Arguments {
     /// Milliseconds at full speed.
     #[arg(long)]
     full_ms: u64,
-    /// Milliseconds at a steady pace after that.
+    /// Milliseconds at a steady pace after that, while nothing happens to the agent.
     #[arg(long)]
-    paced_ms: u64,
+    steady_ms: u64,
+    /// Milliseconds at the same pace, while it is killed and upgraded.
+    #[arg(long)]
+    disturbed_ms: u64,
+    /// File that says when to begin, in nanoseconds of the monotonic clock: all pods do at once.
+    #[arg(long)]
+    go: std::path::PathBuf,
     /// File with a route's name a line.
     #[arg(long)]
     routes: std::path::PathBuf,
 }
 
-/// A time without service, longer than a millisecond.
+/// How long something had to be waited for, at a steady pace.
 #[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
-pub struct Gap {
+pub struct Wait {
     /// 0 lookup, 1 report, 2 call.
     pub kind: usize,
-    /// When it ended: nanoseconds of the monotonic clock.
+    /// When it was there: nanoseconds of the monotonic clock.
     pub end: u64,
-    /// How long it was, in nanoseconds.
+    /// How long that took since it was first tried, in nanoseconds.
     pub length: u64,
 }
+
+/// Shorter waits are not kept.
+pub const SHORTEST_WAIT: u64 = 50_000;
 
 /// What a pod saw.
 #[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
@@ -73,10 +82,8 @@ pub struct Account {
     pub call: Histogram,
     /// Round trips over a Unix socket pair, at the same pace.
     pub unix: Histogram,
-    /// Times without service.
-    pub gaps: Vec<Gap>,
-    /// Longest time without service of each kind at all.
-    pub longest: [u64; 3],
+    /// Waits of [`SHORTEST_WAIT`] or more.
+    pub waits: Vec<Wait>,
 }
 
 fn now() -> u64 {
@@ -99,7 +106,8 @@ struct Pod {
     client: Client,
     account: Account,
     keys: Vec<Key>,
-    last: [u64; 3],
+    /// Since when a call has been tried in vain.
+    calling_since: Option<u64>,
     value: Vec<u8>,
     random: u64,
     due: u64,
@@ -114,26 +122,43 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
     let keys: Vec<Key> = names.lines().map(|name| table.key(name.as_bytes())).collect();
     anyhow::ensure!(!keys.is_empty(), "no routes in {}", arguments.routes.display());
     println!("joined");
-    let start = now();
+    let start = begin(&arguments.go)?;
     let mut pod = Pod {
         client,
         account: Account { number: arguments.number, ..Account::default() },
         keys,
-        last: [start; 3],
+        calling_since: None,
         value: vec![0; 64 * 1024],
         random: 0x9e37_79b9 + u64::from(arguments.number),
         due: start + 500_000_000,
     };
-    pod.full_speed(Instant::now() + Duration::from_millis(arguments.full_ms))?;
-    pod.paced(Instant::now() + Duration::from_millis(arguments.paced_ms))?;
+    let steady = start + arguments.full_ms * 1_000_000;
+    let disturbed = steady + arguments.steady_ms * 1_000_000;
+    pod.full_speed(steady)?;
+    pod.paced(disturbed, disturbed + arguments.disturbed_ms * 1_000_000)?;
     println!("account {}", serde_json::to_string(&pod.account)?);
     Ok(())
 }
 
+/// Waits for the time to begin.
+fn begin(go: &std::path::Path) -> anyhow::Result<u64> {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        // Whoever reads it half written finds no line's end.
+        if let Some(start) = std::fs::read_to_string(go).ok().as_deref().and_then(|text| text.strip_suffix('\n')) {
+            let start = start.parse()?;
+            std::thread::sleep(Duration::from_nanos(start - now().min(start)));
+            return Ok(start);
+        }
+        anyhow::ensure!(Instant::now() < deadline, "nobody said within 60 s when to begin");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 impl Pod {
-    fn full_speed(&mut self, until: Instant) -> anyhow::Result<()> {
+    fn full_speed(&mut self, until: u64) -> anyhow::Result<()> {
         let (reports, caller) = (self.client.queue("reports")?, self.client.call("explain")?);
-        while Instant::now() < until {
+        while now() < until {
             self.lookups(256);
             let mut batch = reports.batch()?;
             for _ in 0..32 {
@@ -149,14 +174,15 @@ impl Pod {
                 }
             }
             drop(batch);
-            self.served(1);
-            self.call(&caller, false)?;
+            self.call(&caller)?;
             self.progress();
         }
         Ok(())
     }
 
-    fn paced(&mut self, until: Instant) -> anyhow::Result<()> {
+    /// At a steady pace, so that there is CPU left for everybody and a wait is the agent's doing, not the scheduler's. Round trips
+    /// are timed until `disturbed`.
+    fn paced(&mut self, disturbed: u64, until: u64) -> anyhow::Result<()> {
         let (reports, caller) = (self.client.queue("reports")?, self.client.call("explain")?);
         let (mine, theirs) = UnixStream::pair()?;
         let mut echo = Command::new(std::env::current_exe()?)
@@ -165,18 +191,36 @@ impl Pod {
             .spawn()
             .context("starting the echo of the Unix socket pair")?;
         let mut unix = mine;
-        while Instant::now() < until {
+        loop {
+            let start = now();
+            if start >= until {
+                break;
+            }
             self.lookups(8);
+            self.waited(0, start);
             let report = self.report(self.account.accepted);
+            let start = now();
             reports.push(&report, Duration::from_secs(10))?;
             self.account.accepted += 1;
-            self.served(1);
-            self.call(&caller, true)?;
+            self.waited(1, start);
+            let start = now();
+            if self.call(&caller)? {
+                let end = self.waited(2, self.calling_since.unwrap_or(start));
+                self.calling_since = None;
+                if end < disturbed {
+                    self.account.call.add(end - start);
+                }
+            } else {
+                self.calling_since.get_or_insert(start);
+            }
             let mut bytes = [7; 64];
-            let start = Instant::now();
+            let start = now();
             unix.write_all(&bytes)?;
             unix.read_exact(&mut bytes)?;
-            self.account.unix.add(start.elapsed().as_nanos() as u64);
+            let end = now();
+            if end < disturbed {
+                self.account.unix.add(end - start);
+            }
             self.progress();
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -205,21 +249,17 @@ impl Pod {
                 self.account.torn += 1;
             }
         }
-        self.served(0);
     }
 
-    fn call(&mut self, caller: &podshm::Caller, timed: bool) -> anyhow::Result<()> {
+    /// Says whether the call was answered.
+    fn call(&mut self, caller: &podshm::Caller) -> anyhow::Result<bool> {
         let mut request = *b"echo:...........................................................";
         request[8..16].copy_from_slice(&self.account.answered.to_le_bytes());
         let mut answer = [0; 64];
-        let start = Instant::now();
         match caller.call(&request, &mut answer, Duration::from_secs(5)) {
             Ok(64) if answer == request => {
-                if timed {
-                    self.account.call.add(start.elapsed().as_nanos() as u64);
-                }
                 self.account.answered += 1;
-                self.served(2);
+                return Ok(true);
             }
             Ok(_) => self.account.wrong += 1,
             Err(e) => match e.kind() {
@@ -232,7 +272,7 @@ impl Pod {
                 _ => return Err(e.into()),
             },
         }
-        Ok(())
+        Ok(false)
     }
 
     /// A report about some endpoint, with a numbered and checksummed trailer.
@@ -249,14 +289,14 @@ impl Pod {
         bytes
     }
 
-    fn served(&mut self, kind: usize) {
-        let now = now();
-        let length = now - self.last[kind];
-        self.last[kind] = now;
-        self.account.longest[kind] = self.account.longest[kind].max(length);
-        if length > 1_000_000 && self.account.gaps.len() < 200_000 {
-            self.account.gaps.push(Gap { kind, end: now, length });
+    /// What was first tried at `since` is done; returns when.
+    fn waited(&mut self, kind: usize, since: u64) -> u64 {
+        let end = now();
+        let length = end - since;
+        if length >= SHORTEST_WAIT && self.account.waits.len() < 100_000 {
+            self.account.waits.push(Wait { kind, end, length });
         }
+        end
     }
 
     fn progress(&mut self) {

@@ -1,5 +1,6 @@
 //! Sets the node up, lets it run, disturbs the agent.
 
+use crate::agents::Agents;
 use crate::pod::Account;
 use crate::verdict::{self, Event, Evidence};
 use anyhow::Context;
@@ -25,6 +26,18 @@ pub struct Plan {
     pub plain: bool,
 }
 
+/// Part of the time in which pods work as fast as they can.
+const FULL: f64 = 0.4;
+/// Part of the time in which they work at a steady pace and nothing happens to the agent; in the rest of it something does.
+const STEADY: f64 = 0.25;
+
+impl Plan {
+    /// A part of the time.
+    fn nanos(&self, part: f64) -> u64 {
+        (self.seconds as f64 * part * 1e9) as u64
+    }
+}
+
 enum News {
     Joined,
     Progress(u32, [u64; 3]),
@@ -33,8 +46,8 @@ enum News {
 }
 
 /// Paths of one run; removed at its end.
-struct Place {
-    root: PathBuf,
+pub struct Place {
+    pub root: PathBuf,
 }
 
 impl Drop for Place {
@@ -53,8 +66,13 @@ impl Place {
         Ok(Place { root })
     }
 
+    /// Tells the pods when to begin.
+    fn go(&self) -> PathBuf {
+        self.root.join("input/go")
+    }
+
     /// The socket directory of a pod, made before it is mounted.
-    fn socket_dir(&self, name: &str) -> anyhow::Result<PathBuf> {
+    pub fn socket_dir(&self, name: &str) -> anyhow::Result<PathBuf> {
         let directory = self.root.join("sockets").join(format!("demo_{name}"));
         fs::create_dir_all(&directory)?;
         fs::set_permissions(&directory, fs::Permissions::from_mode(0o755))?;
@@ -62,13 +80,13 @@ impl Place {
     }
 }
 
-fn program(name: &str) -> anyhow::Result<PathBuf> {
+pub fn program(name: &str) -> anyhow::Result<PathBuf> {
     let path = std::env::current_exe()?.with_file_name(name);
     anyhow::ensure!(path.exists(), "{} is missing; `make demo` builds it", path.display());
     Ok(path)
 }
 
-fn now() -> u64 {
+pub fn now() -> u64 {
     let t = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
 }
@@ -107,15 +125,14 @@ pub fn run(plan: &Plan) -> anyhow::Result<bool> {
     let isolation = format!("{:?} isolation", broker.isolation());
 
     say("starting route agent v1");
-    let mut agents = vec![agent(plan, &place, "v1", 0)?];
+    let mut agents = Agents::start(plan, &place)?;
     let routes = route_names(plan, &place)?;
 
     say(&format!("starting {} business pods", plan.pods));
     let (news, inbox) = channel();
-    let full = plan.seconds * 3 / 4 * 1000;
     let mut threads = Vec::new();
     for (number, name) in names.iter().enumerate() {
-        let pod = business_pod(&place, number as u32, name, &routes, full, plan.seconds * 1000 - full)?;
+        let pod = business_pod(plan, &place, number as u32, name, &routes)?;
         let news = news.clone();
         threads.push(std::thread::spawn(move || follow(pod, number as u32, &news)));
     }
@@ -123,22 +140,19 @@ pub fn run(plan: &Plan) -> anyhow::Result<bool> {
     let mut watch = Watch::new(plan, inbox);
     watch.until_joined(plan.pods)?;
 
-    let start = Instant::now();
-    let begun = now();
+    let (start, begun) = (Instant::now(), now());
+    fs::write(place.go(), format!("{begun}\n"))?;
     let at = |part: f64| start + Duration::from_secs_f64(plan.seconds as f64 * part);
-    watch.until(at(0.3))?;
-    say("killing the agent with -9, and starting v2");
-    let killed = now();
-    agents[0].main().kill9()?;
-    let v2 = agent(plan, &place, "v2", 1)?;
-    drop(agents.remove(0));
-    agents.push(v2);
-    watch.until(at(0.55))?;
-    say("upgrading to v3 next to v2");
-    let upgraded = now();
-    agents.push(agent(plan, &place, "v3", 2)?);
-    agents[0].main().wait_within(Duration::from_secs(15)).context("v2 does not end after its successor took over")?;
-    let handed_over = now();
+    watch.until(at(0.08))?;
+    agents.kill("at full speed")?;
+    watch.until(at(0.22))?;
+    let (_, quiet) = agents.upgrade("at full speed")?;
+    watch.until(at(FULL + STEADY))?;
+    let control = (quiet.max(begun + plan.nanos(FULL + 0.01)), now());
+    watch.until(at(FULL + STEADY + 0.02))?;
+    let killed = agents.kill("at a steady pace")?;
+    watch.until(at(FULL + STEADY + 0.2))?;
+    let upgraded = agents.upgrade("at a steady pace")?;
     watch.until_done(plan.pods)?;
     let seconds = start.elapsed().as_secs_f64();
     for thread in threads {
@@ -147,15 +161,13 @@ pub fn run(plan: &Plan) -> anyhow::Result<bool> {
     // What the pods left is drained before the agent is asked to end.
     std::thread::sleep(Duration::from_millis(300));
     let broker_memory = broker.memory().map_or(0, |m| m.charged);
-    let last = agents.last_mut().context("an agent")?;
-    last.signal(rustix::process::Signal::TERM)?;
-    last.wait_within(Duration::from_secs(15)).context("the last agent does not end on SIGTERM")?;
+    agents.end()?;
 
-    let second = 1_000_000_000;
+    let event = |what, (from, to)| Event { what, from, to };
     let events = vec![
-        Event { what: "control: before anything", from: begun + second / 2, to: killed },
-        Event { what: "kill -9, new version", from: killed, to: killed + 2 * second },
-        Event { what: "graceful upgrade", from: upgraded, to: handed_over + second / 2 },
+        event("control: nothing happens", control),
+        event("kill -9, next version starts", (killed.0, killed.1.min(upgraded.0))),
+        event("graceful upgrade", upgraded),
     ];
     let evidence = Evidence {
         accounts: watch.accounts.into_values().map(|a| *a).collect(),
@@ -169,41 +181,20 @@ pub fn run(plan: &Plan) -> anyhow::Result<bool> {
     Ok(verdict::print(&evidence))
 }
 
-fn agent(plan: &Plan, place: &Place, version: &str, nth: u32) -> anyhow::Result<Pod> {
-    let input = place.root.join("input");
-    let arguments = [
-        "--socket-dir".to_owned(),
-        podshm_testkit::SOCKET_DIR.into(),
-        "--endpointslices".into(),
-        text(&input.join("endpointslices.json")),
-        "--events".into(),
-        text(&input.join("endpointslice-events.jsonl")),
-        "--events-over".into(),
-        plan.seconds.to_string(),
-        "--agent-version".into(),
-        version.into(),
-        "--log-delivered".into(),
-        text(&place.root.join("log/delivered")),
-    ];
-    let pod = Pod::builder(format!("agent-{version}"))
-        .uid(10_001 + nth)
-        .socket_dir(place.socket_dir("agent")?)
-        .bind(&input, text(&input), true)
-        .bind(place.root.join("log"), text(&place.root.join("log")), false)
-        .stdout(Stdout::Null)
-        .spawn(text(&program("route-agent")?), &arguments)?;
-    Ok(pod)
-}
-
-fn business_pod(place: &Place, number: u32, name: &str, routes: &Path, full: u64, paced: u64) -> anyhow::Result<Pod> {
+fn business_pod(plan: &Plan, place: &Place, number: u32, name: &str, routes: &Path) -> anyhow::Result<Pod> {
+    let millis = |part: f64| (plan.nanos(part) / 1_000_000).to_string();
     let arguments = [
         "pod".to_owned(),
         "--number".into(),
         number.to_string(),
         "--full-ms".into(),
-        full.to_string(),
-        "--paced-ms".into(),
-        paced.to_string(),
+        millis(FULL),
+        "--steady-ms".into(),
+        millis(STEADY),
+        "--disturbed-ms".into(),
+        millis(1.0 - FULL - STEADY),
+        "--go".into(),
+        text(&place.go()),
         "--routes".into(),
         text(routes),
     ];
@@ -364,10 +355,10 @@ fn delivered(log: &Path) -> anyhow::Result<Checker> {
     Ok(checker)
 }
 
-fn text(path: &Path) -> String {
+pub fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
 
-fn say(what: &str) {
+pub fn say(what: &str) {
     println!("» {what}");
 }

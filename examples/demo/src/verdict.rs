@@ -1,7 +1,7 @@
 //! What the pods and the agents saw, put side by side; and a table that a person understands.
 
 use crate::histogram::Histogram;
-use crate::pod::Account;
+use crate::pod::{Account, SHORTEST_WAIT, Wait};
 use podshm_testkit::numbered::Checker;
 
 /// A disturbance: what it was, from when to when (nanoseconds of the monotonic clock).
@@ -69,14 +69,14 @@ pub fn print(evidence: &Evidence) -> bool {
     );
     row("call round trip, paced (64 B)", format!("p50 {} µs, p99 {} µs", micros(call.at(0.5)), micros(call.at(0.99))));
     row("  Unix socket pair, same work", format!("p50 {} µs, p99 {} µs", micros(unix.at(0.5)), micros(unix.at(0.99))));
-    println!("  longest time any pod went without      lookups     reports       calls");
+    println!("  longest that any pod waited, paced       lookups     reports       calls");
     for event in &evidence.events {
         let longest = |kind: usize| {
-            let during = |g: &&crate::pod::Gap| g.kind == kind && g.end > event.from && g.end - g.length < event.to;
-            let longest = accounts.iter().flat_map(|a| &a.gaps).filter(during).map(|g| g.length).max();
-            longest.map_or("under 1 ms".to_owned(), |ns| format!("{:.1} ms", ns as f64 / 1e6))
+            let during = |w: &&Wait| w.kind == kind && w.end > event.from && w.end - w.length < event.to;
+            let longest = accounts.iter().flat_map(|a| &a.waits).filter(during).map(|w| w.length).max();
+            longest.map_or(format!("under {} ms", millis(SHORTEST_WAIT)), |ns| format!("{} ms", millis(ns)))
         };
-        println!("    {:<32} {:>11} {:>11} {:>11}", event.what, longest(0), longest(1), longest(2));
+        println!("    {:<33} {:>11} {:>11} {:>11}", event.what, longest(0), longest(1), longest(2));
     }
     let pods: Vec<String> = evidence.pod_memory.iter().map(|b| format!("{:.1}", *b as f64 / 1048576.0)).collect();
     row(
@@ -113,4 +113,8 @@ pub fn print(evidence: &Evidence) -> bool {
 
 fn micros(ns: u64) -> String {
     format!("{:.1}", ns as f64 / 1e3)
+}
+
+fn millis(ns: u64) -> String {
+    format!("{:.2}", ns as f64 / 1e6)
 }

@@ -5,7 +5,8 @@
 //! magic │ zeros │ count │ route │ endpoint │ error rate │ latency │ reports │ … │ xxh3 of all before
 //! ```
 //! Times are stored as what is left or past at the snapshot, since the successor's clock may count from elsewhere. Only
-//! endpoints that there is something to say of are stored.
+//! endpoints that there is something to say of are stored. Who reported is not, nor are errors in a row: a successor asks every
+//! member anew, or one could err half a row before an upgrade and half a row after.
 
 use std::cmp::Reverse;
 
@@ -15,6 +16,7 @@ use route_client::{FULL_WEIGHT, report::MAX_LATENCY_NS};
 
 use super::{
     Health, HealthConfig,
+    reporters::Reporters,
     state::{Phase, State, elapsed, ramp_weight},
 };
 
@@ -75,10 +77,9 @@ impl Health {
     /// ramping is kept first, then who was ejected most often, then who errs most.
     pub fn snapshot_within(&self, now_ns: u64, most: usize) -> (Vec<u8>, usize) {
         let now_ns = self.now_ns.max(now_ns);
-        let known =
-            self.routes.iter().flat_map(|(&route, members)| members.iter().map(move |(&id, s)| (route, id, *s)));
-        let pending = self.pending.iter().map(|(&(route, id), s)| (route, id, *s));
-        let worth = |(_, _, s): &(u64, u64, State)| {
+        let known = self.routes.iter().flat_map(|(&route, members)| members.iter().map(move |(&id, s)| (route, id, s)));
+        let pending = self.pending.iter().map(|(&(route, id), s)| (route, id, s));
+        let worth = |(_, _, s): &(u64, u64, &State)| {
             s.reports > 0 || s.ejections > 0 || !matches!(s.phase, Phase::Healthy { .. })
         };
         let mut entries: Vec<_> = known.chain(pending).filter(worth).collect();
@@ -88,10 +89,10 @@ impl Health {
         if left_out > 0 {
             // Bits of floats that aren't negative order as the floats do.
             let worth = |s: &State| (healthy(s), Reverse((s.ejections, s.error_rate.to_bits(), s.reports)));
-            entries.sort_by_key(|&(route, id, s)| (worth(&s), route, id));
+            entries.sort_by_key(|&(route, id, s)| (worth(s), route, id));
             entries.truncate(room);
         }
-        entries.sort_by_key(|&(route, id, s)| (healthy(&s), route, id));
+        entries.sort_by_key(|&(route, id, s)| (healthy(s), route, id));
         let mut bytes = Vec::with_capacity(HEADER_LEN + entries.len() * ENTRY_LEN + SUM_LEN);
         bytes.extend(MAGIC.to_le_bytes());
         bytes.extend([0; 4]);
@@ -105,7 +106,7 @@ impl Health {
             let words =
                 [route, id, s.error_rate.to_bits(), s.latency_ns.to_bits(), s.reports, s.errors, s.fresh, phase, time];
             words.iter().for_each(|word| bytes.extend(word.to_le_bytes()));
-            bytes.extend(s.in_row.to_le_bytes());
+            bytes.extend([0; 4]); // once errors in a row
             bytes.extend(s.ejections.to_le_bytes());
         }
         bytes.extend(xxh3_64(&bytes).to_le_bytes());
@@ -159,7 +160,7 @@ impl Health {
                 reports: field(4),
                 errors: field(5),
                 fresh: field(6),
-                in_row: field(9) as u32,
+                reporters: Reporters::default(),
                 ejections: (field(9) >> 32) as u32,
                 weight,
                 phase,

@@ -1,18 +1,20 @@
 //! One endpoint's health: averages, and where it is between healthy and ejected.
 
-use route_client::{FULL_WEIGHT, Report, report::MAX_LATENCY_NS};
+use route_client::{FULL_WEIGHT, Report};
+
+use super::reporters::{Reporters, bounded_latency, share};
 
 /// In how many steps a returning endpoint gets its weight back.
 const RAMP_STEPS: u64 = 10;
 
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct State {
     pub(super) ready: bool,
     pub(super) error_rate: f64,
     pub(super) latency_ns: f64,
     pub(super) reports: u64,
     pub(super) errors: u64,
-    pub(super) in_row: u32,
+    pub(super) reporters: Reporters,
     /// Reports since it was last put back.
     pub(super) fresh: u64,
     pub(super) ejections: u32,
@@ -36,7 +38,7 @@ impl State {
             latency_ns: 0.0,
             reports: 0,
             errors: 0,
-            in_row: 0,
+            reporters: Reporters::default(),
             fresh: 0,
             ejections: 0,
             weight: FULL_WEIGHT,
@@ -50,23 +52,21 @@ impl State {
 
     pub(super) fn put_back(&mut self, now_ns: u64) {
         self.phase = Phase::Ramping { since_ns: now_ns.into() };
-        (self.error_rate, self.in_row, self.fresh) = (0.0, 0, 0);
+        (self.error_rate, self.fresh) = (0.0, 0);
+        self.reporters.forget();
     }
 
-    pub(super) fn take(&mut self, report: &Report, alpha: f64) {
+    pub(super) fn take(&mut self, member: u64, report: &Report, alpha: f64, now_ns: u64) {
         let error = report.outcome.is_error();
-        // Plain means until the average has something to stand on.
-        let share = |n: u64| alpha.max(1.0 / (n.max(1) as f64)).min(1.0);
         self.reports = self.reports.saturating_add(1);
         self.fresh = self.fresh.saturating_add(1);
-        self.error_rate += (f64::from(u8::from(error)) - self.error_rate) * share(self.fresh);
+        self.error_rate += (f64::from(u8::from(error)) - self.error_rate) * share(alpha, self.fresh);
+        self.reporters.take(member, error, alpha, now_ns);
         if error {
             self.errors = self.errors.saturating_add(1);
-            self.in_row = self.in_row.saturating_add(1);
         } else {
-            let latency = report.latency_ns.min(MAX_LATENCY_NS) as f64;
-            self.latency_ns += (latency - self.latency_ns) * share(self.reports - self.errors.min(self.reports));
-            self.in_row = 0;
+            let successes = self.reports - self.errors.min(self.reports);
+            self.latency_ns += (bounded_latency(report.latency_ns) - self.latency_ns) * share(alpha, successes);
         }
     }
 }

@@ -5,8 +5,8 @@ use std::{net::IpAddr, sync::Arc};
 use route_client::wire::{Address, MAX_NAME_LEN, Protocol};
 
 use super::{
-    API_VERSION, MAX_ENDPOINTS, MAX_HINTS, MAX_PORTS, Port, SERVICE_LABEL, Slice, SliceEndpoint, SliceError, SliceName,
-    cut, raw,
+    API_VERSION, MAX_ENDPOINTS, MAX_HINTS, MAX_PORTS, MAX_PORTS_TIMES_ENDPOINTS, Port, SERVICE_LABEL, Slice,
+    SliceEndpoint, SliceError, SliceName, cut, raw,
 };
 
 /// Checks what was parsed.
@@ -51,9 +51,11 @@ pub(crate) fn check(raw: raw::Slice) -> Result<Slice, SliceError> {
             ));
         }
     };
+    let (endpoints, ports) = (raw.endpoints.len(), raw.ports.len());
     let limits = [
-        ("endpoints", raw.endpoints.len(), MAX_ENDPOINTS, "at most 1000"),
-        ("ports", raw.ports.len(), MAX_PORTS, "at most 20000"),
+        ("endpoints", endpoints, MAX_ENDPOINTS, "at most 1000"),
+        ("ports", ports, MAX_PORTS, "at most 20000"),
+        ("ports times endpoints", endpoints.saturating_mul(ports), MAX_PORTS_TIMES_ENDPOINTS, "at most 200000"),
     ];
     for (field, found, limit, expected) in limits {
         if found > limit {

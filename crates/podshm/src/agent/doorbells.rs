@@ -21,7 +21,8 @@ impl Agent {
         self.wakes
     }
 
-    /// A client's doorbell has something: one system call here, or two where it is left alone from now on.
+    /// A client's doorbell has something: no system call here but where it is left alone from now on. What it holds is taken by
+    /// [`Agent::hear`], when the client has been served: it may be waiting for an answer.
     pub(super) fn doorbell(&mut self, id: u64, flags: EventFlags) {
         let Some(client) = self.clients.get_mut(id) else { return };
         let Some(doorbell) = client.doorbell() else { return };
@@ -33,18 +34,25 @@ impl Agent {
             let _ = epoll::delete(&self.poll, doorbell);
             client.hang_up(now);
             self.polled.push(id);
-        } else {
-            crate::wakes::hear(doorbell);
-            if !client.rung(now)
-                && let Some(doorbell) = client.doorbell()
-            {
-                let _ = epoll::modify(&self.poll, doorbell, EventData::new_u64(id + 2), SILENCED);
-                self.wakes.silenced += 1;
-                self.polled.push(id);
-                client.name_silenced();
-            }
+        } else if client.rung(now) {
+            self.unheard.push(id);
+        } else if let Some(doorbell) = client.doorbell() {
+            let _ = epoll::modify(&self.poll, doorbell, EventData::new_u64(id + 2), SILENCED);
+            self.wakes.silenced += 1;
+            self.polled.push(id);
+            client.name_silenced();
         }
         self.clients.heat_up(id);
+    }
+
+    /// Takes what doorbells hold that have rung: one system call each. Before their clients are armed again, or it would take the
+    /// next ring as well, which would be lost; until then they are hot and ring for nothing.
+    pub(super) fn hear(&mut self) {
+        for id in self.unheard.drain(..) {
+            if let Some(doorbell) = self.clients.get(id).and_then(|client| client.doorbell()) {
+                crate::wakes::hear(doorbell);
+            }
+        }
     }
 
     /// `timeout`, or less where a polled client's turn comes before that.

@@ -22,6 +22,7 @@ impl Agent {
     /// not, call [`Agent::poll`] again.
     pub fn park(&mut self) -> Result<bool, Error> {
         self.check_fork()?;
+        self.hear();
         if !self.clients.cool_down() {
             return Ok(false);
         }
@@ -74,6 +75,7 @@ impl Agent {
                     super::Progress::CloseAsked => return self.close(Vec::new()),
                 }
             }
+            let began = self.sleep_begins();
             let sleeps = !self.spins() && self.park()?;
             let mut yielded = false;
             let stopped = std::future::poll_fn(|context| {
@@ -95,6 +97,9 @@ impl Agent {
             })
             .await
             .map_err(Error::system("waiting for the agent's epoll"))?;
+            if sleeps {
+                self.sleep_ends(began);
+            }
             if stopped {
                 return self.close(Vec::new());
             }

@@ -16,12 +16,14 @@ mod connect;
 mod desk;
 mod doorbells;
 mod event_loop;
+mod handler;
 mod moving;
 mod serve;
 mod table;
 
 pub use answer::{Answer, Deferred};
 pub use connect::{AgentBuilder, DEFAULT_RING};
+pub use handler::{Handler, Record, Request};
 pub use table::TableWriter;
 
 use crate::broker_socket::BrokerSocket;
@@ -49,62 +51,6 @@ const ROUNDS: u32 = 1024;
 
 /// Rounds without work between two looks at the clock.
 const IDLE_ROUNDS: u32 = 64;
-
-/// A record as the handler gets it.
-#[derive(Clone, Copy, Debug)]
-pub struct Record<'a> {
-    /// The queue's name.
-    pub service: &'a str,
-    /// Number of the client that pushed it.
-    pub client: u64,
-    /// Who that is: `namespace/pod`.
-    pub member: &'a str,
-    /// Its position in the client's ring: with the client's number, its identity.
-    pub position: u64,
-    /// A predecessor that died may have handled it already.
-    pub maybe_seen: bool,
-    /// Its bytes, copied out of the client's memory.
-    pub bytes: &'a [u8],
-}
-
-/// A request as the handler gets it.
-#[derive(Clone, Copy, Debug)]
-pub struct Request<'a> {
-    /// The call's name.
-    pub service: &'a str,
-    /// Number of the client that sent it.
-    pub client: u64,
-    /// Who that is: `namespace/pod`.
-    pub member: &'a str,
-    /// A predecessor that died may have handled it already (only where the service is idempotent).
-    pub maybe_seen: bool,
-    /// How long its caller waits from now on.
-    pub time_left: Duration,
-    /// Its length.
-    pub len: usize,
-    /// Its bytes; empty where [`Handler::part`] took them as they came.
-    pub bytes: &'a [u8],
-}
-
-/// What an agent does with what its clients send. A record is acknowledged when `record` returns.
-pub trait Handler {
-    /// A record of a queue.
-    fn record(&mut self, record: Record<'_>) {
-        let _ = record;
-    }
-
-    /// A request; answer it through `answer`. Returning without an answer tells the caller that it failed.
-    fn call(&mut self, request: Request<'_>, answer: &mut Answer<'_>) {
-        let _ = (request, answer);
-    }
-
-    /// A part of a request that came in several, at `offset` of `request.len`. Say `true` at the first part to take them as they come,
-    /// without a whole copy; [`Handler::call`] follows after the last.
-    fn part(&mut self, request: Request<'_>, offset: usize) -> bool {
-        let _ = (request, offset);
-        false
-    }
-}
 
 /// What a [`Agent::poll`] did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,6 +90,8 @@ pub struct Agent {
     notice: ReadMap,
     poll: OwnedFd,
     clients: Clients,
+    /// Clients whose doorbells have rung and still hold what they were rung by. They are hot.
+    unheard: Vec<u64>,
     /// Clients that ring too much, or whose doorbell is gone.
     polled: Vec<u64>,
     wakes: WakeStats,
@@ -154,6 +102,7 @@ pub struct Agent {
     tables: BTreeMap<usize, table::Slot>,
     epoch: u64,
     state: Option<Vec<u8>>,
+    state_is_new: bool,
     close_asked: bool,
     /// Clients that are to go over to another region.
     moving: usize,
@@ -162,6 +111,11 @@ pub struct Agent {
     /// Rounds without work since the last one with some.
     idle: u32,
     idle_since: Instant,
+    /// It has slept since it last handled something.
+    slept: bool,
+    /// What it handled last it had slept before, and whether more followed soon when that was last so.
+    first: bool,
+    first_is_followed: bool,
     scratch: Vec<u8>,
     deferral: Deferral,
     deferred: mpsc::Receiver<Inbound>,
@@ -209,7 +163,8 @@ impl Agent {
         self.clients.hot().len()
     }
 
-    /// How long the agent goes on polling after the last record before it sleeps; 50 µs by default.
+    /// How long the agent goes on polling after the last record before it sleeps; 50 µs by default. Where records and calls come
+    /// one by one with pauses it sleeps at once: polling would find nothing, and who was just answered may need this very core.
     pub fn set_spin(&mut self, spin: Duration) {
         self.spin = spin;
     }
@@ -228,7 +183,8 @@ impl Agent {
         }
     }
 
-    /// One round: a bounded batch from each client that has something.
+    /// One round: a bounded batch from each client that has something. The round in which this agent takes over serves nobody, so
+    /// that what it inherits can be put to use first.
     #[inline]
     pub fn poll(&mut self, handler: &mut impl Handler) -> Result<Progress, Error> {
         self.check_fork()?;
@@ -236,6 +192,9 @@ impl Agent {
         if self.rounds >= ROUNDS || self.clients.hot().is_empty() {
             self.rounds = 0;
             self.look(Duration::ZERO)?;
+            if std::mem::take(&mut self.state_is_new) {
+                return Ok(Progress::Idle);
+            }
         }
         if self.close_asked {
             return Ok(Progress::CloseAsked);
@@ -243,6 +202,7 @@ impl Agent {
         let handled = self.serve_hot(handler)?;
         if handled > 0 {
             self.idle = 0;
+            self.first = std::mem::take(&mut self.slept);
             return Ok(Progress::Handled(handled));
         }
         self.idle += 1;
@@ -255,17 +215,36 @@ impl Agent {
         self.check_fork()?;
         if self.spins() {
             std::hint::spin_loop();
-        } else if self.clients.cool_down() {
+            return Ok(());
+        }
+        self.hear();
+        let began = self.sleep_begins();
+        if self.clients.cool_down() {
             self.idle = 0;
             self.look(timeout)?;
+            self.sleep_ends(began);
         }
         Ok(())
     }
 
-    /// Whether clients were hot a moment ago.
+    /// To be asked while clients are still hot: when a sleep begins that follows the first work after another one.
+    fn sleep_begins(&self) -> Option<Instant> {
+        (self.first && !self.clients.hot().is_empty()).then(Instant::now)
+    }
+
+    fn sleep_ends(&mut self, began: Option<Instant>) {
+        self.slept = true;
+        if let Some(began) = began {
+            // Twice, because whoever got an answer had to wake up first.
+            self.first_is_followed = began.elapsed() < 2 * self.spin;
+        }
+    }
+
+    /// Whether clients were hot a moment ago, and whether more is to be expected of them.
     #[inline]
     fn spins(&mut self) -> bool {
-        if self.clients.hot().is_empty() || self.spin.is_zero() {
+        let alone = self.first && !self.first_is_followed;
+        if alone || self.clients.hot().is_empty() || self.spin.is_zero() {
             return false;
         }
         // A look at the clock costs more than a round without work.
@@ -278,6 +257,7 @@ impl Agent {
     /// Looks at doorbells, the broker and deferred answers; waits for them for at most `timeout`. Says how many had something.
     fn look(&mut self, timeout: Duration) -> Result<usize, Error> {
         self.wakes.looks += 1;
+        self.hear();
         let timeout = self.until_next_look(timeout);
         let mut events = Vec::with_capacity(64);
         let timeout = Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: i64::from(timeout.subsec_nanos()) };
@@ -419,6 +399,8 @@ impl Agent {
             Down::TakeOver(take) => {
                 self.epoch = take.epoch;
                 self.state = Some(take.state);
+                // The next poll is to look at this before it serves.
+                (self.state_is_new, self.rounds) = (true, ROUNDS);
                 step::at(Step::HandoverTaken);
                 Ok(())
             }

@@ -170,7 +170,7 @@ impl Caller {
                 }
                 looks += 1;
                 // A look at the clock costs more than a look at the ring.
-                if looks.is_multiple_of(64) && !patience.spins() {
+                if looks.is_multiple_of(64) && !patience.spins(&line.outlet.channel) {
                     break;
                 }
                 if looks > LOOKS_AT_ONCE {
@@ -216,7 +216,7 @@ impl Caller {
             }
             let channel = Arc::clone(&line.outlet.channel);
             drop(line);
-            if patience.spins() || patience.spins_for_room() {
+            if patience.spins(&channel) || patience.spins_for_room() {
                 std::hint::spin_loop();
                 continue;
             }
@@ -258,7 +258,7 @@ impl Caller {
     /// Spins, then sleeps, until the service is worth another look.
     fn wait_for_change(&self, id: u64, known: &super::line::Known, patience: &mut Patience) {
         let shared = &*self.client.shared;
-        while patience.spins() {
+        while patience.spins(known.channel()) {
             for _ in 0..32 {
                 if self.service.has_changed(known, shared) {
                     return;

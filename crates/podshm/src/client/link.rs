@@ -4,7 +4,7 @@ use super::Speaks;
 use crate::broker_socket::Received;
 use crate::error::Error;
 use podshm_layout::cursor::CursorLine;
-use podshm_layout::geometry::{NOTICE_AGENT_EPOCH, SLEEPER_FENCES, WAKE};
+use podshm_layout::geometry::{ARMED, NOTICE_AGENT_EPOCH, SLEEPER_FENCES, WAKE};
 use podshm_layout::mem::Load;
 use podshm_layout::ring::Consumer;
 use podshm_layout::step::{self, Step};
@@ -276,6 +276,11 @@ impl Channel {
             self.ring();
         }
         step::at(Step::PushDoorbell);
+    }
+
+    /// Whether the agent said that it sleeps, and has not woken up since. One load.
+    pub(crate) fn agent_sleeps(&self) -> bool {
+        podshm_layout::mem::Load::load(&self.head, ARMED, Ordering::Relaxed) != 0
     }
 
     /// After reading answers: wakes the agent if its next ones wait for room.

@@ -14,7 +14,8 @@ use super::own::Own;
 pub enum Spin {
     /// Sleep at once: no CPU, some 50 µs of latency.
     Never,
-    /// Spin for so long, then sleep.
+    /// Spin for so long, then sleep. Up to 50 µs this is for an agent that is awake: one that sleeps takes longer to wake up, and
+    /// may need this very core for it, so the caller sleeps at once.
     For(Duration),
     /// Never sleep: a core for the lowest latency.
     Always,
@@ -27,7 +28,15 @@ impl Default for Spin {
     }
 }
 
+/// What an agent that sleeps takes at least until it has answered.
+const WAKING: Duration = Duration::from_micros(50);
+
 impl Spin {
+    /// Whether the budget is of use with an agent that sleeps.
+    pub(crate) fn outlasts_waking(self) -> bool {
+        !matches!(self, Spin::For(budget) if budget <= WAKING)
+    }
+
     /// Whether a wait that has lasted for `waited` goes on spinning.
     pub(crate) fn goes_on(self, waited: Duration) -> bool {
         match self {
@@ -74,10 +83,10 @@ impl Patience {
         self.waited() >= self.timeout
     }
 
-    /// Whether to spin on: neither the budget nor the time is over.
-    pub(crate) fn spins(&mut self) -> bool {
+    /// Whether to spin on: neither the budget nor the time is over, and the agent is awake or the budget outlasts its waking up.
+    pub(crate) fn spins(&mut self, channel: &Channel) -> bool {
         let waited = self.waited();
-        waited < self.timeout && self.spin.goes_on(waited)
+        waited < self.timeout && self.spin.goes_on(waited) && (self.spin.outlasts_waking() || !channel.agent_sleeps())
     }
 
     /// Whether to look for room once more before sleeping.
