@@ -21,70 +21,18 @@ pub struct PodshmTransport {
     name: &'static str,
     /// Bytes of each ring.
     ring: u32,
-    handles: Handles,
-}
-
-/// Whose the handles are that call and push.
-#[derive(Clone, Copy)]
-enum Handles {
-    /// Any thread's.
-    Shared,
-}
-
-/// [`Session::rtt`] over what is a caller: one line for each kind of [`Handles`].
-macro_rules! trips {
-    ($caller:expr, $peer:expr, $size:expr, $budget:expr) => {{
-        let caller = $caller;
-        timed_rtt(
-            $budget,
-            |count| $peer.send(&Order::Echo { size: $size, count }),
-            |seed| {
-                let mut sum = 0_u64;
-                caller.call_with(
-                    $size,
-                    |offset, part| payload::fill_from(part, seed, offset / 8),
-                    PATIENCE,
-                    |_, _, part| sum = sum.wrapping_add(payload::sum(part)),
-                )?;
-                check_answer(sum, $size, seed)
-            },
-        )
-    }};
-}
-
-/// [`Session::oneway`] over what is a sender: one line for each kind of [`Handles`].
-macro_rules! pushes {
-    ($sender:expr, $peer:expr, $size:expr, $batched:expr, $budget:expr) => {{
-        let sender = $sender;
-        timed_oneway($budget, |count| {
-            $peer.send(&Order::Drain { size: $size, count, batched: $batched })?;
-            let mut seed = 0;
-            while seed < count {
-                let mut batch = sender.batch()?;
-                let n = if $batched { BATCH.min(count - seed) } else { 1 };
-                for _ in 0..n {
-                    match batch.try_push_with($size, |bytes| payload::fill(bytes, seed)) {
-                        Ok(_) => seed += 1,
-                        Err(e) if e.kind() == podshm::ErrorKind::Full => break,
-                        Err(e) => return Err(e.into()),
-                    }
-                }
-            }
-            check_drained($peer.recv()?, $size, count)
-        })
-    }};
 }
 
 impl PodshmTransport {
     /// Rings as a client has them by default.
-    pub const DEFAULT: Self = PodshmTransport { name: "podshm", ring: DEFAULT_RING, handles: Handles::Shared };
+    pub const DEFAULT: Self = PodshmTransport { name: "podshm", ring: DEFAULT_RING };
     /// Rings for big payloads.
-    pub const LARGE: Self = PodshmTransport { name: "podshm-large", ring: 512 << 10, ..Self::DEFAULT };
+    pub const LARGE: Self = PodshmTransport { name: "podshm-large", ring: 1 << 20 };
     /// Others, to see what size big payloads need.
     pub const RINGS: [Self; 3] = [
-        PodshmTransport { name: "podshm-128k", ring: 128 << 10, ..Self::DEFAULT },
-        PodshmTransport { name: "podshm-256k", ring: 256 << 10, ..Self::DEFAULT },
-        PodshmTransport { name: "podshm-1m", ring: 1 << 20, ..Self::DEFAULT },
+        PodshmTransport { name: "podshm-128k", ring: 128 << 10 },
+        PodshmTransport { name: "podshm-256k", ring: 256 << 10 },
+        PodshmTransport { name: "podshm-512k", ring: 512 << 10 },
     ];
 
     fn is_for_large(&self) -> bool {
@@ -133,7 +81,7 @@ impl Transport for PodshmTransport {
         let client = Client::join(node.client(), PATIENCE)?;
         let call = client.call("echo")?.spin(Spin::Always);
         let queue = client.queue("records")?;
-        Ok(Box::new(PodshmSession { handles: self.handles, call, queue, _node: node }))
+        Ok(Box::new(PodshmSession { call, queue, _node: node }))
     }
 
     fn serve(&self, control: &mut Control) -> Result<()> {
@@ -180,7 +128,6 @@ impl Transport for PodshmTransport {
 }
 
 struct PodshmSession {
-    handles: Handles,
     call: Caller,
     queue: QueueSender,
     _node: Node,
@@ -188,14 +135,38 @@ struct PodshmSession {
 
 impl Session for PodshmSession {
     fn rtt(&mut self, peer: &mut Control, size: usize, budget: Duration) -> Result<Latencies> {
-        match self.handles {
-            Handles::Shared => trips!(&self.call, peer, size, budget),
-        }
+        timed_rtt(
+            budget,
+            |count| peer.send(&Order::Echo { size, count }),
+            |seed| {
+                let mut sum = 0_u64;
+                self.call.call_with(
+                    size,
+                    |offset, part| payload::fill_from(part, seed, offset / 8),
+                    PATIENCE,
+                    |_, _, part| sum = sum.wrapping_add(payload::sum(part)),
+                )?;
+                check_answer(sum, size, seed)
+            },
+        )
     }
 
     fn oneway(&mut self, peer: &mut Control, size: usize, batched: bool, budget: Duration) -> Result<f64> {
-        match self.handles {
-            Handles::Shared => pushes!(&self.queue, peer, size, batched, budget),
-        }
+        timed_oneway(budget, |count| {
+            peer.send(&Order::Drain { size, count, batched })?;
+            let mut seed = 0;
+            while seed < count {
+                let mut batch = self.queue.batch()?;
+                let n = if batched { BATCH.min(count - seed) } else { 1 };
+                for _ in 0..n {
+                    match batch.try_push_with(size, |bytes| payload::fill(bytes, seed)) {
+                        Ok(_) => seed += 1,
+                        Err(e) if e.kind() == podshm::ErrorKind::Full => break,
+                        Err(e) => return Err(e.into()),
+                    }
+                }
+            }
+            check_drained(peer.recv()?, size, count)
+        })
     }
 }
