@@ -20,6 +20,9 @@ use crate::task::{self, Task};
 /// Clients, each a process of its own.
 const CLIENTS: usize = 16;
 
+/// After so long a client has done what it does once.
+const SETTLED: Duration = Duration::from_millis(200);
+
 /// See above.
 pub struct ClientCost;
 
@@ -101,6 +104,8 @@ impl Row for ClientCost {
         ensure!(table.get(b"key", &mut value)?.is_some(), "the key is missing");
         client.queue("queue")?.push(&[1; 64], PATIENCE)?;
         client.call("call")?.call(&[2; 64], &mut answer, PATIENCE)?;
+        // What it keeps is asked for: the thread that registers the process for barriers lives for some ten milliseconds.
+        std::thread::sleep(SETTLED);
         task::say(private_bytes("self")? - before)?;
         task::until_told();
         Ok(())
