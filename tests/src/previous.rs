@@ -158,7 +158,8 @@ impl Skew {
             let counts = || {
                 let lines = self.lines();
                 let of = |record| {
-                    let mine = |l: &&Line| l.agent == index && l.sender == *sender && (l.kind == Kind::Record) == record;
+                    let mine =
+                        |l: &&Line| l.agent == index && l.sender == *sender && (l.kind == Kind::Record) == record;
                     lines.iter().filter(mine).count()
                 };
                 let sent = written_down(&self.written(*sender), *sender).1;

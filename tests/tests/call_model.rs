@@ -79,8 +79,13 @@ fn plans() -> impl Strategy<Value = Plan> {
         1 => Just(How::Nothing),
         1 => Just(How::Drop),
     ];
-    (any::<bool>(), lens(24), lens(16), how, any::<bool>())
-        .prop_map(|(again, len, answer, how, streams)| Plan { again, len: len.max(8), answer, how, streams })
+    (any::<bool>(), lens(24), lens(16), how, any::<bool>()).prop_map(|(again, len, answer, how, streams)| Plan {
+        again,
+        len: len.max(8),
+        answer,
+        how,
+        streams,
+    })
 }
 
 fn ops() -> impl Strategy<Value = Vec<Op>> {

@@ -136,6 +136,13 @@ fn a_flood_does_not_keep_the_agent_in_system_calls() {
 fn an_agent_in_an_event_loop_is_not_kept_awake_by_a_flood() {
     #[derive(Default)]
     struct Count(BTreeMap<u64, u64>);
+    #[derive(Clone, Default)]
+    struct Seen {
+        wakes: WakeStats,
+        /// How often the descriptor was readable.
+        calls: u64,
+        records: BTreeMap<u64, u64>,
+    }
     impl Handler for Count {
         fn record(&mut self, record: Record<'_>) {
             *self.0.entry(record.client).or_default() += 1;
@@ -143,41 +150,38 @@ fn an_agent_in_an_event_loop_is_not_kept_awake_by_a_flood() {
     }
     let node = Node::new(Default::default());
     let (directory, stop) = (node.pod("agent"), Arc::new(AtomicBool::new(false)));
-    let seen = Arc::new(Mutex::new((WakeStats::default(), 0u64, Count::default())));
+    let seen: Arc<Mutex<Seen>> = Arc::default();
     let (stopped, shared) = (Arc::clone(&stop), Arc::clone(&seen));
     let (ready, is_ready) = std::sync::mpsc::channel();
     let agent = std::thread::spawn(move || {
         let mut agent = Agent::builder().queue("reports", 16 * 1024, 1024).connect(directory, PATIENCE).unwrap();
         agent.ready().unwrap();
         ready.send(()).unwrap();
+        let (mut count, mut calls) = (Count::default(), 0);
         while !stopped.load(Ordering::Relaxed) {
-            let mut seen = shared.lock().unwrap();
-            while agent.poll(&mut seen.2).unwrap() != Progress::Idle {}
-            seen.0 = agent.wake_stats();
-            drop(seen);
+            while agent.poll(&mut count).unwrap() != Progress::Idle {}
+            *shared.lock().unwrap() = Seen { wakes: agent.wake_stats(), calls, records: count.0.clone() };
             if agent.park().unwrap() {
                 let mut fds = [PollFd::from_borrowed_fd(agent.event_fd(), PollFlags::IN)];
                 // A tenth of a second without anything is this test's own turn, in which it looks whether to stop.
                 let turn = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
                 if poll(&mut fds, Some(&turn)).unwrap() > 0 {
-                    shared.lock().unwrap().1 += 1;
+                    calls += 1;
                 }
             }
         }
     });
     is_ready.recv().expect("the agent starts");
-    let wakes = || seen.lock().unwrap().0;
-    let count = |client: u64| seen.lock().unwrap().2.0.get(&client).copied().unwrap_or(0);
+    let seen = || seen.lock().unwrap().clone();
+    let wakes = || seen().wakes;
+    let count = |client: u64| seen().records.get(&client).copied().unwrap_or(0);
     let start = Instant::now();
     let mut flooder = Pushing::join(node.pod("a"), "reports");
     let id = flooder.client.welcome.client;
     let flood = Flood::start(&flooder.client.doorbell);
     settle("a silence", wakes, |s| s.silenced >= 3);
     flood.go_on(20_000);
-    let (stats, calls) = {
-        let seen = seen.lock().unwrap();
-        (seen.0, seen.1)
-    };
+    let Seen { wakes: stats, calls, .. } = seen();
     let most = allowed(1, start.elapsed(), stats.silenced);
     assert!(stats.rung <= most, "{stats:?}: {most} wakes are what a flood may cause in {:?}", start.elapsed());
     // The descriptor calls for a ring, for a polled client's turn, and for the broker: a join is a few messages.
