@@ -8,8 +8,8 @@ use crate::{PATIENCE, patient};
 use podshm_broker::{Broker, DomainStats, Identity, Rights};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Whose program.
@@ -47,7 +47,11 @@ pub struct Skew {
     broker: Option<Serving>,
     clients: Vec<(u32, Participant)>,
     done: Vec<u32>,
+    /// One at a time: each is half a dozen processes at full speed.
+    _alone: MutexGuard<'static, ()>,
 }
+
+static ALONE: Mutex<()> = Mutex::new(());
 
 const PODS: [&str; 3] = ["agent", "a", "b"];
 
@@ -60,7 +64,8 @@ impl Skew {
         // A test that was killed may have left one behind, in a process of the same number.
         let _ = std::fs::remove_dir_all(&root);
         std::fs::create_dir_all(&root).expect("a directory for sockets");
-        let mut skew = Skew { today, root, broker: None, clients: Vec::new(), done: Vec::new() };
+        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut skew = Skew { today, root, broker: None, clients: Vec::new(), done: Vec::new(), _alone };
         skew.start_broker(broker);
         skew
     }
