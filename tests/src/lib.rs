@@ -7,6 +7,7 @@ pub mod load;
 pub mod many;
 pub mod participant;
 pub mod pods;
+pub mod previous;
 pub mod programs;
 pub mod raw;
 pub mod roles;

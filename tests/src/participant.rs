@@ -43,9 +43,23 @@ impl Participant {
 
     /// [`Participant::agent`] of a release that speaks memory layout 1 only.
     pub fn old_agent(program: &str, directory: &Path, file: &Path, index: u32) -> Participant {
+        Self::speaking(program, true, "agent", directory, file, index)
+    }
+
+    /// A participant in any role, of a release that speaks memory layout 1 only if told so.
+    pub fn speaking(
+        program: &str,
+        layout_1: bool,
+        role: &str,
+        directory: &Path,
+        file: &Path,
+        number: u32,
+    ) -> Participant {
         let mut command = Command::new(program);
-        command.env(LAYOUTS, "1");
-        Self::run(command, "agent", directory, file, index, None)
+        if layout_1 {
+            command.env(LAYOUTS, "1");
+        }
+        Self::run(command, role, directory, file, number, None)
     }
 
     /// A client that sends as number `sender` and writes what was accepted to `file`.

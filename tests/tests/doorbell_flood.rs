@@ -1,21 +1,23 @@
 //! Doorbells rung for nothing: the agent leaves them alone after a while and polls, so that a flood costs it no system calls, other
 //! clients' records flow, and the flooder's own as well. And the same the other way round.
 
-use podshm::{Client, Spin, WakeStats};
+use podshm::{Agent, Client, Handler, Progress, Record, Spin, WakeStats};
 use podshm_layout::geometry::ARMED;
 use podshm_proto::Service;
 use podshm_tests::programs::{Talk, compile};
 use podshm_tests::raw::{Pushing, RawAgent, poke};
 use podshm_tests::serving::Serving;
 use podshm_tests::{Node, PATIENCE};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -126,6 +128,88 @@ fn a_flood_does_not_keep_the_agent_in_system_calls() {
     node.settle("all are drained", |s| s.clients.is_empty());
     let records = agent.stop();
     assert_eq!(records.iter().filter(|r| r.0 == honest_id).count(), 300);
+}
+
+/// In an event loop the agent has no turn but by its descriptor: it must stay quiet under a flood, and call by itself for the records of
+/// whoever is not listened to, and for the hang-up.
+#[test]
+fn an_agent_in_an_event_loop_is_not_kept_awake_by_a_flood() {
+    #[derive(Default)]
+    struct Count(BTreeMap<u64, u64>);
+    #[derive(Clone, Default)]
+    struct Seen {
+        wakes: WakeStats,
+        /// How often the descriptor was readable.
+        calls: u64,
+        records: BTreeMap<u64, u64>,
+    }
+    impl Handler for Count {
+        fn record(&mut self, record: Record<'_>) {
+            *self.0.entry(record.client).or_default() += 1;
+        }
+    }
+    let node = Node::new(Default::default());
+    let (directory, stop) = (node.pod("agent"), Arc::new(AtomicBool::new(false)));
+    let seen: Arc<Mutex<Seen>> = Arc::default();
+    let (stopped, shared) = (Arc::clone(&stop), Arc::clone(&seen));
+    let (ready, is_ready) = std::sync::mpsc::channel();
+    let agent = std::thread::spawn(move || {
+        let mut agent = Agent::builder().queue("reports", 16 * 1024, 1024).connect(directory, PATIENCE).unwrap();
+        agent.ready().unwrap();
+        ready.send(()).unwrap();
+        let (mut count, mut calls) = (Count::default(), 0);
+        while !stopped.load(Ordering::Relaxed) {
+            while agent.poll(&mut count).unwrap() != Progress::Idle {}
+            *shared.lock().unwrap() = Seen { wakes: agent.wake_stats(), calls, records: count.0.clone() };
+            if agent.park().unwrap() {
+                let mut fds = [PollFd::from_borrowed_fd(agent.event_fd(), PollFlags::IN)];
+                // A tenth of a second without anything is this test's own turn, in which it looks whether to stop.
+                let turn = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+                if poll(&mut fds, Some(&turn)).unwrap() > 0 {
+                    calls += 1;
+                }
+            }
+        }
+    });
+    is_ready.recv().expect("the agent starts");
+    let seen = || seen.lock().unwrap().clone();
+    let wakes = || seen().wakes;
+    let count = |client: u64| seen().records.get(&client).copied().unwrap_or(0);
+    let start = Instant::now();
+    let mut flooder = Pushing::join(node.pod("a"), "reports");
+    let id = flooder.client.welcome.client;
+    let flood = Flood::start(&flooder.client.doorbell);
+    settle("a silence", wakes, |s| s.silenced >= 3);
+    flood.go_on(20_000);
+    let Seen { wakes: stats, calls, .. } = seen();
+    let most = allowed(1, start.elapsed(), stats.silenced);
+    assert!(stats.rung <= most, "{stats:?}: {most} wakes are what a flood may cause in {:?}", start.elapsed());
+    // The descriptor calls for a ring, for a polled client's turn, and for the broker: a join is a few messages.
+    let explained = stats.rung + stats.polls + 50;
+    assert!(calls <= explained, "the descriptor called {calls} times, {explained} have a reason: {stats:?}");
+    // The flooder's own records, and somebody else's.
+    for n in 0..50u64 {
+        let until = Instant::now() + PATIENCE;
+        while !flooder.push(&n.to_le_bytes()) {
+            assert!(Instant::now() < until, "no room for the flooder's record");
+            std::thread::yield_now();
+        }
+        settle("a flooder's record", wakes, |_| count(id) > n);
+    }
+    let honest = Client::join(node.pod("b"), PATIENCE).unwrap();
+    let reports = honest.queue("reports").unwrap();
+    for n in 0..300u64 {
+        reports.push(&n.to_le_bytes(), PATIENCE).unwrap();
+    }
+    settle("the honest client's records", wakes, |_| count(honest.id()) == 300);
+    // The flood ends with a hang-up, which is heard although nobody listens.
+    flood.stop();
+    drop(flooder);
+    node.settle("the flooder is drained", |s| s.clients.len() == 1);
+    drop((reports, honest));
+    node.settle("all are drained", |s| s.clients.is_empty());
+    stop.store(true, Ordering::Relaxed);
+    agent.join().unwrap();
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! fork in a process that serves: the child's agent and broker refuse, the parent's go on, and an agent's death is noticed while
 //! a child of its lives on.
 
-use podshm::{Agent, Client, Error, ErrorKind, Handler, Record};
+use podshm::{Agent, Answer, Client, Error, ErrorKind, Handler, Record, Request};
 use podshm_broker::{Broker, BrokerError};
 use podshm_tests::programs::Talk;
 use podshm_tests::serving::Serving;
@@ -28,23 +28,29 @@ fn agent(node: &Node) -> Agent {
     agent.connect(node.pod("agent"), PATIENCE).unwrap()
 }
 
-/// Runs `child` in a forked child; how many of its checks failed, at the first of which it stops counting.
-fn in_child(child: impl FnOnce() -> Result<(), i32>) -> i32 {
+/// Forks; waits for the child's end in the parent, which learns how that was: `None` in the child.
+fn fork_and_wait() -> Option<i32> {
     // SAFETY: the child uses its own memory and leaves by _exit; the allocator is usable in it, by glibc's own fork handlers.
     let pid = unsafe { libc::fork() };
     assert!(pid >= 0);
     if pid == 0 {
-        // SAFETY: ends a child that hangs, and one that is done without the test harness's destructors.
-        unsafe {
-            libc::alarm(60);
-            libc::_exit(child().err().unwrap_or(0));
-        }
+        // SAFETY: a child that hangs is ended by the kernel.
+        unsafe { libc::alarm(60) };
+        return None;
     }
     let mut status = 0;
     // SAFETY: waits for the child made above.
     assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
     assert!(libc::WIFEXITED(status), "the child ended by signal {}", libc::WTERMSIG(status));
-    libc::WEXITSTATUS(status)
+    Some(libc::WEXITSTATUS(status))
+}
+
+/// Runs `child` in a forked child; how many of its checks failed, at the first of which it stops counting.
+fn in_child(child: impl FnOnce() -> Result<(), i32>) -> i32 {
+    fork_and_wait().unwrap_or_else(|| {
+        // SAFETY: ends the child without the test harness's destructors.
+        unsafe { libc::_exit(child().err().unwrap_or(0)) }
+    })
 }
 
 fn refused<T>(check: i32, result: Result<T, Error>) -> Result<(), i32> {
@@ -242,4 +248,108 @@ fn an_agent_whose_sockets_a_child_keeps_is_named_and_succeeded() {
     node.settle("the client is drained", |s| s.clients.is_empty());
     assert_eq!(node.broker.stats("d").unwrap().held_open, 1);
     successor.stop();
+}
+
+/// Forks wherever it is called. The child does what a handler does, in the ways there are, and goes back to the agent.
+#[derive(Default)]
+struct Forking {
+    is_child: bool,
+    forks: u32,
+    records: Vec<Vec<u8>>,
+    parts: usize,
+    later: Vec<podshm::Deferred>,
+}
+
+impl Forking {
+    fn fork(&mut self) {
+        self.forks += 1;
+        match fork_and_wait() {
+            None => self.is_child = true,
+            Some(status) => assert_eq!(status, 0, "that check of a child failed, of fork {}", self.forks),
+        }
+    }
+}
+
+impl Handler for Forking {
+    fn record(&mut self, record: Record<'_>) {
+        self.fork();
+        assert!(!self.is_child || self.records.len() < 100, "a child is given more");
+        self.records.push(record.bytes.to_vec());
+    }
+
+    fn part(&mut self, request: Request<'_>, offset: usize) -> bool {
+        if offset == 0 {
+            self.fork();
+        }
+        self.parts += 1;
+        request.bytes.first() == Some(&1)
+    }
+
+    fn call(&mut self, request: Request<'_>, answer: &mut Answer<'_>) {
+        self.fork();
+        let bytes = if self.is_child { b"the child's".to_vec() } else { vec![7; request.len] };
+        match (self.is_child, self.forks % 6) {
+            (_, 0) => answer.reply(&bytes),
+            (_, 1) => answer.reply_owned(bytes),
+            (_, 2) => answer.reply_with(bytes.len(), move |at, part| part.copy_from_slice(&bytes[at..at + part.len()])),
+            (_, 3) => answer.defer().reply(bytes),
+            (true, 4) => answer.fail(99),
+            (true, _) => self.later.push(answer.defer()),
+            (false, _) => answer.reply(&bytes),
+        }
+    }
+}
+
+#[test]
+fn a_child_forked_in_a_handler_is_refused_when_it_goes_back_and_answers_nothing() {
+    const ROUNDS: u32 = 12;
+    let _alone = ALONE.lock();
+    let node = Node::new(Default::default());
+    let builder = Agent::builder().queue("reports", 16 * 1024, 1024).call("decide", 16 * 1024, 16 * 1024);
+    let mut serving = builder.connect(node.pod("agent"), PATIENCE).unwrap();
+    serving.ready().unwrap();
+    let directory = node.pod("a");
+    // Nothing but its answers tells this thread what the handler does; it is in the parent only.
+    let client = std::thread::spawn(move || {
+        let client = Client::join(directory, PATIENCE).unwrap();
+        let (reports, decide) = (client.queue("reports").unwrap(), client.call("decide").unwrap());
+        let mut answer = vec![0; 16 * 1024];
+        for n in 0..ROUNDS {
+            reports.push(&n.to_le_bytes(), PATIENCE).unwrap();
+            // In one part; in several, kept for the handler; in several, taken as they come.
+            for (len, first) in [(100, 0), (9_000, 0), (9_000, 1)] {
+                let found = decide.call(&vec![first; len], &mut answer, PATIENCE).unwrap();
+                assert!(found == len && answer[..len].iter().all(|b| *b == 7), "round {n}: another's answer");
+            }
+        }
+    });
+    let mut handler = Forking::default();
+    let until = Instant::now() + PATIENCE * 3;
+    while !client.is_finished() {
+        let result = serving.poll(&mut handler);
+        if handler.is_child {
+            let checks = || {
+                refused(30, result)?;
+                refused(31, serving.poll(&mut Count::default()))?;
+                refused(32, serving.wait(Duration::from_millis(1)))?;
+                refused(33, serving.close(Vec::new()))?;
+                if sockets() != 0 {
+                    return Err(34);
+                }
+                drop((std::mem::take(&mut handler.later), serving));
+                Ok(())
+            };
+            // SAFETY: ends the child without the test harness's destructors.
+            unsafe { libc::_exit(checks().err().unwrap_or(0)) }
+        }
+        result.unwrap();
+        serving.wait(Duration::from_millis(1)).unwrap();
+        assert!(Instant::now() < until, "the client does not end; {} forks", handler.forks);
+    }
+    client.join().unwrap();
+    let expected: Vec<Vec<u8>> = (0..ROUNDS).map(|n| n.to_le_bytes().to_vec()).collect();
+    assert_eq!(handler.records, expected, "each record once");
+    // One for each record, one for each of three calls, one more for each that came in parts.
+    assert_eq!(handler.forks, ROUNDS * 6);
+    serving.close(Vec::new()).unwrap();
 }

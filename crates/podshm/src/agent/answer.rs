@@ -45,9 +45,20 @@ pub(super) struct Deferral {
     pub(super) event: Arc<OwnedFd>,
     /// Deferred and not answered yet.
     pub(super) out: usize,
+    /// The process that answers; not a child that a handler has forked.
+    pub(super) process: u32,
 }
 
-/// Where a handler puts its answer. The first one counts.
+impl Deferral {
+    /// Whether this is the process that serves: a handler may have forked, and a child has none of the agent's memory. One load.
+    #[inline(always)]
+    pub(super) fn is_served_here(&self) -> bool {
+        fork::epoch() == self.process
+    }
+}
+
+/// Where a handler puts its answer. The first one counts. A child that the handler has forked answers nothing: that stays with its
+/// parent.
 #[derive(Debug)]
 pub struct Answer<'a> {
     pub(super) answers: &'a mut Answers,
@@ -96,7 +107,7 @@ impl Answer<'_> {
         self.deferral.out += usize::from(!self.is_given);
         self.is_given = true;
         let (sender, event) = (self.deferral.sender.clone(), Arc::clone(&self.deferral.event));
-        Deferred { process: fork::epoch(), to, sender, event }
+        Deferred { process: self.deferral.process, to, sender, event }
     }
 
     /// Says that the call failed, with a status of the agent's own from [`Answer::FIRST_STATUS`] on; 1 for no more than that.
@@ -109,7 +120,7 @@ impl Answer<'_> {
 
     /// An answer without bytes.
     pub(super) fn end(&mut self, status: u32) {
-        if std::mem::replace(&mut self.is_given, true) {
+        if std::mem::replace(&mut self.is_given, true) || !self.deferral.is_served_here() {
             return;
         }
         let head = ResponseHead { id: self.to.2, total: 0, status };
@@ -121,6 +132,9 @@ impl Answer<'_> {
     /// The head of the first answer; `None` where one was given, or where it is too long.
     #[inline(always)]
     fn head(&mut self, len: usize) -> Option<ResponseHead> {
+        if !self.deferral.is_served_here() {
+            return None;
+        }
         if len > self.longest {
             tracing::error!(len, longest = self.longest, "an answer is longer than its service allows; the call fails");
             self.end(STATUS_FAILED);

@@ -131,7 +131,7 @@ impl AgentBuilder {
             first: false,
             first_is_followed: true,
             scratch: vec![0; longest],
-            deferral: Deferral { sender, event, out: 0 },
+            deferral: Deferral { sender, event, out: 0, process: fork::epoch() },
             deferred,
             services,
         };

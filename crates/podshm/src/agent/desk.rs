@@ -87,6 +87,9 @@ impl<'a> Desk<'a> {
         if offset == 0 || partial.streamed {
             let takes = handler.part(self.request(maybe_seen, time_left, total, bytes), offset);
             partial.streamed |= takes && offset == 0;
+            if !self.deferral.is_served_here() {
+                return;
+            }
         }
         if !partial.streamed {
             partial.bytes.extend_from_slice(bytes);

@@ -304,6 +304,9 @@ impl Agent {
                 epoch: self.epoch,
             };
             let done = client.serve(&mut tools, handler);
+            if !self.deferral.is_served_here() {
+                return Err(crate::client::forked());
+            }
             handled += done;
             if done == 0 && client.gone && client.is_drained() {
                 drained.push(client.id);

@@ -179,6 +179,9 @@ impl AgentClient {
             } else {
                 self.serve_queue(index, tools, handler)
             };
+            if !tools.deferral.is_served_here() {
+                return handled;
+            }
         }
         if self.has_answers_waiting() {
             handled += usize::from(self.flush_answers());
@@ -219,6 +222,10 @@ impl AgentClient {
                 bytes,
             });
             step::at(Step::DrainHandled);
+            // A handler that has forked: what follows is the parent's.
+            if !tools.deferral.is_served_here() {
+                return handled;
+            }
             ring.consumer.advance(&record);
             handled += 1;
             next = ring.peek(&self.member);
@@ -263,6 +270,9 @@ impl AgentClient {
                         desk.handle(ring, answers, handler, head, seen, bytes);
                     }
                     _ => desk.handle_part(ring, answers, handler, &record, head, bytes),
+                }
+                if !desk.deferral.is_served_here() {
+                    return handled;
                 }
             }
             ring.consumer.advance(&record);
