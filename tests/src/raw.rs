@@ -84,6 +84,7 @@ pub fn hello(agent: bool, services: Vec<Service>) -> Hello {
         agent,
         software: "by hand".into(),
         services,
+        rejoin: None,
     }
 }
 

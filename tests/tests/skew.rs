@@ -56,7 +56,7 @@ fn what_nobody_here_knows_is_refused_by_name_also_after_joining() {
     client.raw.bytes(&[0xea, 0x04, 0x00]);
     let refused = client.raw.refused();
     assert_eq!(refused.kind(), RefusalKind::Protocol);
-    for word in ["3 bytes", "protocol 2", "no body that this release knows", "newer release"] {
+    for word in ["3 bytes", "protocol 3", "no body that this release knows", "newer release"] {
         assert!(refused.message.contains(word), "{refused:?}");
     }
     node.settle("it is gone", |s| s.clients.is_empty());

@@ -3,7 +3,8 @@
 use crate::connections::Connection;
 use crate::descriptors::Reserve;
 use crate::liveness::{Liveness, process_token};
-use crate::state::{Domain, DomainConfig, DomainStats, State};
+use crate::place::Place;
+use crate::state::{DomainConfig, DomainStats, State};
 use crate::{BrokerError, Identity, Rights};
 use podshm_proto::{MAX_MESSAGE, RefusalKind, decode_up};
 use podshm_region::fork::{self, ProcessFd};
@@ -24,6 +25,28 @@ const TURN: usize = 32;
 
 pub(crate) type Act = Box<dyn FnOnce(&mut Loop) + Send>;
 
+/// How a broker runs.
+#[derive(Clone, Debug)]
+pub struct BrokerConfig {
+    /// Where it keeps what the next broker needs if this one ends: a directory on a tmpfs that goes with the machine, root's alone. A
+    /// broker without one leaves nothing: those who are joined go on, and nobody can rejoin what they share.
+    pub state: Option<PathBuf>,
+    /// How long participants of the broker before this one may take to come back. Longer than [`BrokerConfig::LEAST_GRACE`].
+    pub rejoin_grace: Duration,
+}
+
+impl BrokerConfig {
+    /// An agent that nothing was heard of may go on for so long: nobody takes over from it before.
+    pub const LEAST_GRACE: Duration = Duration::from_secs(2);
+}
+
+impl Default for BrokerConfig {
+    /// No state, 10 s.
+    fn default() -> Self {
+        BrokerConfig { state: None, rejoin_grace: Duration::from_secs(10) }
+    }
+}
+
 /// A running broker. Dropping it ends it; channels that are open go on without it.
 #[derive(Debug)]
 pub struct Broker {
@@ -34,8 +57,15 @@ pub struct Broker {
 }
 
 impl Broker {
-    /// Starts a broker in a thread of this process.
+    /// Starts a broker in a thread of this process that leaves nothing to a successor.
     pub fn start() -> Result<Self, BrokerError> {
+        Self::start_with(BrokerConfig::default())
+    }
+
+    /// Starts a broker in a thread of this process. Where one before it has kept its state, it goes on from there: add the same domains
+    /// and sockets, and participants come back by themselves.
+    pub fn start_with(config: BrokerConfig) -> Result<Self, BrokerError> {
+        let place = config.state.as_deref().map(Place::take).transpose()?;
         let system = |what: &str| {
             let what = what.to_owned();
             move |e: rustix::io::Errno| BrokerError::System { what, source: e.into() }
@@ -47,6 +77,11 @@ impl Broker {
             .map_err(system("epoll_ctl"))?;
         let (commands, inbox) = channel();
         let mut event_loop = Loop::new(poll, Arc::clone(&wake), inbox);
+        event_loop.grace = config.rejoin_grace.max(BrokerConfig::LEAST_GRACE);
+        if let Some(place) = place {
+            event_loop.state.begin_from(place.open_ledger()?);
+            event_loop.place = Some(place);
+        }
         let thread = std::thread::Builder::new()
             .name("podshm-broker".into())
             .spawn(move || event_loop.run())
@@ -60,8 +95,9 @@ impl Broker {
             if l.state.domains.contains_key(&config.name) {
                 return Err(BrokerError::DomainExists { found: config.name });
             }
-            let domain = Domain::new(config)?;
-            l.state.domains.insert(domain.config.name.clone(), domain);
+            let grace = l.grace;
+            l.state.begin_domain(config, grace)?;
+            l.state.commit();
             Ok(())
         })?
     }
@@ -133,6 +169,9 @@ pub(crate) struct Loop {
     reserve: Reserve,
     /// Listeners that are not listened to until there is a descriptor for who comes.
     deaf: Vec<u64>,
+    grace: Duration,
+    /// Behind the state: the ledger is closed first.
+    place: Option<Place>,
 }
 
 impl Loop {
@@ -144,6 +183,8 @@ impl Loop {
             inbox,
             reserve,
             deaf: Vec::new(),
+            grace: BrokerConfig::default().rejoin_grace,
+            place: None,
             state: State::default(),
             liveness: Liveness::default(),
             listeners: BTreeMap::new(),
@@ -186,8 +227,10 @@ impl Loop {
                 checked = Instant::now();
                 self.state.check_agents(checked);
                 self.state.check_clients(checked);
+                self.state.check_returns(checked);
                 self.check_dead(checked, &mut buffer);
             }
+            self.state.commit();
             self.settle();
         }
     }
@@ -298,7 +341,6 @@ impl Loop {
             let Some(connection) = self.state.connections.get_mut(&conn) else {
                 return false;
             };
-            connection.flush();
             if connection.ending {
                 return false;
             }
@@ -313,6 +355,7 @@ impl Loop {
                     return false;
                 }
             }
+            self.state.commit();
         }
         true
     }
