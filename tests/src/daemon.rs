@@ -25,6 +25,40 @@ pub struct Daemon {
     running: Option<Running>,
 }
 
+/// A broker that another one was started beside.
+#[derive(Debug)]
+pub struct Predecessor(Running);
+
+impl Predecessor {
+    /// Waits until it has given way and ended.
+    pub fn await_giving_way(mut self) {
+        let mut line = String::new();
+        self.0.stdout.read_line(&mut line).expect("a line");
+        assert_eq!(line, "gave way\n");
+        assert!(self.0.child.wait().expect("its end").success());
+    }
+
+    /// Waits until it has been killed.
+    pub fn await_kill(mut self) {
+        let status = self.0.child.wait().expect("its end");
+        assert_eq!(status.signal(), Some(libc::SIGKILL), "{status}");
+    }
+
+    /// Whether it has not ended.
+    pub fn is_alive(&mut self) -> bool {
+        self.0.child.try_wait().expect("its status").is_none()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Running {
     child: Child,
@@ -137,6 +171,19 @@ impl Daemon {
         }
     }
 
+    /// Starts another broker beside the one that runs, which is left to give way; see [`Predecessor`].
+    pub fn start_successor(&mut self, plan: Option<Plan>) -> (Predecessor, String) {
+        let old = Predecessor(self.running.take().expect("a broker"));
+        let first = self.start_with(plan);
+        (old, first)
+    }
+
+    /// Waits until it has ended because it could not start.
+    pub fn await_failure(&mut self) {
+        let mut running = self.running.take().expect("a broker");
+        assert_eq!(running.child.wait().expect("its end").code(), Some(4));
+    }
+
     /// Ends it in order.
     pub fn end(&mut self) {
         assert_eq!(self.ask("end"), "ended");
@@ -166,10 +213,7 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        if let Some(mut running) = self.running.take() {
-            let _ = running.child.kill();
-            let _ = running.child.wait();
-        }
+        drop(self.running.take());
         let _ = std::fs::remove_dir_all(&self.root);
     }
 }

@@ -10,6 +10,7 @@ pub mod participant;
 pub mod pods;
 pub mod programs;
 pub mod raw;
+pub mod restarting;
 pub mod roles;
 pub mod serving;
 pub mod work;

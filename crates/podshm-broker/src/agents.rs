@@ -59,6 +59,12 @@ impl AgentState {
     pub(crate) fn services(&self) -> &Services {
         &self.services
     }
+
+    /// Whether this agent has the region for writing, with no client yet.
+    pub(crate) fn writes(&self, id: u64) -> bool {
+        let replaced = self.growing.values().any(|growing| growing.replaces == Some(id));
+        replaced || self.pool.contains(&id) || self.tables.values().any(|table| *table == id)
+    }
 }
 
 impl State {

@@ -60,7 +60,7 @@ impl Decisions {
         let now = Instant::now() + self.later;
         self.state.check_agents(now);
         self.state.check_clients(now);
-        self.state.check_returns(now);
+        self.state.check_returns(now, true);
         self.state.commit();
         self.settle();
     }

@@ -25,6 +25,7 @@ mod regions;
 mod rejoin;
 mod restore;
 mod state;
+mod upgrade;
 
 pub use event_loop::{Broker, BrokerConfig};
 pub use podshm_domain::{Identity, Limits, Rights};

@@ -59,6 +59,10 @@ impl Held {
         self.memory.is_some()
     }
 
+    pub(crate) fn is_inherited(&self) -> bool {
+        self.inherited
+    }
+
     pub(crate) fn record(&self) -> RegionRecord {
         RegionRecord {
             region: self.region,
@@ -251,18 +255,16 @@ impl RegionBook {
     /// Somebody presents `memory` as the region `id`: what is wrong with that, or nothing, and then it is here.
     pub(crate) fn present(&mut self, id: u64, memory: Memory) -> Result<(), RegionError> {
         let held = self.all.get_mut(&id).ok_or(RegionError::Absent { id })?;
+        // Mapped, because a descriptor that can't be read would be passed on to others. Size, seals and blocks are checked with it.
+        let map = ReadMap::map(&memory, held.region.bytes)?;
         let found = memory.id()?;
-        for (what, expected, found) in [
-            ("its device", held.id.device, found.device),
-            ("its inode", held.id.inode, found.inode),
-            ("its size", held.region.bytes, memory.bytes()),
-        ] {
+        for (what, expected, found) in
+            [("its device", held.id.device, found.device), ("its inode", held.id.inode, found.inode)]
+        {
             if expected != found {
                 return Err(RegionError::Refused { what, expected, found });
             }
         }
-        // Mapped, because a descriptor that can't be read would be passed on to others.
-        let map = ReadMap::map(&memory, held.region.bytes)?;
         if let Some(header) = held.region.header() {
             header.check(&map)?;
         }
@@ -282,6 +284,16 @@ impl RegionBook {
         if let Some(held) = self.all.get_mut(&id) {
             held.wanted = true;
         }
+    }
+
+    /// Whether participants of the broker before this one may present what they hold.
+    pub(crate) fn is_expecting(&self) -> bool {
+        self.expecting
+    }
+
+    /// Descriptors of everything that is here, for the next broker.
+    pub(crate) fn pass_on(&self) -> impl Iterator<Item = (u64, &Memory)> {
+        self.all.iter().filter(|(_, held)| held.sealed).filter_map(|(id, held)| Some((*id, held.memory.as_ref()?)))
     }
 
     /// Regions that nobody has presented.

@@ -131,6 +131,9 @@ impl State {
             );
             Err((RefusalKind::NotAllowed, reason))
         };
+        if !held.is_inherited() {
+            return refuse("this broker has made it itself; expected one that was there before it");
+        }
         if held.owner.domain != connection.domain {
             return refuse("it is another domain's; expected one of this domain");
         }
@@ -165,7 +168,24 @@ impl State {
         if writes && held.owner.writer.as_ref() != Some(&connection.who) {
             return refuse("another pod writes it; expected one that this agent writes");
         }
+        if used == Use::Answer && held.owner.given != offer.client {
+            return refuse(&format!(
+                "it does not answer client {}; expected client {}",
+                offer.client, held.owner.given
+            ));
+        }
+        if writes && self.is_used_by_another(conn, returning, offer.id) {
+            return refuse("another agent of this pod writes it; expected one that this agent writes");
+        }
         Ok(())
+    }
+
+    /// Whether an agent that is here has this region for writing, or the domain has it from one that is not this.
+    fn is_used_by_another(&self, conn: ConnId, returning: &Returning, id: u64) -> bool {
+        let Some(domain) = self.home(conn) else { return false };
+        let of_agents = domain.agents.values().any(|agent| agent.writes(id));
+        // Before it has served nothing of its own can stand.
+        of_agents || returning.rejoin.epoch == 0 && domain.tables.values().any(|table| *table == id)
     }
 
     fn returning(&mut self, conn: ConnId) -> Option<&mut Returning> {
@@ -187,7 +207,7 @@ impl State {
         if let Err((kind, reason)) = done {
             return self.reject(conn, kind, reason);
         }
-        self.check_returns(std::time::Instant::now());
+        self.check_returns(std::time::Instant::now(), false);
     }
 
     fn client_is_back(&mut self, conn: ConnId, returning: &Returning) -> Result<(), Refusal> {

@@ -8,12 +8,14 @@ use crate::state::{Domain, DomainConfig, State};
 use crate::{BrokerError, Identity};
 use podshm_domain::{Books, Spoken};
 use podshm_proto::Services;
+use podshm_region::Memory;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 impl State {
     /// Goes on from what a broker before this one has written down.
-    pub(crate) fn begin_from(&mut self, ledger: Ledger) {
+    pub(crate) fn begin_from(&mut self, ledger: Ledger, passed: BTreeMap<u64, Memory>) {
+        self.passed = passed;
         self.restored = ledger.entries().clone();
         self.regions.begin_after(self.restored.last_region);
         self.ledger = Some(ledger);
@@ -26,9 +28,10 @@ impl State {
             Some(record) => self.restored_domain(config, record)?,
             None => Domain::new(config)?,
         };
-        if domain.absent_agent.is_some() || domain.clients.values().any(|c| c.absent) {
+        if self.regions.is_expecting() {
             tracing::info!(domain = name, clients = domain.clients.len(), "participants are expected back");
-            self.expecting_until = Some(Instant::now() + grace);
+            let now = Instant::now();
+            self.expecting_until = Some((now + grace, now + 2 * grace));
         }
         self.domains.insert(name, domain);
         Ok(())
@@ -81,6 +84,10 @@ impl State {
             let Some(record) = self.restored.regions.remove(&id) else { continue };
             if record.sealed {
                 self.regions.restore(record, wanted.contains(&id));
+                let passed = self.passed.remove(&id).map(|memory| self.regions.present(id, memory));
+                if let Some(Err(error)) = passed {
+                    tracing::error!(region = id, %error, "what the broker before this one has passed on is not in its ledger");
+                }
             } else {
                 self.regions.forget_half_joined(id);
             }

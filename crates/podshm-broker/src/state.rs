@@ -198,8 +198,10 @@ pub(crate) struct State {
     pub(crate) unwritten: Option<Instant>,
     /// What the ledger says of domains that were not added again yet.
     pub(crate) restored: Entries,
-    /// Until when participants of the broker before this one may come back.
-    pub(crate) expecting_until: Option<Instant>,
+    /// Regions that the broker before this one has passed on.
+    pub(crate) passed: BTreeMap<u64, Memory>,
+    /// Until when participants of the broker before this one may come back, and until when at the latest.
+    pub(crate) expecting_until: Option<(Instant, Instant)>,
 }
 
 impl State {

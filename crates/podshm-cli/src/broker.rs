@@ -43,7 +43,7 @@ fn allow_descriptors() {
     }
 }
 
-/// Runs until SIGTERM or SIGINT.
+/// Runs until SIGTERM or SIGINT, or until another one is started on the same root.
 pub fn run(arguments: Arguments) -> anyhow::Result<()> {
     let mut signals = signal_hook::iterator::Signals::new([15, 2]).context("watching for SIGTERM and SIGINT")?;
     let limits = Limits {
@@ -85,6 +85,12 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         broker.add_socket(&arguments.domain, &directory, who, rights)?;
     }
     println!("ready: domain {} at {}", arguments.domain, arguments.root.display());
-    signals.forever().next();
+    while signals.pending().next().is_none() {
+        if broker.has_given_way() {
+            println!("another broker has taken over");
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
     Ok(())
 }

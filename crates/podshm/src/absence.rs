@@ -23,11 +23,21 @@ pub(crate) struct Absence {
     pause: Duration,
     /// It was found and has not answered yet.
     pub(crate) is_asked: bool,
+    is_given_up: bool,
+    /// Nobody listened there when it was looked for last.
+    nobody: bool,
 }
 
 impl Absence {
     pub(crate) fn new(directory: &Path) -> Self {
-        Absence { directory: directory.to_owned(), next: None, pause: SHORTEST, is_asked: false }
+        Absence {
+            directory: directory.to_owned(),
+            next: None,
+            pause: SHORTEST,
+            is_asked: false,
+            is_given_up: false,
+            nobody: false,
+        }
     }
 
     /// The broker has hung up, or has no room now.
@@ -44,7 +54,13 @@ impl Absence {
 
     /// It is there, and will never know this participant.
     pub(crate) fn give_up(&mut self) {
-        (self.next, self.is_asked) = (None, false);
+        (self.next, self.is_asked, self.is_given_up) = (None, false, true);
+    }
+
+    /// Whether no broker can have let anybody else serve in the place of this participant since the last look: none was there, or
+    /// none that knows it. Asked once for each look.
+    pub(crate) fn is_alone(&mut self) -> bool {
+        std::mem::take(&mut self.nobody) || self.is_given_up
     }
 
     /// When to look for it next; `None` where it is here or given up.
@@ -62,7 +78,9 @@ impl Absence {
                 (self.next, self.is_asked) = (None, true);
                 Some(socket)
             }
-            Err(_) => {
+            Err(error) => {
+                use std::io::ErrorKind::{ConnectionRefused, NotFound};
+                self.nobody = matches!(error.kind(), ConnectionRefused | NotFound);
                 self.begin();
                 None
             }

@@ -34,6 +34,17 @@ fn main() {
         add_pod(&broker, domain(&pod), &root, &pod);
     }
     println!("ready");
+    let broker = std::sync::Arc::new(broker);
+    let watched = std::sync::Arc::downgrade(&broker);
+    std::thread::spawn(move || {
+        while watched.upgrade().is_some_and(|broker| !broker.has_given_way()) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        if watched.upgrade().is_some() {
+            println!("gave way");
+            std::process::exit(0);
+        }
+    });
     for line in std::io::stdin().lines().map_while(Result::ok) {
         match line.split_once(' ').unwrap_or((&line, "")) {
             ("pod", name) => {

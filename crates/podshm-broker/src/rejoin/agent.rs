@@ -6,7 +6,7 @@ use crate::connections::Role;
 use crate::regions::ConnId;
 use crate::state::State;
 use podshm_layout::step::{self, Step};
-use podshm_proto::{Left, Offer, RefusalKind, Services, Use};
+use podshm_proto::{Down, Left, Offer, RefusalKind, RegionIds, Services, Use};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Instant;
 
@@ -57,13 +57,7 @@ impl State {
         }
         step::at(Step::RejoinAgent);
         tracing::info!(domain = name, epoch, serves, "agent is back");
-        // Answer regions that the ledger has with a client, and the agent has not got that client: nobody else can have them.
-        for offer in returning.offers.iter().filter(|o| o.used == Use::Pool as i32) {
-            if self.regions.at(offer.id).is_some_and(|held| held.owner.given != 0) {
-                self.discard_answer(conn, offer.id);
-                self.regions.drop_holder(offer.id, conn);
-            }
-        }
+        self.drop_given(conn, &returning.offers);
         if serves {
             self.published_meanwhile(conn);
             self.serving_again(conn, &returning.offers);
@@ -71,6 +65,25 @@ impl State {
             self.take_over_if_possible(conn);
         }
         Ok(())
+    }
+
+    /// Answer regions that the ledger has with a client which the agent has not got, are no use to anybody else.
+    fn drop_given(&mut self, conn: ConnId, offers: &[Offer]) {
+        for id in offers.iter().filter(|o| o.used == Use::Pool as i32).map(|o| o.id) {
+            let Some(given) = self.regions.at(id).map(|held| held.owner.given).filter(|given| *given != 0) else {
+                continue;
+            };
+            let client = self.home(conn).and_then(|domain| domain.clients.get(&given));
+            // As long as the client has it, it is what the next one starts from.
+            let needed = client.is_some_and(|c| [c.answer, c.before, c.shown].contains(&Some(id)));
+            if let Some(connection) = self.connections.get_mut(&conn) {
+                connection.send(Down::Drop(RegionIds { ids: vec![id] }), Vec::new());
+            }
+            self.regions.drop_holder(id, conn);
+            if !needed {
+                self.regions.unwant(id);
+            }
+        }
     }
 
     fn admit_returning_successor(&mut self, conn: ConnId, offers: &Services) -> Result<(), Refusal> {

@@ -14,9 +14,11 @@ impl State {
         domain.absent_agent.is_some() || domain.clients.values().any(|c| c.absent && !c.vouched)
     }
 
-    /// Ends the waiting where there is nothing more to wait for, or the time is over.
-    pub(crate) fn check_returns(&mut self, now: Instant) {
-        let Some(until) = self.expecting_until else { return };
+    /// Ends the waiting where there is nothing more to wait for, or the time is over. While participants have messages here that are not
+    /// read, as where this process was stopped, it goes on for as long again.
+    pub(crate) fn check_returns(&mut self, now: Instant, is_quiet: bool) {
+        let Some((until, at_last)) = self.expecting_until else { return };
+        let until = if is_quiet { until } else { at_last };
         let awaits_one =
             self.domains.values().any(|d| d.absent_agent.is_some() || d.clients.values().any(|c| c.absent));
         let awaits = awaits_one || !self.restored.domains.is_empty() || self.regions.absent().next().is_some();
@@ -35,7 +37,9 @@ impl State {
             );
         }
         self.free_unclaimed();
-        self.restored = crate::ledger::Entries::default();
+        for id in std::mem::take(&mut self.restored).regions.into_keys() {
+            self.regions.forget_half_joined(id);
+        }
         step::at(Step::RejoinSettled);
         for name in self.domains.keys().cloned().collect::<Vec<_>>() {
             self.go_on_after_returns(&name);
@@ -55,7 +59,7 @@ impl State {
         let away: Vec<(u64, String, bool, bool)> = domain
             .clients
             .iter()
-            .filter(|(_, c)| c.conn.is_none() && !c.vouched)
+            .filter(|(_, c)| c.conn.is_none() && !(c.vouched && here(c.region)))
             .map(|(id, c)| (*id, c.member.name(), c.absent, here(c.region)))
             .collect();
         for (id, member, absent, here) in away {

@@ -124,6 +124,7 @@ impl AgentBuilder {
             process: fork::install(),
             broker: Some(broker),
             absence: Absence::new(directory),
+            sure: crate::clock::now_coarse(),
             returns: 0,
             held: RefCell::default(),
             said_ready: false,

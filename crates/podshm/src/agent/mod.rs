@@ -29,6 +29,7 @@ pub use table::TableWriter;
 
 use crate::absence::Absence;
 use crate::broker_socket::BrokerSocket;
+use crate::clock;
 use crate::error::Error;
 use crate::wakes::WakeStats;
 use answer::{Deferral, Inbound};
@@ -51,6 +52,11 @@ const TIMER: u64 = u64::MAX;
 /// Rounds over the hot clients between two looks at the doorbells and the broker: a look is a system call, a round without work some
 /// ten nanoseconds.
 const ROUNDS: u32 = 1024;
+
+/// How long an agent serves without making sure that its broker is the one that it was, in ns: one that was started anew lets nobody
+/// else serve for longer than this (see `BrokerConfig::LEAST_GRACE`). It matters to an agent that was stopped: it can't see an epoch on
+/// a notice page whose writer is dead.
+const LEASE: u64 = 1_000_000_000;
 
 /// Rounds without work between two looks at the clock.
 const IDLE_ROUNDS: u32 = 64;
@@ -89,6 +95,8 @@ pub struct Agent {
     process: u32,
     broker: Option<BrokerSocket>,
     absence: Absence,
+    /// When it last made sure of its broker, in coarse ns.
+    sure: u64,
     /// How often it went back to a broker.
     returns: u32,
     /// Every region that is held here, to be presented to a broker that was started anew.
@@ -267,7 +275,11 @@ impl Agent {
     /// Looks at doorbells, the broker and deferred answers; waits for them for at most `timeout`. Says how many had something.
     fn look(&mut self, timeout: Duration) -> Result<usize, Error> {
         self.wakes.looks += 1;
+        let mut began = clock::now_coarse();
         self.look_for_broker()?;
+        if self.broker.is_none() && self.absence.is_alone() {
+            self.sure = began;
+        }
         self.hear();
         let timeout = self.until_next_look(timeout);
         let mut events = Vec::with_capacity(64);
@@ -277,6 +289,9 @@ impl Agent {
             Err(e) => return Err(Error::system("epoll_wait")(e.into())),
         }
         let found = events.len();
+        if timeout != Timespec::default() {
+            began = clock::now_coarse();
+        }
         for event in events {
             match event.data.u64() {
                 BROKER => {
@@ -287,6 +302,10 @@ impl Agent {
                 TIMER => self.timer_called(),
                 token => self.doorbell(token - 2, event.flags),
             }
+        }
+        // It would have been heard to hang up.
+        if self.broker.is_some() {
+            self.sure = began;
         }
         Ok(found + self.look_at_polled())
     }
@@ -300,6 +319,11 @@ impl Agent {
     #[inline]
     fn serve_hot(&mut self, handler: &mut impl Handler) -> Result<usize, Error> {
         let mut handled = 0;
+        if clock::now_coarse().saturating_sub(self.sure) > LEASE {
+            // It was stopped, or its author was busy. What comes of the look is known before anything is handled.
+            self.rounds = ROUNDS;
+            return Ok(0);
+        }
         let (mut drained, mut left) = (Vec::new(), Vec::new());
         for at in 0..self.clients.hot().len() {
             self.check_epoch()?;
