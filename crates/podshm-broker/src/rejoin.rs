@@ -43,7 +43,11 @@ type Refusal = (RefusalKind, String);
 
 impl State {
     pub(crate) fn rejoin_hello(&mut self, conn: ConnId, is_agent: bool, rejoin: Rejoin, services: Vec<Service>) {
-        let checked = if is_agent { Ok(()) } else { self.check_return(conn, rejoin.client) };
+        let checked = if is_agent {
+            self.check_agents_return(conn, rejoin.epoch)
+        } else {
+            self.check_return(conn, rejoin.client)
+        };
         if let Err((kind, reason)) = checked {
             return self.reject(conn, kind, reason);
         }
@@ -101,7 +105,8 @@ impl State {
         }
         self.check_holder(conn, offer)?;
         let memory = Memory::from_fd(fd).and_then(|memory| self.regions.present(id, memory));
-        memory.map_err(|e| (RefusalKind::Region, e.to_string()))?;
+        let expected = "expected the memory that a broker has made under this number";
+        memory.map_err(|e| (RefusalKind::Region, format!("{e}; {expected}")))?;
         self.regions.hold(id, conn);
         self.returning(conn).map(|r| r.offers.push(offer));
         Ok(())

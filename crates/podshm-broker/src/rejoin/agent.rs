@@ -11,22 +11,28 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Instant;
 
 impl State {
-    pub(super) fn agent_is_back(&mut self, conn: ConnId, returning: &Returning) -> Result<(), Refusal> {
-        let Some(connection) = self.connections.get(&conn) else { return Ok(()) };
-        let who = connection.who.clone();
-        let Some(domain) = self.home(conn) else { return Ok(()) };
-        let (name, epoch, expected) = (domain.config.name.clone(), returning.rejoin.epoch, domain.epoch);
-        let serves = epoch != 0;
-        let is_expected = domain.absent_agent.as_ref().is_some_and(|(absent, _)| *absent == who);
-        if serves && (epoch != expected || !is_expected || domain.agent.is_some()) {
-            let reason = format!(
-                "an agent of epoch {epoch} is not expected back from {} (the domain is at {expected}): another has served since, or is about to; end this one",
-                who.name()
-            );
-            // One that this broker knows nothing of may go on with those who know it.
-            let kind = if epoch > expected { RefusalKind::NotAllowed } else { RefusalKind::Superseded };
-            return Err((kind, reason));
+    /// Whether an agent of this epoch (0: one that has not served) is expected back from there.
+    pub(super) fn check_agents_return(&self, conn: ConnId, epoch: u64) -> Result<(), Refusal> {
+        let (Some(connection), Some(domain)) = (self.connections.get(&conn), self.home(conn)) else { return Ok(()) };
+        let expected = domain.absent_agent.as_ref().is_some_and(|(absent, _)| *absent == connection.who);
+        if epoch == 0 || epoch == domain.epoch && expected && domain.agent.is_none() {
+            return Ok(());
         }
+        let (name, known) = (connection.who.name(), domain.epoch);
+        let reason = format!(
+            "an agent of epoch {epoch} is not expected back from {name} (the domain is at {known}): another has served since, or is about to; end this one"
+        );
+        // One that this broker knows nothing of may go on with those who know it.
+        let kind = if epoch > known { RefusalKind::NotAllowed } else { RefusalKind::Superseded };
+        Err((kind, reason))
+    }
+
+    pub(super) fn agent_is_back(&mut self, conn: ConnId, returning: &Returning) -> Result<(), Refusal> {
+        // Again: what it was expected for may have happened while it presented.
+        self.check_agents_return(conn, returning.rejoin.epoch)?;
+        let Some(domain) = self.home(conn) else { return Ok(()) };
+        let (name, epoch) = (domain.config.name.clone(), returning.rejoin.epoch);
+        let serves = epoch != 0;
         if !serves && domain.successor.is_some() {
             let reason = "a successor is already waiting to take over; try again when it serves";
             return Err((RefusalKind::OverLimit, reason.into()));

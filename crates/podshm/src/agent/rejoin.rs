@@ -27,13 +27,12 @@ impl Agent {
                 tracing::warn!(message, "the broker has no room for this agent now");
                 self.absence.begin();
             }
-            Error::Refused { message, .. } => {
-                tracing::error!(
-                    message,
-                    "the broker does not know this agent any more; it goes on with the clients it has"
-                );
+            Error::Refused { kind: RefusalKind::NotAllowed | RefusalKind::Version, message } => {
+                tracing::error!(message, "the broker does not know this agent; it goes on with the clients it has");
                 self.absence.give_up();
             }
+            // Whoever is known and can't come back has no business with the clients any more: another agent gets them.
+            Error::Refused { kind, message } => return Err(Error::Refused { kind, message }),
             error => {
                 if self.absence.next().is_none() {
                     tracing::warn!(%error, "the broker is away; open channels go on");
