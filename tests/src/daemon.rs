@@ -143,6 +143,15 @@ impl Daemon {
         self.running.as_mut().is_some_and(|running| running.child.try_wait().expect("its status").is_none())
     }
 
+    /// Whether it ends within this time.
+    pub fn dies_within(&mut self, time: Duration) -> bool {
+        let until = Instant::now() + time;
+        while self.is_alive() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        !self.is_alive()
+    }
+
     /// kill -9.
     pub fn kill(&mut self) {
         let mut running = self.running.take().expect("a broker");

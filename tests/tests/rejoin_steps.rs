@@ -56,7 +56,7 @@ fn run(step: Step, nth: u64, cause: Cause) {
     let mut stage = Stage::empty(PROGRAM, BROKER);
     // Those whose end nobody saw are given up by then.
     stage.daemon.grace = Duration::from_millis(2500);
-    for pod in ["agent", "c-0", "c-1"] {
+    for pod in ["agent", "c-0", "c-1", "c-2", "c-3", "c-4", "c-5"] {
         stage.daemon.pod(pod);
     }
     if cause == Cause::Return {
@@ -72,7 +72,12 @@ fn run(step: Step, nth: u64, cause: Cause) {
     }
     let mut old = None;
     match cause {
-        Cause::Coming | Cause::Handing => {}
+        // How many changes it takes depends on how many messages come at once: more come until it is reached.
+        Cause::Coming | Cause::Handing => {
+            while stage.clients.len() < 6 && !stage.daemon.dies_within(Duration::from_secs(1)) {
+                stage.new_client();
+            }
+        }
         Cause::Upgrade | Cause::Growth | Cause::Move => {
             old = stage.agent.take();
             match cause {
