@@ -89,7 +89,7 @@ fn a_broker_that_says_what_a_client_does_not_know_is_named() {
         let error = Client::join(&directory, PATIENCE).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
         let said = error.to_string();
-        for word in [&format!("{} bytes", answer.len())[..], "protocol 2", "newer release"] {
+        for word in [&format!("{} bytes", answer.len())[..], "protocol 3", "newer release"] {
             assert!(said.contains(word), "{said}");
         }
         thread.join().unwrap();
