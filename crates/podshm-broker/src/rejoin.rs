@@ -100,7 +100,9 @@ impl State {
     fn present_one(&mut self, conn: ConnId, offer: Offer, fd: OwnedFd) -> Result<(), Refusal> {
         let id = offer.id;
         if self.regions.was_half_joined(id) {
-            self.returning(conn).map(|r| r.dropped.push(id));
+            if let Some(returning) = self.returning(conn) {
+                returning.dropped.push(id);
+            }
             return Ok(());
         }
         self.check_holder(conn, offer)?;
@@ -108,7 +110,9 @@ impl State {
         let expected = "expected the memory that a broker has made under this number";
         memory.map_err(|e| (RefusalKind::Region, format!("{e}; {expected}")))?;
         self.regions.hold(id, conn);
-        self.returning(conn).map(|r| r.offers.push(offer));
+        if let Some(returning) = self.returning(conn) {
+            returning.offers.push(offer);
+        }
         Ok(())
     }
 

@@ -23,8 +23,11 @@ pub(crate) struct BrokerSocket {
     socket: ProcessFd,
     buffer: Box<[u8]>,
     /// What had no room yet, with the regions that ride with it. Nothing overtakes it.
-    outbox: RefCell<VecDeque<(Vec<u8>, Vec<Arc<Memory>>)>>,
+    outbox: RefCell<VecDeque<Waiting>>,
 }
+
+/// A message that waits for room, and the regions that ride with it.
+type Waiting = (Vec<u8>, Vec<Arc<Memory>>);
 
 /// A message and the descriptors that came with it, in order.
 pub(crate) struct Received {
