@@ -193,8 +193,11 @@ impl State {
     fn is_used_by_another(&self, conn: ConnId, returning: &Returning, id: u64) -> bool {
         let Some(domain) = self.home(conn) else { return false };
         let of_agents = domain.agents.values().any(|agent| agent.writes(id));
-        // Before it has served nothing of its own can stand.
-        of_agents || returning.rejoin.epoch == 0 && domain.tables.values().any(|table| *table == id)
+        // Before it has served nothing of its own can stand, unless it has not heard yet that it serves.
+        let who = self.connections.get(&conn).map(|c| &c.who);
+        let may_serve = domain.absent_agent.as_ref().is_some_and(|(absent, _)| Some(absent) == who);
+        let stands = domain.tables.values().any(|table| *table == id);
+        of_agents || returning.rejoin.epoch == 0 && !may_serve && stands
     }
 
     fn returning(&mut self, conn: ConnId) -> Option<&mut Returning> {

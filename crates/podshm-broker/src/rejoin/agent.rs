@@ -6,7 +6,7 @@ use crate::connections::Role;
 use crate::regions::ConnId;
 use crate::state::State;
 use podshm_layout::step::{self, Step};
-use podshm_proto::{Down, Left, Offer, RefusalKind, RegionIds, Services, Use};
+use podshm_proto::{Down, Left, Offer, RefusalKind, RegionIds, Services, TakeOver, Use};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Instant;
 
@@ -32,7 +32,14 @@ impl State {
         self.check_agents_return(conn, returning.rejoin.epoch)?;
         let Some(domain) = self.home(conn) else { return Ok(()) };
         let (name, epoch) = (domain.config.name.clone(), returning.rejoin.epoch);
-        let serves = epoch != 0;
+        // That it serves was written down, and not said before the broker died.
+        let presents = |id: &u64| returning.offers.iter().any(|o| o.id == *id && o.used == Use::Table as i32);
+        let is_absent = domain
+            .absent_agent
+            .as_ref()
+            .is_some_and(|(absent, _)| self.connections.get(&conn).is_some_and(|connection| *absent == connection.who));
+        let unheard = epoch == 0 && is_absent && !domain.tables.is_empty() && domain.tables.values().all(presents);
+        let serves = epoch != 0 || unheard;
         if !serves && domain.successor.is_some() {
             let reason = "a successor is already waiting to take over; try again when it serves";
             return Err((RefusalKind::OverLimit, reason.into()));
@@ -50,6 +57,12 @@ impl State {
         let Some(connection) = self.connections.get_mut(&conn) else { return Ok(()) };
         connection.role = Role::Agent;
         self.send_rejoined(conn, returning)?;
+        if unheard && let Some(epoch) = self.home(conn).map(|domain| domain.epoch) {
+            let take_over = TakeOver { epoch, state: Vec::new() };
+            if let Some(connection) = self.connections.get_mut(&conn) {
+                connection.send(Down::TakeOver(take_over), Vec::new());
+            }
+        }
         let keeps: Vec<u64> = state.pool.iter().chain(state.tables.values()).copied().collect();
         keeps.iter().for_each(|id| self.regions.want(*id));
         let Some(domain) = self.domain_of(conn) else { return Ok(()) };
