@@ -1,6 +1,7 @@
 //! What the tests that cross crates share: a broker with sockets in a directory of its own.
 
 pub mod attacks;
+pub mod daemon;
 pub mod deliveries;
 pub mod gates;
 pub mod load;
@@ -10,6 +11,7 @@ pub mod pods;
 pub mod previous;
 pub mod programs;
 pub mod raw;
+pub mod restarting;
 pub mod roles;
 pub mod serving;
 pub mod work;
@@ -35,6 +37,16 @@ pub fn patient() -> DomainConfig {
     DomainConfig { map_deadline: PATIENCE * 3, ..DomainConfig::new("d") }
 }
 
+/// Makes the socket directory of a pod and listens there: `agent` pods may serve, others may join.
+pub fn add_pod(broker: &Broker, domain: &str, root: &Path, name: &str) {
+    let directory = root.join(name);
+    std::fs::create_dir_all(&directory).expect("a pod's directory");
+    let (namespace, pod, uid, service_account) = ("test".into(), name.into(), name.into(), "default".into());
+    let who = Identity { namespace, pod, uid, service_account };
+    let serve = name.starts_with("agent");
+    broker.add_socket(domain, &directory, who, Rights { join: !serve, serve }).expect("a socket");
+}
+
 impl Node {
     /// A broker with one domain `d`.
     pub fn new(limits: Limits) -> Self {
@@ -58,15 +70,7 @@ impl Node {
     pub fn pod(&self, name: &str) -> PathBuf {
         let directory = self.root.join(name);
         if !directory.exists() {
-            std::fs::create_dir_all(&directory).expect("a pod's directory");
-            let who = Identity {
-                namespace: "test".into(),
-                pod: name.into(),
-                uid: name.into(),
-                service_account: "default".into(),
-            };
-            let serve = name.starts_with("agent");
-            self.broker.add_socket("d", &directory, who, Rights { join: !serve, serve }).expect("a socket");
+            add_pod(&self.broker, "d", &self.root, name);
         }
         directory
     }

@@ -11,7 +11,7 @@ use podshm_region::{Memory, ReadMap, Window, WriteMap, descriptors};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use std::collections::BTreeSet;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
@@ -48,10 +48,22 @@ impl Raw {
         self.bytes(&encode_up(message));
     }
 
+    /// Sends a message with descriptors; an error where the broker has hung up.
+    pub fn send_with(&self, message: Up, fds: &[BorrowedFd<'_>]) -> std::io::Result<()> {
+        descriptors::send(&self.socket, &encode_up(message), fds)
+    }
+
     /// The next message; `None` where the broker has hung up.
     pub fn receive(&self) -> Option<(Down, Vec<OwnedFd>)> {
         let mut buffer = vec![0; MAX_MESSAGE];
-        match descriptors::receive(&self.socket, &mut buffer) {
+        let received = match descriptors::receive(&self.socket, &mut buffer) {
+            // It hung up with something unread; what it had said before is there.
+            Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => {
+                descriptors::receive(&self.socket, &mut buffer)
+            }
+            other => other,
+        };
+        match received {
             Ok((0, _)) => None,
             Ok((bytes, fds)) => Some((decode_down(&buffer[..bytes]).unwrap(), fds)),
             Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => None,
@@ -74,6 +86,24 @@ impl Raw {
     }
 }
 
+/// What the agents of `roles.rs` offer.
+pub fn services() -> Vec<Service> {
+    let service = |name: &str, kind: u32| Service { name: name.into(), kind, ..Service::default() };
+    let call = Service {
+        ring: 16 << 10,
+        longest: 16 << 10,
+        response_ring: 16 << 10,
+        longest_response: 16 << 10,
+        ..Service::default()
+    };
+    vec![
+        Service { keys: 100, bytes: 32 << 10, ..service("routes", 1) },
+        Service { ring: 16 << 10, longest: 256, ..service("reports", 2) },
+        Service { name: "decide".into(), kind: 3, ..call.clone() },
+        Service { name: "again".into(), kind: 3, idempotent: true, ..call },
+    ]
+}
+
 /// A good hello.
 pub fn hello(agent: bool, services: Vec<Service>) -> Hello {
     Hello {
@@ -84,6 +114,7 @@ pub fn hello(agent: bool, services: Vec<Service>) -> Hello {
         agent,
         software: "by hand".into(),
         services,
+        rejoin: None,
     }
 }
 

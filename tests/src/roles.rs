@@ -71,6 +71,14 @@ impl Handler for Answering {
 /// An agent that answers, writes down what it is given, and publishes all the while. Its versions are above those of every agent
 /// with a lower number. Ends in order when it is asked to close or finds that it is superseded.
 pub fn agent(directory: &Path, file: &Path, index: u32, variant: Variant) -> Result<(), Error> {
+    match serve(directory, file, index, variant) {
+        // Wherever it finds out: a look at the broker, too, may tell.
+        Err(e) if e.kind() == ErrorKind::Superseded => Ok(()),
+        other => other,
+    }
+}
+
+fn serve(directory: &Path, file: &Path, index: u32, variant: Variant) -> Result<(), Error> {
     let mut handler = Answering(Log::open(file, index));
     let mut agent = variant.builder().layouts(layouts()).connect(directory, PATIENCE)?;
     let mut writer = Publisher { version: u64::from(index) << 32, turn: 0, fillers: 0 };
@@ -78,11 +86,7 @@ pub fn agent(directory: &Path, file: &Path, index: u32, variant: Variant) -> Res
     agent.ready()?;
     let mut published = Instant::now();
     loop {
-        let progress = match agent.poll(&mut handler) {
-            Err(e) if e.kind() == ErrorKind::Superseded => return Ok(()),
-            other => other?,
-        };
-        match progress {
+        match agent.poll(&mut handler)? {
             Progress::Handled(_) => {}
             Progress::Idle => agent.wait(Duration::from_millis(1))?,
             Progress::CloseAsked => return agent.close(index.to_le_bytes().to_vec()),

@@ -129,13 +129,13 @@ fn garbage_is_refused_by_name_and_nobody_else_notices() {
         raw.bytes(&message);
         let refused = raw.refused();
         assert_eq!(refused.kind(), RefusalKind::Protocol, "{refused:?}");
-        unreadable += usize::from(refused.message.contains("is not one of protocol 2"));
+        unreadable += usize::from(refused.message.contains("is not one of protocol 3"));
     }
     assert!(unreadable >= 40, "{unreadable}");
     // Once more after joining.
     let (client, _window) = RawClient::join(node.pod("a"));
     client.raw.bytes(&[0xff; 9]);
-    says(&client.raw.refused().message, &["9 bytes", "protocol 2", "newer release"]);
+    says(&client.raw.refused().message, &["9 bytes", "protocol 3", "newer release"]);
     works(&honest);
     agent.stop();
 }
@@ -145,7 +145,7 @@ fn wrong_versions_are_told_which_ones_are_right() {
     let node = Node::new(Limits::default());
     let agent = Serving::start(node.pod("agent"));
     let before = node.broker.stats("d").unwrap().regions;
-    let cases = [((3, 9), (1, 1), "protocol 3 to 9", "1 to 2"), ((1, 1), (7, 8), "layout 7 to 8", "1 to 2")];
+    let cases = [((4, 9), (1, 1), "protocol 4 to 9", "1 to 3"), ((1, 1), (7, 8), "layout 7 to 8", "1 to 2")];
     for (protocol, layout, word, ours) in cases {
         let raw = Raw::connect(node.pod("a"));
         raw.send(Up::Hello(podshm_proto::Hello {
@@ -163,7 +163,7 @@ fn wrong_versions_are_told_which_ones_are_right() {
     let raw = Raw::connect(node.pod("a"));
     raw.send(Up::Hello(podshm_proto::Hello { protocol_newest: 9, layout_newest: 9, ..hello(false, Vec::new()) }));
     match raw.receive() {
-        Some((Down::Welcome(welcome), _)) => assert_eq!((welcome.protocol, welcome.layout), (2, 2)),
+        Some((Down::Welcome(welcome), _)) => assert_eq!((welcome.protocol, welcome.layout), (3, 2)),
         other => panic!("{other:?}"),
     }
     drop(raw);

@@ -56,7 +56,7 @@ fn what_nobody_here_knows_is_refused_by_name_also_after_joining() {
     client.raw.bytes(&[0xea, 0x04, 0x00]);
     let refused = client.raw.refused();
     assert_eq!(refused.kind(), RefusalKind::Protocol);
-    for word in ["3 bytes", "protocol 2", "no body that this release knows", "newer release"] {
+    for word in ["3 bytes", "protocol 3", "no body that this release knows", "newer release"] {
         assert!(refused.message.contains(word), "{refused:?}");
     }
     node.settle("it is gone", |s| s.clients.is_empty());
@@ -89,7 +89,7 @@ fn a_broker_that_says_what_a_client_does_not_know_is_named() {
         let error = Client::join(&directory, PATIENCE).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
         let said = error.to_string();
-        for word in [&format!("{} bytes", answer.len())[..], "protocol 2", "newer release"] {
+        for word in [&format!("{} bytes", answer.len())[..], "protocol 3", "newer release"] {
             assert!(said.contains(word), "{said}");
         }
         thread.join().unwrap();

@@ -88,7 +88,17 @@ fn when(step: Step) -> When {
         | Step::BrokerTold
         | Step::BrokerMoved
         | Step::BrokerLeft
-        | Step::BrokerForgot => Never,
+        | Step::BrokerForgot
+        | Step::RejoinPresented
+        | Step::RejoinMapped
+        | Step::LedgerWriting
+        | Step::LedgerWritten
+        | Step::LedgerRewritten
+        | Step::RejoinClient
+        | Step::RejoinAgent
+        | Step::RejoinSettled
+        | Step::Handing
+        | Step::Handed => Never,
     }
 }
 

@@ -5,58 +5,65 @@ mod tables;
 mod take_over;
 
 use crate::connections::Role;
-use crate::regions::ConnId;
+use crate::regions::{ConnId, Owner};
 use crate::state::State;
 use podshm_layout::step::{self, Step};
 use podshm_layout::{Layout, RegionKind, TableGeometry};
 use podshm_proto::{Down, Grow, Left, RefusalKind, Region, RegionIds, Regions, Service, Services, Welcome, Written};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Instant;
-use tables::{table_bytes, table_geometry};
+pub(crate) use tables::table_bytes;
+use tables::table_geometry;
 
 /// Ready-sealed answer regions kept for the next joins.
 const SPARE: usize = 4;
 
 /// What agents keep in spare: each of two at a time does. Layouts differ within the first page, so the size is the same for all.
-fn pool_bytes(services: &Services) -> u64 {
+pub(crate) fn pool_bytes(services: &Services) -> u64 {
     2 * SPARE as u64 * services.channel(0, 0, Written::both(Layout::OLDEST)).map_or(0, |g| g.agent_bytes)
 }
 
 #[derive(Debug)]
 pub(crate) struct AgentState {
     /// What it offers: the domain's services, and more behind them where it is to take over with more.
-    services: Services,
+    pub(crate) services: Services,
     /// Sealed and mapped by the agent, not given to a client yet.
-    pool: VecDeque<u64>,
+    pub(crate) pool: VecDeque<u64>,
     /// Sent for writing, not acknowledged yet, with the time of sending.
-    unmapped: BTreeMap<u64, Instant>,
+    pub(crate) unmapped: BTreeMap<u64, Instant>,
     /// Tables by service: the newest that this agent has mapped and that is sealed.
-    tables: BTreeMap<usize, u64>,
+    pub(crate) tables: BTreeMap<usize, u64>,
     /// Sealed tables that are not published yet.
-    unpublished: BTreeSet<u64>,
+    pub(crate) unpublished: BTreeSet<u64>,
     /// Tables whose next generation is asked for and not published.
-    growing: BTreeMap<usize, Growing>,
+    pub(crate) growing: BTreeMap<usize, Growing>,
     /// Since when its tables are filled.
-    ready: Option<Instant>,
-    asked_to_close: Option<Instant>,
+    pub(crate) ready: Option<Instant>,
+    pub(crate) asked_to_close: Option<Instant>,
     /// It was passed over without having closed: it may still be at work on one batch.
-    forced: bool,
+    pub(crate) forced: bool,
 }
 
 /// A table's next generation on its way.
 #[derive(Debug)]
-struct Growing {
+pub(crate) struct Growing {
     /// The generation that it replaces, once that is known.
-    replaces: Option<u64>,
+    pub(crate) replaces: Option<u64>,
     /// The broker asked for it, and when: somebody came who does not read the one that stands.
-    rewrite: Option<Instant>,
+    pub(crate) rewrite: Option<Instant>,
     /// The agent wants a larger one meanwhile; its turn is when this one is published.
-    then: Option<Grow>,
+    pub(crate) then: Option<Grow>,
 }
 
 impl AgentState {
     pub(crate) fn services(&self) -> &Services {
         &self.services
+    }
+
+    /// Whether this agent has the region for writing, with no client yet.
+    pub(crate) fn writes(&self, id: u64) -> bool {
+        let replaced = self.growing.values().any(|growing| growing.replaces == Some(id));
+        replaced || self.pool.contains(&id) || self.tables.values().any(|table| *table == id)
     }
 }
 
@@ -162,10 +169,11 @@ impl State {
 
     /// Makes regions and sends them to their writer, in messages that hold as many as fit.
     fn send_for_writing(&mut self, conn: ConnId, wanted: Vec<Region>) {
+        let Some(owner) = self.connections.get(&conn).map(|c| Owner::new(&c.domain, Some(&c.who))) else { return };
         for chunk in wanted.chunks(128) {
             let (mut regions, mut fds) = (Vec::new(), Vec::new());
             for region in chunk {
-                match self.regions.make(*region).and_then(|id| self.regions.lend(id, conn)) {
+                match self.regions.make(*region, owner.clone()).and_then(|id| self.regions.lend(id, conn)) {
                     Ok((region, fd)) => {
                         regions.push(region);
                         fds.push(fd);
@@ -251,6 +259,9 @@ impl State {
         if domain.agent == Some(conn) {
             domain.left_state = state;
             domain.agent = None;
+            let name = domain.config.name.clone();
+            self.give_up_vouched(&name);
+            let Some(domain) = self.domain_of(conn) else { return };
             if let Some(successor) = domain.successor {
                 self.take_over_if_possible(successor);
             }
@@ -296,7 +307,11 @@ impl State {
         if domain.agent == Some(conn) {
             domain.agent = None;
             tracing::warn!(domain = domain.config.name, "agent is gone; clients go on with what they have");
+            self.give_up_vouched(name);
         }
+        let Some(domain) = self.domains.get_mut(name) else {
+            return;
+        };
         if let (None, Some(successor)) = (domain.agent, domain.successor) {
             self.take_over_if_possible(successor);
         }

@@ -2,9 +2,9 @@
 
 use crate::connections::Role;
 use crate::moving::Coming;
-use crate::regions::ConnId;
+use crate::regions::{ConnId, Owner};
 use crate::state::State;
-use podshm_domain::Identity;
+use podshm_domain::{Identity, Spoken};
 use podshm_layout::step::{self, Step};
 use podshm_layout::{Layout, RegionKind};
 use podshm_proto::{Down, Left, RefusalKind, Region, RegionIds, Serve, Welcome, Written};
@@ -31,15 +31,25 @@ pub(crate) struct Client {
     pub(crate) handed: u32,
     pub(crate) sealed: bool,
     /// The agent's end of the doorbell until C is sealed.
-    agent_doorbell: Option<OwnedFd>,
+    pub(crate) agent_doorbell: Option<OwnedFd>,
     /// The client's end of a new agent's doorbell until it may have it.
     pub(crate) next_doorbell: Option<OwnedFd>,
     /// It has not got the serving agent's regions.
     pub(crate) stale: bool,
     /// Its process died while somebody kept its socket open.
     pub(crate) held_open: bool,
-    joined: Instant,
-    left: Option<Instant>,
+    pub(crate) joined: Instant,
+    pub(crate) left: Option<Instant>,
+    /// What it reads and writes.
+    pub(crate) speaks: Spoken,
+    /// It was here when the broker was started anew, and has not come back.
+    pub(crate) absent: bool,
+    /// Its agent says that it is there all the same.
+    pub(crate) vouched: bool,
+    /// The A that it had when it came back.
+    pub(crate) linked: Option<u64>,
+    /// When it came back, the doorbell of its agent had hung up.
+    pub(crate) says_hung_up: bool,
 }
 
 impl State {
@@ -123,7 +133,7 @@ impl State {
         let Some(connection) = self.connections.get(&conn) else {
             return Ok(());
         };
-        let (member, name) = (connection.who.clone(), connection.domain.clone());
+        let (member, name, speaks) = (connection.who.clone(), connection.domain.clone(), connection.layouts);
         let region_error = |e: podshm_region::RegionError| (RefusalKind::Region, e.to_string());
         let Some(domain) = self.domains.get_mut(&name) else {
             return Ok(());
@@ -173,7 +183,7 @@ impl State {
                 services: services.count() as u32,
                 ..Region::default()
             };
-            let c = self.regions.make(c).map_err(region_error)?;
+            let c = self.regions.make(c, Owner::new(&name, Some(&member))).map_err(region_error)?;
             let mut regions = Vec::new();
             for id in [c, answer].into_iter().chain(tables) {
                 let (region, fd) = self.regions.lend(id, conn).map_err(region_error)?;
@@ -195,6 +205,7 @@ impl State {
             return Err((RefusalKind::OverLimit, "the broker has no descriptors left; raise its RLIMIT_NOFILE".into()));
         };
         fds.push(client_end);
+        self.regions.give(answer, client);
         if let Some(domain) = self.domains.get_mut(&name) {
             domain.clients.insert(
                 client,
@@ -215,6 +226,11 @@ impl State {
                     held_open: false,
                     joined: Instant::now(),
                     left: None,
+                    speaks,
+                    absent: false,
+                    vouched: false,
+                    linked: None,
+                    says_hung_up: false,
                 },
             );
         }
@@ -282,6 +298,7 @@ impl State {
         if let Some(agent) = agent {
             self.move_clients(agent);
         }
+        self.commit();
         // Only now, when the client has all it waits for: making regions for the next ones takes as long as its whole join.
         if let Some(agent) = agent {
             let _ = self.top_up(agent); // tried again when the next one is wanted
@@ -296,6 +313,7 @@ impl State {
             return;
         };
         client.conn = None;
+        (client.absent, client.vouched) = (false, false);
         client.stale = false;
         client.next_doorbell = None;
         client.left = Some(Instant::now());
@@ -316,12 +334,12 @@ impl State {
             return;
         };
         let name = domain.config.name.clone();
-        if domain.agent == Some(agent) && domain.clients.get(&id).is_some_and(|c| c.conn.is_none()) {
+        if domain.agent == Some(agent) && domain.clients.get(&id).is_some_and(|c| c.conn.is_none() && !c.absent) {
             self.forget_client(&name, id);
         }
     }
 
-    fn forget_client(&mut self, domain: &str, id: u64) {
+    pub(crate) fn forget_client(&mut self, domain: &str, id: u64) {
         let Some(domain) = self.domains.get_mut(domain) else {
             return;
         };

@@ -1,6 +1,7 @@
 //! One connection: a socket that keeps message borders, with what could not be sent yet.
 
 use crate::regions::ConnId;
+use crate::rejoin::Returning;
 use podshm_domain::{Identity, Rights, Spoken};
 use podshm_proto::{Down, MAX_MESSAGE, PROTOCOL, RefusalKind, Refused, encode_down};
 use podshm_region::descriptors;
@@ -17,6 +18,8 @@ const MOST_WAITING: usize = 16 * 1024;
 pub(crate) enum Role {
     /// Has not said hello.
     New,
+    /// It was here before this broker, and presents what it holds.
+    Returning(Box<Returning>),
     /// A client's hello, waiting for an agent to serve it.
     Waiting,
     Client(u64),
@@ -74,7 +77,7 @@ impl Connection {
         }
     }
 
-    /// Sends, or keeps for later; a participant that is gone is noticed by the loop.
+    /// Queues a message: [`State::commit`](crate::state::State::commit) sends it. A participant that is gone is noticed by the loop.
     pub(crate) fn send(&mut self, message: Down, fds: Vec<OwnedFd>) {
         if self.waiting.len() >= MOST_WAITING {
             tracing::warn!(member = %self.who.name(), "participant does not read; cutting it off");
@@ -84,7 +87,6 @@ impl Connection {
         }
         let fds = fds.into_iter().map(ProcessFd::new).collect();
         self.waiting.push_back((encode_down(message), fds));
-        self.flush();
     }
 
     pub(crate) fn refuse(&mut self, kind: RefusalKind, reason: impl ToString) {
@@ -111,11 +113,17 @@ impl Connection {
         !self.waiting.is_empty()
     }
 
-    /// The next message: `Ok(None)` where there is none now. Descriptors that a participant sends are closed: it has none to give.
-    pub(crate) fn receive(&self, buffer: &mut [u8; MAX_MESSAGE]) -> Result<Option<usize>, io::Error> {
+    /// The next message: `Ok(None)` where there is none now. Descriptors that a participant sends are closed unless it is one that comes
+    /// back: it has none to give.
+    pub(crate) fn receive(&mut self, buffer: &mut [u8; MAX_MESSAGE]) -> Result<Option<usize>, io::Error> {
         match descriptors::receive(&self.socket, buffer) {
             Ok((0, _)) => Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok((bytes, _)) => Ok(Some(bytes)),
+            Ok((bytes, fds)) => {
+                if let Role::Returning(returning) = &mut self.role {
+                    returning.fds = fds;
+                }
+                Ok(Some(bytes))
+            }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
             Err(e) => Err(e),
         }

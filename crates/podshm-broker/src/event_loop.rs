@@ -1,9 +1,10 @@
 //! The thread, its epoll, its sockets; and the handle that an embedding process holds.
 
-use crate::connections::Connection;
+use crate::connections::{Connection, Role};
 use crate::descriptors::Reserve;
 use crate::liveness::{Liveness, process_token};
-use crate::state::{Domain, DomainConfig, DomainStats, State};
+use crate::place::Place;
+use crate::state::{DomainConfig, DomainStats, State};
 use crate::{BrokerError, Identity, Rights};
 use podshm_proto::{MAX_MESSAGE, RefusalKind, decode_up};
 use podshm_region::fork::{self, ProcessFd};
@@ -19,10 +20,34 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 const COMMAND: u64 = 0;
+/// Where the next broker asks this one to give way.
+const DOOR: u64 = 1;
 /// Messages read from one connection before the next one has its turn.
 const TURN: usize = 32;
 
 pub(crate) type Act = Box<dyn FnOnce(&mut Loop) + Send>;
+
+/// How a broker runs.
+#[derive(Clone, Debug)]
+pub struct BrokerConfig {
+    /// Where it keeps what the next broker needs if this one ends: a directory on a tmpfs that goes with the machine, root's alone. A
+    /// broker without one leaves nothing: those who are joined go on, and nobody can rejoin what they share.
+    pub state: Option<PathBuf>,
+    /// How long participants of the broker before this one may take to come back. Longer than [`BrokerConfig::LEAST_GRACE`].
+    pub rejoin_grace: Duration,
+}
+
+impl BrokerConfig {
+    /// An agent that nothing was heard of may go on for so long: nobody takes over from it before.
+    pub const LEAST_GRACE: Duration = Duration::from_secs(2);
+}
+
+impl Default for BrokerConfig {
+    /// No state, 10 s.
+    fn default() -> Self {
+        BrokerConfig { state: None, rejoin_grace: Duration::from_secs(10) }
+    }
+}
 
 /// A running broker. Dropping it ends it; channels that are open go on without it.
 #[derive(Debug)]
@@ -34,8 +59,15 @@ pub struct Broker {
 }
 
 impl Broker {
-    /// Starts a broker in a thread of this process.
+    /// Starts a broker in a thread of this process that leaves nothing to a successor.
     pub fn start() -> Result<Self, BrokerError> {
+        Self::start_with(BrokerConfig::default())
+    }
+
+    /// Starts a broker in a thread of this process. Where one before it has kept its state, it goes on from there: add the same domains
+    /// and sockets, and participants come back by themselves. One that runs there gives way first, and is killed if it does not answer.
+    pub fn start_with(config: BrokerConfig) -> Result<Self, BrokerError> {
+        let place = config.state.as_deref().map(Place::take).transpose()?;
         let system = |what: &str| {
             let what = what.to_owned();
             move |e: rustix::io::Errno| BrokerError::System { what, source: e.into() }
@@ -47,6 +79,14 @@ impl Broker {
             .map_err(system("epoll_ctl"))?;
         let (commands, inbox) = channel();
         let mut event_loop = Loop::new(poll, Arc::clone(&wake), inbox);
+        event_loop.grace = config.rejoin_grace.max(BrokerConfig::LEAST_GRACE);
+        if let Some((place, passed)) = place {
+            event_loop.state.begin_from(place.open_ledger()?, passed);
+            let door = place.door()?;
+            epoll::add(&event_loop.poll, &door, epoll::EventData::new_u64(DOOR), epoll::EventFlags::IN)
+                .map_err(system("epoll_ctl"))?;
+            (event_loop.place, event_loop.door) = (Some(place), Some(ProcessFd::new(door)));
+        }
         let thread = std::thread::Builder::new()
             .name("podshm-broker".into())
             .spawn(move || event_loop.run())
@@ -60,8 +100,9 @@ impl Broker {
             if l.state.domains.contains_key(&config.name) {
                 return Err(BrokerError::DomainExists { found: config.name });
             }
-            let domain = Domain::new(config)?;
-            l.state.domains.insert(domain.config.name.clone(), domain);
+            let grace = l.grace;
+            l.state.begin_domain(config, grace)?;
+            l.state.commit();
             Ok(())
         })?
     }
@@ -83,6 +124,11 @@ impl Broker {
     pub fn stats(&self, domain: &str) -> Result<DomainStats, BrokerError> {
         let name = domain.to_owned();
         self.ask(move |l| l.state.stats(&name).ok_or(BrokerError::NoDomain { found: name }))?
+    }
+
+    /// Whether it has ended by itself: another broker was started on its state and has taken over.
+    pub fn has_given_way(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
     fn ask<R: Send + 'static>(&self, act: impl FnOnce(&mut Loop) -> R + Send + 'static) -> Result<R, BrokerError> {
@@ -129,10 +175,16 @@ pub(crate) struct Loop {
     liveness: Liveness,
     listeners: BTreeMap<u64, Listener>,
     last_token: u64,
-    stop: bool,
+    pub(crate) stop: bool,
+    /// Another broker serves in its place from here on.
+    pub(crate) gives_way: bool,
+    pub(crate) door: Option<ProcessFd>,
     reserve: Reserve,
     /// Listeners that are not listened to until there is a descriptor for who comes.
     deaf: Vec<u64>,
+    grace: Duration,
+    /// Behind the state: the ledger is closed first.
+    place: Option<Place>,
 }
 
 impl Loop {
@@ -144,11 +196,15 @@ impl Loop {
             inbox,
             reserve,
             deaf: Vec::new(),
+            grace: BrokerConfig::default().rejoin_grace,
+            place: None,
             state: State::default(),
             liveness: Liveness::default(),
             listeners: BTreeMap::new(),
-            last_token: COMMAND,
+            last_token: DOOR,
             stop: false,
+            gives_way: false,
+            door: None,
         }
     }
 
@@ -174,6 +230,11 @@ impl Loop {
                     while let Ok(act) = self.inbox.try_recv() {
                         act(self);
                     }
+                } else if token == DOOR {
+                    self.give_way();
+                    if self.stop {
+                        return;
+                    }
                 } else if let Some(conn) = process_token(token) {
                     self.process_died(conn, Instant::now());
                 } else if self.listeners.contains_key(&token) {
@@ -186,8 +247,10 @@ impl Loop {
                 checked = Instant::now();
                 self.state.check_agents(checked);
                 self.state.check_clients(checked);
+                self.state.check_returns(checked, events.is_empty());
                 self.check_dead(checked, &mut buffer);
             }
+            self.state.commit();
             self.settle();
         }
     }
@@ -298,7 +361,6 @@ impl Loop {
             let Some(connection) = self.state.connections.get_mut(&conn) else {
                 return false;
             };
-            connection.flush();
             if connection.ending {
                 return false;
             }
@@ -313,6 +375,7 @@ impl Loop {
                     return false;
                 }
             }
+            self.state.commit();
         }
         true
     }
@@ -322,8 +385,12 @@ impl Loop {
         let now = Instant::now();
         let mut ended = Vec::new();
         for connection in self.state.connections.values_mut() {
-            let silent = matches!(connection.role, crate::connections::Role::New)
-                && now - connection.since > Duration::from_secs(10);
+            let patience = match connection.role {
+                Role::New => Duration::from_secs(10),
+                Role::Returning(_) => Duration::from_secs(30),
+                _ => Duration::MAX,
+            };
+            let silent = now - connection.since > patience;
             let last_words = *connection.ending_since.get_or_insert(now);
             if !connection.ending {
                 connection.ending_since = None;
@@ -369,6 +436,10 @@ impl Listener {
 
 impl Drop for Loop {
     fn drop(&mut self) {
+        // Who comes in between knocks at a closed door, not at none; the next broker puts its own in its place.
+        if self.gives_way {
+            return;
+        }
         for listener in self.listeners.values() {
             listener.unlink();
         }

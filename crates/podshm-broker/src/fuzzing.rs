@@ -46,6 +46,7 @@ impl Decisions {
             Ok(message) => self.state.message(conn, message),
             Err(error) => self.state.reject(conn, RefusalKind::Protocol, error),
         }
+        self.state.commit();
     }
 
     /// A participant's process ends.
@@ -59,6 +60,8 @@ impl Decisions {
         let now = Instant::now() + self.later;
         self.state.check_agents(now);
         self.state.check_clients(now);
+        self.state.check_returns(now, true);
+        self.state.commit();
         self.settle();
     }
 

@@ -18,6 +18,8 @@ pub(crate) enum Who {
     /// The services: their rings' cursor lines must fit the first page.
     Services,
     Participant(ConnId),
+    /// One that is expected back.
+    Absent,
 }
 
 impl State {
@@ -39,7 +41,11 @@ impl State {
         }
         // Each was let in because it meets those before; of those who wait some may not.
         let everybody = agents.into_iter().chain(clients).flatten().chain(domain.waiting.iter().copied());
-        everybody.fold(meeting, |meeting, conn| self.with(meeting, conn).unwrap_or(meeting))
+        let meeting = everybody.fold(meeting, |meeting, conn| self.with(meeting, conn).unwrap_or(meeting));
+        // Those who are expected back have their say, too.
+        let absent = domain.clients.values().filter(|c| c.absent).map(|c| c.speaks);
+        let absent = absent.chain(domain.absent_agent.as_ref().map(|(_, speaks)| *speaks));
+        absent.fold(meeting, |meeting, speaks| meeting.with(Who::Absent, speaks).unwrap_or(meeting))
     }
 
     /// With one more participant.
@@ -105,6 +111,7 @@ impl State {
         match who {
             Who::Broker => "this broker".into(),
             Who::Services => "the domain".into(),
+            Who::Absent => "a participant that is expected back".into(),
             Who::Participant(conn) => match self.connections.get(&conn) {
                 Some(c) => format!("{} of {}", c.software, c.who.name()),
                 None => "a participant that has left".into(),
@@ -114,7 +121,7 @@ impl State {
 
     fn range_of(&self, who: Who) -> String {
         let speaks = match who {
-            Who::Broker | Who::Services => Some(Spoken::OURS),
+            Who::Broker | Who::Services | Who::Absent => Some(Spoken::OURS),
             Who::Participant(conn) => self.connections.get(&conn).map(|c| c.layouts),
         };
         speaks.map_or_else(String::new, |s| format!("{} to {}", s.oldest, s.newest))

@@ -10,18 +10,24 @@
 
 mod agents;
 mod clients;
+mod commit;
 mod connections;
 mod descriptors;
 mod event_loop;
 #[doc(hidden)]
 pub mod fuzzing;
 mod layouts;
+mod ledger;
 mod liveness;
 mod moving;
+mod place;
 mod regions;
+mod rejoin;
+mod restore;
 mod state;
+mod upgrade;
 
-pub use event_loop::Broker;
+pub use event_loop::{Broker, BrokerConfig};
 pub use podshm_domain::{Identity, Limits, Rights};
 /// Named steps at which a test can stop or kill this process.
 #[cfg(feature = "steps")]
@@ -55,6 +61,25 @@ pub enum BrokerError {
     /// The notice page could not be made.
     #[error(transparent)]
     Region(#[from] podshm_region::RegionError),
+    /// The ledger holds what no broker has written.
+    #[error(
+        "ledger {}, at byte {at}: {what}; somebody else wrote there. Move it away to begin with empty books: those who are joined go on with what they have, and join anew",
+        path.display()
+    )]
+    Ledger {
+        /// The file.
+        path: std::path::PathBuf,
+        /// Where in it.
+        at: u64,
+        /// What was found, and expected.
+        what: String,
+    },
+    /// Another broker serves this root.
+    #[error("another broker serves {} and does not give way; end it first", root.display())]
+    Running {
+        /// The root.
+        root: std::path::PathBuf,
+    },
     /// The handle came over a fork.
     #[error("this broker runs in the process that forked; start another one in the child")]
     Forked,

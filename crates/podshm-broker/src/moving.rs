@@ -21,7 +21,7 @@
 
 use crate::clients::Client;
 use crate::layouts::Who;
-use crate::regions::{ConnId, Held};
+use crate::regions::{ConnId, Held, Owner};
 use crate::state::{Domain, State};
 use podshm_domain::Refusal;
 use podshm_layout::geometry::{MOVED, MOVED_ALL};
@@ -38,7 +38,14 @@ pub(crate) struct Coming {
     pub(crate) region: u64,
     pub(crate) sealed: bool,
     /// The client was told to go over.
-    told: bool,
+    pub(crate) told: bool,
+}
+
+impl Coming {
+    /// Region, sealed, told.
+    pub(crate) fn parts(&self) -> (u64, bool, bool) {
+        (self.region, self.sealed, self.told)
+    }
 }
 
 impl State {
@@ -190,7 +197,8 @@ impl State {
             ..Region::default()
         };
         let services = services.to_message();
-        let made = self.regions.make(region).and_then(|id| self.regions.lend(id, conn));
+        let owner = Owner::new(&domain.config.name, Some(&client.member));
+        let made = self.regions.make(region, owner).and_then(|id| self.regions.lend(id, conn));
         let (region, fd) = made.map_err(|e| e.to_string())?;
         if let Some(client) = self.domain_of(conn).and_then(|d| d.clients.get_mut(&id)) {
             client.next = Some(Coming { region: region.id, sealed: false, told: false });
@@ -219,15 +227,30 @@ impl State {
         match domain.agent.filter(serves) {
             // It waits for an agent that follows.
             Some(agent) if !self.knows_moves(agent) => {}
-            Some(agent) => match self.regions.lend(next, agent) {
-                Ok((region, fd)) => {
-                    if let Some(connection) = self.connections.get_mut(&agent) {
-                        connection.send(Down::Next(Next { client: id, region, services: Vec::new() }), vec![fd]);
-                    }
-                }
-                Err(error) => tracing::error!(%error, "a region could not be lent"),
-            },
+            Some(agent) => self.show_next(agent, id, next),
             None => self.tell_to_move(conn, id),
+        }
+    }
+
+    /// Client and agent are back in the midst of a move: what was said to either may be lost with the broker before.
+    pub(crate) fn resume_move(&mut self, agent: ConnId, conn: ConnId, id: u64, next: u64) {
+        if !self.regions.is_held_by(next, agent) {
+            return self.show_next(agent, id, next);
+        }
+        if let Some(coming) = self.domain_of(conn).and_then(|d| d.clients.get_mut(&id)).and_then(|c| c.next.as_mut()) {
+            coming.told = false;
+        }
+        self.tell_to_move(conn, id);
+    }
+
+    fn show_next(&mut self, agent: ConnId, id: u64, next: u64) {
+        match self.regions.lend(next, agent) {
+            Ok((region, fd)) => {
+                if let Some(connection) = self.connections.get_mut(&agent) {
+                    connection.send(Down::Next(Next { client: id, region, services: Vec::new() }), vec![fd]);
+                }
+            }
+            Err(error) => tracing::error!(%error, "a region could not be lent"),
         }
     }
 

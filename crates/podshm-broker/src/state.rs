@@ -5,8 +5,9 @@ use crate::agents::AgentState;
 use crate::clients::Client;
 use crate::connections::{Connection, Role};
 use crate::descriptors;
+use crate::ledger::{Entries, Ledger};
 use crate::regions::{ConnId, RegionBook};
-use podshm_domain::{Books, Limits, Refusal, Spoken};
+use podshm_domain::{Books, Identity, Limits, Refusal, Spoken};
 use podshm_layout::geometry::{NOTICE_AGENT_EPOCH, NOTICE_TABLES};
 use podshm_layout::mem::Store;
 use podshm_layout::sync::Ordering;
@@ -15,7 +16,7 @@ use podshm_proto::{Hello, PROTOCOL, PROTOCOL_OLDEST, RefusalKind, Region, Servic
 use podshm_region::{Memory, Window, WriteMap};
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::OwnedFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A domain to be served.
 #[derive(Clone, Debug)]
@@ -70,6 +71,12 @@ pub struct DomainStats {
     pub discarded: u64,
     /// Participants whose process died while somebody kept their socket open: noticed late, treated as gone.
     pub held_open: u64,
+    /// Bytes of this domain's regions that brokers before this one have made: they are charged to where those ran.
+    pub inherited_bytes: u64,
+    /// Regions that nobody presented in time after a restart of the broker: out of the books, wherever they may be held.
+    pub unclaimed: u64,
+    /// Participants that are expected back after a restart of the broker.
+    pub expected: usize,
 }
 
 /// One client of a domain.
@@ -106,19 +113,29 @@ pub(crate) struct Domain {
     pub(crate) held_open: u64,
     /// What the last agent that closed in order left to its successor.
     pub(crate) left_state: Vec<u8>,
+    /// The agent that served when the broker was started anew, until it is back or has been given up.
+    pub(crate) absent_agent: Option<(Identity, Spoken)>,
+    /// An agent was given up without anybody having heard its end: it may be at work on one batch even now.
+    pub(crate) passed_over: bool,
+    pub(crate) notice_generation: u64,
+    pub(crate) unclaimed: u64,
     notice: Memory,
     notice_page: Window,
 }
 
 impl Domain {
     pub(crate) fn new(config: DomainConfig) -> Result<Self, BrokerError> {
+        Self::with_notice(config, 0)
+    }
+
+    pub(crate) fn with_notice(config: DomainConfig, notice_generation: u64) -> Result<Self, BrokerError> {
         let notice = Memory::create("podshm-notice", PAGE as u64)?;
         let mut map = WriteMap::map(&notice)?;
         map.touch()?;
         let notice_page = map.window(0, PAGE);
         // It is there before anybody else, so it is written for everybody.
         let (kind, layout) = (RegionKind::Notice as u32, LAYOUT_OLDEST);
-        let region = Region { kind, bytes: PAGE as u64, layout, ..Region::default() };
+        let region = Region { kind, generation: notice_generation, bytes: PAGE as u64, layout, ..Region::default() };
         if let Some(header) = region.header() {
             header.write(&notice_page);
         }
@@ -142,6 +159,10 @@ impl Domain {
             discarded: 0,
             held_open: 0,
             left_state: Vec::new(),
+            absent_agent: None,
+            passed_over: false,
+            notice_generation,
+            unclaimed: 0,
             notice,
             notice_page,
         })
@@ -171,6 +192,16 @@ pub(crate) struct State {
     pub(crate) domains: BTreeMap<String, Domain>,
     pub(crate) connections: BTreeMap<ConnId, Connection>,
     pub(crate) regions: RegionBook,
+    /// None where the broker leaves nothing to a successor.
+    pub(crate) ledger: Option<Ledger>,
+    /// Since when it can't be written.
+    pub(crate) unwritten: Option<Instant>,
+    /// What the ledger says of domains that were not added again yet.
+    pub(crate) restored: Entries,
+    /// Regions that the broker before this one has passed on.
+    pub(crate) passed: BTreeMap<u64, Memory>,
+    /// Until when participants of the broker before this one may come back, and until when at the latest.
+    pub(crate) expecting_until: Option<(Instant, Instant)>,
 }
 
 impl State {
@@ -195,6 +226,9 @@ impl State {
                     self.previous_released(&name, &released.ids);
                 }
             }
+            (Role::Returning(_), Up::Present(present)) => self.present(conn, &present),
+            (Role::Returning(_), Up::Presented(_)) => self.presented(conn),
+            (Role::Agent, Up::HungUp(id)) => self.hung_up(conn, id.client),
             (Role::Client(client), Up::Mapped(ids)) => self.client_mapped(conn, *client, &ids.ids),
             (Role::Client(client), Up::Moved(ids)) => self.client_moved(conn, *client, &ids.ids),
             (Role::Agent, Up::Taken(ids)) => self.taken(conn, &ids.ids),
@@ -241,7 +275,9 @@ impl State {
         if self.connections.get(&conn).is_some_and(|c| c.is_one_too_many) {
             return self.reject(conn, RefusalKind::OverLimit, Refusal::Descriptors { asked: 1, left: 0 });
         }
-        if hello.agent {
+        if let Some(rejoin) = hello.rejoin {
+            self.rejoin_hello(conn, hello.agent, rejoin, hello.services);
+        } else if hello.agent {
             self.agent_hello(conn, hello.services);
         } else {
             self.client_hello(conn);
@@ -262,13 +298,14 @@ impl State {
 
     /// The participant is gone, in order or not: everything that it held is released.
     pub(crate) fn end(&mut self, conn: ConnId) {
-        let Some(mut connection) = self.connections.remove(&conn) else {
+        // Its last words.
+        self.commit();
+        let Some(connection) = self.connections.remove(&conn) else {
             return;
         };
-        connection.flush();
         self.regions.drop_everything_of(conn);
         match connection.role {
-            Role::New => {}
+            Role::New | Role::Returning(_) => {}
             Role::Waiting => {
                 if let Some(domain) = self.domains.get_mut(&connection.domain) {
                     domain.waiting.retain(|c| *c != conn);
@@ -277,6 +314,7 @@ impl State {
             Role::Client(client) => self.client_gone(&connection.domain, client),
             Role::Agent => self.agent_gone(&connection.domain, conn),
         }
+        self.commit();
     }
 
     /// The domain that a participant belongs to.
@@ -310,6 +348,9 @@ impl State {
             refused: domain.refused,
             discarded: domain.discarded,
             held_open: domain.held_open,
+            inherited_bytes: self.regions.inherited_bytes(name),
+            unclaimed: domain.unclaimed,
+            expected: domain.clients.values().filter(|c| c.absent).count() + usize::from(domain.absent_agent.is_some()),
         })
     }
 }

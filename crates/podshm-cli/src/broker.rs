@@ -1,7 +1,7 @@
 //! `podshm broker`.
 
 use anyhow::Context;
-use podshm_broker::{Broker, DomainConfig, Identity, Limits, Rights};
+use podshm_broker::{Broker, BrokerConfig, DomainConfig, Identity, Limits, Rights};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::PathBuf;
 
@@ -29,6 +29,9 @@ pub struct Arguments {
     /// Most clients in the domain.
     #[arg(long, default_value_t = 4096)]
     clients: u32,
+    /// How long, in ms, participants may take to come back after a restart of the broker before they are taken for gone.
+    #[arg(long, default_value_t = 10_000)]
+    rejoin_grace_ms: u64,
 }
 
 /// Each client costs a few descriptors: this process takes as many as it may, not the few that a shell allows.
@@ -40,7 +43,7 @@ fn allow_descriptors() {
     }
 }
 
-/// Runs until SIGTERM or SIGINT.
+/// Runs until SIGTERM or SIGINT, or until another one is started on the same root.
 pub fn run(arguments: Arguments) -> anyhow::Result<()> {
     let mut signals = signal_hook::iterator::Signals::new([15, 2]).context("watching for SIGTERM and SIGINT")?;
     let limits = Limits {
@@ -50,7 +53,10 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         ..Limits::default()
     };
     allow_descriptors();
-    let broker = Broker::start()?;
+    // Beside the pods' directories, root's alone. On a node ROOT is on /run, which goes with the machine, as the regions do.
+    let state = Some(arguments.root.join(".broker"));
+    let rejoin_grace = std::time::Duration::from_millis(arguments.rejoin_grace_ms);
+    let broker = Broker::start_with(BrokerConfig { state, rejoin_grace })?;
     broker.add_domain(DomainConfig { limits, ..DomainConfig::new(&arguments.domain) })?;
     let agents = arguments.agents.iter().map(|pod| (pod, Rights { join: false, serve: true }));
     let members = arguments.members.iter().map(|pod| (pod, Rights { join: true, serve: false }));
@@ -79,6 +85,12 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         broker.add_socket(&arguments.domain, &directory, who, rights)?;
     }
     println!("ready: domain {} at {}", arguments.domain, arguments.root.display());
-    signals.forever().next();
+    while signals.pending().next().is_none() {
+        if broker.has_given_way() {
+            println!("another broker has taken over");
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
     Ok(())
 }

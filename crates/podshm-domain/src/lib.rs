@@ -133,6 +133,41 @@ impl Books {
         Books { limits, tables: BTreeMap::new(), pool: 0, clients: BTreeMap::new(), reserved: 0 }
     }
 
+    /// Books as they were: tables (service index, bytes of one), bytes of the pool, clients with their members and what they hold in
+    /// all. Whether that is within the limits was asked when it was admitted.
+    pub fn restored(
+        limits: Limits,
+        tables: impl IntoIterator<Item = (u32, u64)>,
+        pool: u64,
+        clients: impl IntoIterator<Item = (u64, (Identity, u64))>,
+    ) -> Self {
+        let mut books = Books { pool, ..Books::new(limits) };
+        books.tables.extend(tables);
+        books.clients.extend(clients);
+        let tables = books
+            .tables
+            .values()
+            .fold(0u64, |sum, bytes| sum.saturating_add(bytes.saturating_mul(books.generations())));
+        let clients = books.clients.values().fold(0u64, |sum, (_, bytes)| sum.saturating_add(*bytes));
+        books.reserved = tables.saturating_add(pool).saturating_add(clients);
+        books
+    }
+
+    /// What one table of each service takes.
+    pub fn tables(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
+        self.tables.iter().map(|(service, bytes)| (*service, *bytes))
+    }
+
+    /// What the agents' answer regions for the next joins take.
+    pub fn pool(&self) -> u64 {
+        self.pool
+    }
+
+    /// What a client holds.
+    pub fn held_by(&self, client: u64) -> u64 {
+        self.clients.get(&client).map_or(0, |(_, bytes)| *bytes)
+    }
+
     /// The limits.
     pub fn limits(&self) -> Limits {
         self.limits
@@ -312,6 +347,13 @@ mod tests {
         books.admit_tables(&[(0, 200)]).unwrap();
         assert_eq!(books.reserved(), 1000);
         assert!(books.admit_pool(1).is_err());
+        books.admit_tables(&[(0, 120)]).unwrap();
+        books.admit_client(7, &pod("a"), 10, 1).unwrap();
+        books.admit_pool(30).unwrap();
+        let clients = [(7, (pod("a"), books.held_by(7)))];
+        let again = Books::restored(books.limits(), books.tables(), books.pool(), clients);
+        assert_eq!(format!("{again:?}"), format!("{books:?}"), "as they were");
+        books.release_client(7);
         books.admit_tables(&[(0, 150)]).unwrap();
         books.admit_pool(200).unwrap();
         books.admit_pool(150).unwrap();

@@ -8,8 +8,8 @@ use podshm_layout::geometry::{MOVED, MOVED_ALL};
 use podshm_layout::mem::Store;
 use podshm_layout::sync::Ordering;
 use podshm_proto::{
-    ClientId, Down, Grow, Hello, MAX_MESSAGE, Nothing, Publish, Region, RegionIds, Service, State, Up, decode_down,
-    encode_up,
+    ClientId, Down, Grow, Hello, MAX_MESSAGE, Nothing, Offer, Present, Publish, Region, RegionIds, Rejoin, Service,
+    State, Up, decode_down, encode_up,
 };
 use podshm_region::{Memory, Window, WriteMap, descriptors};
 use std::os::fd::OwnedFd;
@@ -77,7 +77,7 @@ fn check(before: &DomainStats, now: &DomainStats, all: &[Participant]) {
 }
 
 fn step(broker: &mut Decisions, all: &mut Vec<Participant>, input: &mut Input<'_>) {
-    let choice = input.choice(22);
+    let choice = input.choice(25);
     if choice < 3 || all.is_empty() {
         if all.len() < MOST {
             all.push(Participant::connect(broker, choice == 0, input));
@@ -137,6 +137,22 @@ fn step(broker: &mut Decisions, all: &mut Vec<Participant>, input: &mut Input<'_
             }
             Up::Moved(RegionIds { ids: vec![last] })
         }
+        // Nobody is expected back here, and nobody gets anything by saying so.
+        22 => {
+            let hello = hello(p.agent, input);
+            let client = p.clients.first().copied().unwrap_or_else(|| u64::from(input.u8()));
+            let rejoin = Rejoin { client, epoch: u64::from(input.choice(3)), ready: true, hung_up: false };
+            Up::Hello(Hello { rejoin: Some(rejoin), ..hello })
+        }
+        23 => {
+            let used = i32::from(input.choice(8));
+            let offer = |id| Offer { id, used, client: 1, hung_up: false };
+            Up::Present(Present { offers: p.choose(input).into_iter().map(offer).collect() })
+        }
+        24 => {
+            p.say(broker, Up::HungUp(ClientId { client: u64::from(input.u8()) }));
+            Up::Presented(Nothing {})
+        }
         _ => {
             let size = u64::from(input.choice(4)) * 200;
             p.say(broker, Up::Grow(Grow { service: 0, keys: size, bytes: size * 100 }));
@@ -163,7 +179,7 @@ fn hello(agent: bool, input: &mut Input<'_>) -> Hello {
     let versions = match input.choice(16) {
         0 => (input.u32(), input.u32()),
         1 => (1, 1),
-        _ => (1, 2),
+        _ => (1, 3),
     };
     let more = Service { name: "m".into(), ..queue.clone() };
     let mut services = if agent { vec![table, queue, call] } else { Vec::new() };
@@ -179,6 +195,7 @@ fn hello(agent: bool, input: &mut Input<'_>) -> Hello {
         agent: agent != (input.choice(16) == 1),
         software: "fuzz".into(),
         services,
+        rejoin: None,
     }
 }
 

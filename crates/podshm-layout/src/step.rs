@@ -16,8 +16,12 @@ pub enum Side {
     Client,
     /// Either.
     Both,
+    /// Either, in a process whose broker was started anew.
+    Rejoin,
     /// The broker.
     Broker,
+    /// The broker, where it keeps a ledger.
+    Ledger,
 }
 
 impl Side {
@@ -126,20 +130,34 @@ steps! {
     FollowSeen "follow.seen" Agent "A client has marked rings; none of them is followed yet."
     FollowDone "follow.done" Agent "A client is followed as a whole; its old region is not let go."
 
+    // Back to a broker that was started anew.
+    RejoinPresented "rejoin.presented" Rejoin "The broker was told what is held here, it has not answered."
+    RejoinMapped "rejoin.mapped" Rejoin "The new notice page is in use."
+
     // The broker.
-    BrokerLetIn "broker.let_in" Broker "A client has its welcome."
+    BrokerLetIn "broker.let_in" Broker "A client is let in; its welcome is not sent."
     BrokerSealed "broker.sealed" Broker "A client's region is sealed, nobody was told."
-    BrokerServed "broker.served" Broker "The agent has a client that joined."
+    BrokerServed "broker.served" Broker "A client that joined is to be served; the agent was not told."
     BrokerPool "broker.pool" Broker "An agent's region is sealed, it was not told."
-    BrokerAskedClose "broker.asked_close" Broker "The serving agent was asked to close."
+    BrokerAskedClose "broker.asked_close" Broker "The serving agent is to be asked to close."
     BrokerEpoch "broker.epoch" Broker "The notice page has the new epoch, the successor has no client."
     BrokerHanded "broker.handed" Broker "One client is handed over; others may not be."
     BrokerPublished "broker.published" Broker "The notice page has a table's new generation, no client has it."
     BrokerNext "broker.next" Broker "A client's next region is sealed, the agent does not know."
-    BrokerTold "broker.told" Broker "A client was told to go over."
+    BrokerTold "broker.told" Broker "A client is to be told to go over."
     BrokerMoved "broker.moved" Broker "A client has gone over; nothing was let go."
     BrokerLeft "broker.left" Broker "A client is gone, its agent was not told."
     BrokerForgot "broker.forgot" Broker "A client is out of the books."
+
+    // A broker that may be started anew: see tests/tests/rejoin_steps.rs.
+    LedgerWriting "ledger.writing" Ledger "A change is made, not written down; nobody was told."
+    LedgerWritten "ledger.written" Ledger "A change is written down, nobody was told."
+    LedgerRewritten "ledger.rewritten" Ledger "The ledger is written anew, the old file stands."
+    RejoinClient "rejoin.client" Ledger "A client is back, nobody was told."
+    RejoinAgent "rejoin.agent" Ledger "An agent is back, nobody was told."
+    RejoinSettled "rejoin.settled" Ledger "What nobody presented is freed, it is not written down."
+    Handing "upgrade.handing" Ledger "A broker was asked to give way, and has passed on nothing."
+    Handed "upgrade.handed" Ledger "A broker has passed on everything, and has not ended."
 }
 
 impl Step {

@@ -12,9 +12,11 @@ pub use services::{BadService, Contradiction, ServiceKind, Services, Written};
 use prost::Message;
 
 /// The protocol that this release speaks best.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 /// The first protocol with [`Down::Next`]: clients that go over to another region, agents that follow them.
 pub const PROTOCOL_MOVES: u32 = 2;
+/// The first protocol with [`Up::Present`]: participants that come back to a broker that was started anew.
+pub const PROTOCOL_REJOINS: u32 = 3;
 /// The oldest protocol that it still speaks.
 pub const PROTOCOL_OLDEST: u32 = 1;
 /// Longest message, in bytes.
@@ -26,7 +28,7 @@ pub const MAX_STATE: usize = 96 * 1024;
 #[derive(Clone, PartialEq, Message)]
 pub struct ToBroker {
     /// The one thing that this message says.
-    #[prost(oneof = "Up", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
+    #[prost(oneof = "Up", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14")]
     pub body: Option<Up>,
 }
 
@@ -66,13 +68,22 @@ pub enum Up {
     /// Client: it has gone over to the next generation of C, with everything that was in the one before.
     #[prost(message, tag = "11")]
     Moved(RegionIds),
+    /// After a hello that says [`Hello::rejoin`]: regions that this participant holds. Descriptors: theirs, in order.
+    #[prost(message, tag = "12")]
+    Present(Present),
+    /// That was all of them.
+    #[prost(message, tag = "13")]
+    Presented(Nothing),
+    /// Agent that has rejoined: the doorbell of this client has hung up. The broker may not know the client yet.
+    #[prost(message, tag = "14")]
+    HungUp(ClientId),
 }
 
 /// What the broker tells a participant.
 #[derive(Clone, PartialEq, Message)]
 pub struct FromBroker {
     /// The one thing that this message says.
-    #[prost(oneof = "Down", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13")]
+    #[prost(oneof = "Down", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14")]
     pub body: Option<Down>,
 }
 
@@ -121,6 +132,9 @@ pub enum Down {
     /// is to map it for reading, and goes over to it when the client has. Descriptor: C.
     #[prost(message, tag = "13")]
     Next(Next),
+    /// The participant is back. Descriptor: the notice page, a new one, to be mapped in the place of the one before.
+    #[prost(message, tag = "14")]
+    Rejoined(Rejoined),
 }
 
 /// No content.
@@ -151,6 +165,86 @@ pub struct Hello {
     /// Agent: what it offers.
     #[prost(message, repeated, tag = "7")]
     pub services: Vec<Service>,
+    /// It was here before the broker was started anew, and presents what it holds. Whoever says so speaks no protocol before
+    /// [`PROTOCOL_REJOINS`], so that an older broker refuses it instead of taking it for a newcomer.
+    #[prost(message, optional, tag = "8")]
+    pub rejoin: Option<Rejoin>,
+}
+
+/// Who comes back.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct Rejoin {
+    /// Client: its number.
+    #[prost(uint64, tag = "1")]
+    pub client: u64,
+    /// Client: the epoch of the agent that it is linked with. Agent: its own, 0 where it has not served.
+    #[prost(uint64, tag = "2")]
+    pub epoch: u64,
+    /// Agent: its tables are filled.
+    #[prost(bool, tag = "3")]
+    pub ready: bool,
+    /// Client: the doorbell of that agent has hung up.
+    #[prost(bool, tag = "4")]
+    pub hung_up: bool,
+}
+
+/// Regions that a participant holds.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Present {
+    /// In the order of their descriptors.
+    #[prost(message, repeated, tag = "1")]
+    pub offers: Vec<Offer>,
+}
+
+/// One region that a participant holds.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct Offer {
+    /// The number that the broker gave it.
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    /// What its holder uses it for.
+    #[prost(enumeration = "Use", tag = "2")]
+    pub used: i32,
+    /// Agent: for which client.
+    #[prost(uint64, tag = "3")]
+    pub client: u64,
+    /// Agent: the doorbell of that client has hung up.
+    #[prost(bool, tag = "4")]
+    pub hung_up: bool,
+}
+
+/// What a region is used for by whoever presents it; stable numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum Use {
+    /// It is held, and that is all: an older generation.
+    Held = 0,
+    /// The C that a client writes, or that an agent reads.
+    Own = 1,
+    /// The C that the client is to go over to.
+    Next = 2,
+    /// The A that answers this client.
+    Answer = 3,
+    /// Agent: an A for a client to come.
+    Pool = 4,
+    /// A table as it stands.
+    Table = 5,
+    /// Agent: a table's next generation, not published.
+    NextTable = 6,
+}
+
+/// The participant is back.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Rejoined {
+    /// Protocol to speak.
+    #[prost(uint32, tag = "1")]
+    pub protocol: u32,
+    /// The agent's epoch.
+    #[prost(uint64, tag = "2")]
+    pub epoch: u64,
+    /// Regions of those presented that were not sealed yet, as far as the broker knows: they are freed, let them go.
+    #[prost(uint64, repeated, tag = "3")]
+    pub dropped: Vec<u64>,
 }
 
 /// A service as its agent offers it.
@@ -399,6 +493,8 @@ pub enum RefusalKind {
     Services = 5,
     /// The region or its seals are not what they must be.
     Region = 6,
+    /// Another agent has served since.
+    Superseded = 7,
 }
 
 /// No, and why.

@@ -5,7 +5,10 @@ use crate::futex;
 use crate::memory::{Memory, RegionError};
 use podshm_layout::mem::{Load, Store};
 use podshm_layout::sync::Ordering;
-use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap, mmap_anonymous, mprotect, munmap};
+use rustix::mm::{
+    Advice, MapFlags, MprotectFlags, MremapFlags, ProtFlags, madvise, mmap, mmap_anonymous, mprotect, mremap_fixed,
+    munmap,
+};
 use std::ffi::c_void;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -170,6 +173,25 @@ impl ReadMap {
         let end = offset.checked_add(bytes).expect("part's end");
         assert!(end <= self.view.bytes, "part {offset}+{bytes} outside a region of {}", self.view.bytes);
         ReadMap { view: View::new(&self.view.mapping, self.view.offset() + offset, bytes) }
+    }
+
+    /// Puts another region of the same size, checked as by [`ReadMap::map`], in the place of this one, for everybody who has this
+    /// mapping or a part of it: whoever loads from it sees the one or the other.
+    pub fn replace(&self, memory: &Memory) -> Result<(), RegionError> {
+        let old = &self.view.mapping;
+        memory.check(old.bytes as u64)?;
+        let new = Mapping::new(memory, MprotectFlags::READ)?;
+        // SAFETY: both are whole mappings of `bytes` made by `Mapping::new`, of shared memory without access or read-only: `old` is a
+        // ReadMap's, so nobody borrows from it but for single atomic loads and racy copies, which may see any bytes. The kernel takes
+        // the one away and puts the other there under one lock; a load in between faults and waits for that lock.
+        let moved = unsafe {
+            let (from, to) = (new.start.as_ptr().cast(), old.start.as_ptr().cast());
+            mremap_fixed(from, new.bytes, old.bytes, MremapFlags::MAYMOVE, to)
+        };
+        moved.map_err(RegionError::system("mremap", memory.bytes()))?;
+        // What it was is at the other's address by now, and unmapped with that one.
+        std::mem::forget(new);
+        Ok(())
     }
 
     /// Sleeps until the 32-bit word at `offset` is no longer `expected`, somebody wakes it, or `timeout` is over.

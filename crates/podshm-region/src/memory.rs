@@ -33,6 +33,12 @@ pub enum RegionError {
         /// What this one has.
         found: u64,
     },
+    /// The broker has been started anew, and nobody has presented this region yet.
+    #[error("region {id} is not here: nobody who holds it has presented it since the broker was started")]
+    Absent {
+        /// Its number.
+        id: u64,
+    },
     /// The header contradicts the broker.
     #[error(transparent)]
     Header(#[from] podshm_layout::HeaderError),

@@ -5,21 +5,29 @@ use podshm_layout::Layouts;
 use podshm_proto::{
     Down, Hello, MAX_MESSAGE, PROTOCOL, PROTOCOL_OLDEST, RefusalKind, Refused, Service, Up, decode_down, encode_up,
 };
-use podshm_region::descriptors;
 use podshm_region::fork::ProcessFd;
+use podshm_region::{Memory, descriptors};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 #[derive(Debug)]
 pub(crate) struct BrokerSocket {
     socket: ProcessFd,
     buffer: Box<[u8]>,
+    /// What had no room yet, with the regions that ride with it. Nothing overtakes it.
+    outbox: RefCell<VecDeque<Waiting>>,
 }
+
+/// A message that waits for room, and the regions that ride with it.
+type Waiting = (Vec<u8>, Vec<Arc<Memory>>);
 
 /// A message and the descriptors that came with it, in order.
 pub(crate) struct Received {
@@ -41,8 +49,7 @@ impl BrokerSocket {
         loop {
             match Self::connect_once(&path) {
                 Ok(socket) => {
-                    let socket = ProcessFd::new(socket);
-                    return Ok(BrokerSocket { socket, buffer: vec![0; MAX_MESSAGE].into() });
+                    return Ok(Self::new(socket));
                 }
                 Err(e) if Instant::now() >= deadline => {
                     let what = format!("connecting to the broker at {} for {:?}", path.display(), start.elapsed());
@@ -51,6 +58,16 @@ impl BrokerSocket {
                 Err(_) => std::thread::sleep(Duration::from_millis(5)),
             }
         }
+    }
+
+    /// Connects if somebody listens there now.
+    pub(crate) fn connect_now(directory: &Path) -> io::Result<Self> {
+        Self::connect_once(&directory.join("broker.sock")).map(Self::new)
+    }
+
+    fn new(socket: OwnedFd) -> Self {
+        let (socket, buffer) = (ProcessFd::new(socket), vec![0; MAX_MESSAGE].into());
+        BrokerSocket { socket, buffer, outbox: RefCell::default() }
     }
 
     fn connect_once(path: &Path) -> io::Result<OwnedFd> {
@@ -69,10 +86,15 @@ impl BrokerSocket {
             agent,
             software: concat!("podshm ", env!("CARGO_PKG_VERSION")).to_owned(),
             services,
+            rejoin: None,
         }))
     }
 
     pub(crate) fn send(&self, message: Up) -> Result<(), Error> {
+        if self.is_clogged() {
+            self.queue(message, Vec::new());
+            return self.flush().map(drop);
+        }
         let bytes = encode_up(message);
         loop {
             match descriptors::send(&self.socket, &bytes, &[]) {
@@ -83,6 +105,32 @@ impl BrokerSocket {
                 Err(e) => return Err(self.last_word().unwrap_or_else(|| Error::system("sending to the broker")(e))),
             }
         }
+    }
+
+    /// Puts a message behind those that wait for room.
+    pub(crate) fn queue(&self, message: Up, memories: Vec<Arc<Memory>>) {
+        self.outbox.borrow_mut().push_back((encode_up(message), memories));
+    }
+
+    /// Whether messages wait for room: to be flushed when the socket is writable.
+    pub(crate) fn is_clogged(&self) -> bool {
+        !self.outbox.borrow().is_empty()
+    }
+
+    /// Sends what there is room for; says whether that was all.
+    pub(crate) fn flush(&self) -> Result<bool, Error> {
+        let mut outbox = self.outbox.borrow_mut();
+        while let Some((bytes, memories)) = outbox.front() {
+            let fds: Vec<_> = memories.iter().map(AsFd::as_fd).collect();
+            match descriptors::send(&self.socket, bytes, &fds) {
+                Ok(()) => drop(outbox.pop_front()),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                // More descriptors are on their way than this user may have open; the broker takes them out.
+                Err(e) if e.raw_os_error() == Some(Errno::TOOMANYREFS.raw_os_error()) => return Ok(false),
+                Err(e) => return Err(self.last_word().unwrap_or_else(|| Error::system("sending to the broker")(e))),
+            }
+        }
+        Ok(true)
     }
 
     /// Why the broker has hung up, if it said so.
@@ -98,7 +146,14 @@ impl BrokerSocket {
 
     /// The next message if there is one. An end of the connection is an error.
     pub(crate) fn receive(&mut self) -> Result<Option<Received>, Error> {
-        match descriptors::receive(&self.socket, &mut self.buffer) {
+        let received = match descriptors::receive(&self.socket, &mut self.buffer) {
+            // It died with something of ours unread. What it had said before is there to be read.
+            Err(e) if e.kind() == io::ErrorKind::ConnectionReset => {
+                descriptors::receive(&self.socket, &mut self.buffer)
+            }
+            other => other,
+        };
+        match received {
             Ok((0, _)) => Err(Error::BrokerAway { what: "this" }),
             Ok((bytes, fds)) => match decode_down(&self.buffer[..bytes]) {
                 Ok(Down::Refused(refused)) => Err(refusal(refused)),

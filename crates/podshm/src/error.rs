@@ -206,6 +206,18 @@ impl Error {
         }
     }
 
+    /// Whether it says that the broker has hung up.
+    pub(crate) fn is_hang_up(&self) -> bool {
+        match self {
+            Error::BrokerAway { .. } => true,
+            Error::System { source, .. } => matches!(
+                source.kind(),
+                std::io::ErrorKind::BrokenPipe | std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::NotConnected
+            ),
+            _ => false,
+        }
+    }
+
     pub(crate) fn system(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Error {
         let what = what.into();
         move |source| Error::System { what, source }

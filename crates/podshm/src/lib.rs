@@ -11,6 +11,7 @@
 //! No data path makes a system call unless somebody sleeps.
 #![forbid(unsafe_code)]
 
+mod absence;
 pub mod agent;
 mod broker_socket;
 pub mod client;

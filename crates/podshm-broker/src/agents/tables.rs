@@ -1,7 +1,7 @@
 //! Tables: their next generation, asked for, filled by the agent, published to the clients.
 
 use super::Growing;
-use crate::regions::ConnId;
+use crate::regions::{ConnId, Owner};
 use crate::state::State;
 use podshm_layout::step::{self, Step};
 use podshm_layout::{Layout, RegionKind, TableGeometry};
@@ -52,7 +52,8 @@ impl State {
             if let Some(agent) = self.agent_state(conn) {
                 agent.growing.insert(service, growing);
             }
-            match self.regions.make(region).and_then(|id| self.regions.lend(id, conn)) {
+            let Some(owner) = self.connections.get(&conn).map(|c| Owner::new(&c.domain, Some(&c.who))) else { return };
+            match self.regions.make(region, owner).and_then(|id| self.regions.lend(id, conn)) {
                 Ok((region, fd)) => {
                     if let Some(agent) = self.agent_state(conn) {
                         agent.unmapped.insert(region.id, Instant::now());
@@ -197,6 +198,6 @@ pub(super) fn table_geometry(services: &Services, index: usize) -> TableGeometry
     TableGeometry::sized_for(service.keys, service.bytes).expect("checked with the offer")
 }
 
-pub(super) fn table_bytes(services: &Services, index: usize) -> u64 {
+pub(crate) fn table_bytes(services: &Services, index: usize) -> u64 {
     table_geometry(services, index).size()
 }

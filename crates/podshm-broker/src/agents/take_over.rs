@@ -8,7 +8,7 @@
 use super::SPARE;
 use crate::clients::Client;
 use crate::connections::Role;
-use crate::regions::{ConnId, Held};
+use crate::regions::{ConnId, Held, Owner};
 use crate::state::State;
 use podshm_layout::header::HEADER_BYTES;
 use podshm_layout::mem::Load;
@@ -27,6 +27,9 @@ impl State {
         };
         let clients = domain.clients.len();
         if domain.successor != Some(conn) || domain.agents.get(&conn).is_none_or(|a| a.ready.is_none()) {
+            return;
+        }
+        if self.waits_for_returns(conn) {
             return;
         }
         // Who came or went since its hello may have changed what everybody reads.
@@ -74,6 +77,13 @@ impl State {
     }
 
     pub(super) fn take_over(&mut self, conn: ConnId) {
+        let Some(domain) = self.home(conn) else {
+            return;
+        };
+        let (name, next) = (domain.config.name.clone(), domain.epoch + 1);
+        if !self.write_epoch(&name, next) {
+            return; // tried again at the next look at the clock
+        }
         let Some(domain) = self.domain_of(conn) else {
             return;
         };
@@ -108,6 +118,9 @@ impl State {
             self.hand_over_client(conn, client);
             step::at(Step::BrokerHanded);
         }
+        if let Some(domain) = self.domain_of(conn) {
+            domain.passed_over = false;
+        }
         self.settle_books(conn);
         self.serve_waiting(conn);
         let _ = self.top_up(conn); // tried again when the next one is wanted
@@ -132,10 +145,11 @@ impl State {
         };
         let old = client.answer.replace(answer);
         let before = client.before.take();
-        let forced = domain.agents.values().any(|a| a.forced);
+        let forced = domain.passed_over || domain.agents.values().any(|a| a.forced);
         let epoch = domain.epoch;
         let (c, member, gone) = (client.region, client.member.name(), client.conn.is_none());
         let rings_for = client.handed;
+        self.regions.give(answer, client_id);
         let old = self.last_that_began(conn, before, old, rings_for);
         let next = self.home(conn).and_then(|d| self.next_for(conn, d.clients.get(&client_id)?));
         let cursors = old.map(|old| self.readable_cursors(conn, old));
@@ -183,7 +197,10 @@ impl State {
 
     /// The region with the predecessor's cursors, or what they say at a layout that this agent reads.
     fn readable_cursors(&mut self, conn: ConnId, old: u64) -> u64 {
-        let Some(region) = self.regions.at(old).map(|held| held.region) else { return old };
+        let Some((region, owner)) = self.regions.at(old).map(|held| (held.region, held.owner.clone())) else {
+            return old;
+        };
+        let owner = Owner { writer: None, ..owner };
         let speaks = self.connections.get(&conn).map(|c| c.layouts);
         if speaks.is_none_or(|speaks| speaks.reads(region.layout)) {
             return old;
@@ -201,7 +218,7 @@ impl State {
                     bytes[at..at + 8].copy_from_slice(&value.to_ne_bytes());
                 }
             }
-            self.regions.make_with(page, &bytes[HEADER_BYTES..])
+            self.regions.make_with(page, owner, &bytes[HEADER_BYTES..])
         });
         match copy.and_then(|copy| self.regions.seal(copy).map(|()| copy)) {
             Ok(copy) => copy,
@@ -278,7 +295,7 @@ impl State {
             return;
         }
         let sealed: Vec<(u64, Option<u64>)> =
-            domain.clients.iter().filter(|(_, c)| c.sealed).map(|(id, c)| (*id, c.answer)).collect();
+            domain.clients.iter().filter(|(_, c)| c.sealed && !c.absent).map(|(id, c)| (*id, c.answer)).collect();
         for (client, answer) in sealed {
             if !answer.is_some_and(|a| self.regions.is_held_by(a, conn)) {
                 self.adopt(conn, client);

@@ -4,6 +4,7 @@ use super::answer::Deferral;
 use super::clients::Clients;
 use super::table::Why;
 use super::{Agent, BROKER, DEFERRED};
+use crate::absence::Absence;
 use crate::broker_socket::{BrokerSocket, Received};
 use crate::error::Error;
 use podshm_layout::geometry::{RingGeometry, SLEEPER_FENCES};
@@ -14,6 +15,7 @@ use podshm_layout::{Layouts, PAGE, RegionKind};
 use podshm_proto::{Down, Region, RegionIds, Service, Services, Up};
 use podshm_region::{Memory, ReadMap, WriteMap, barrier, fork};
 use rustix::event::{EventfdFlags, epoll, eventfd};
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -82,7 +84,20 @@ impl AgentBuilder {
         Services::check(self.services.clone())
             .map_err(|e| Error::Refused { kind: podshm_proto::RefusalKind::Services, message: e.to_string() })?;
         let deadline = Instant::now() + timeout;
-        let mut broker = BrokerSocket::connect(directory.as_ref(), deadline)?;
+        loop {
+            match self.clone().try_to_connect(directory.as_ref(), deadline) {
+                // The broker was started anew in the midst of it, and knows nothing of what is half done.
+                Err(error) if error.is_hang_up() && Instant::now() < deadline => {
+                    tracing::debug!(%error, "connecting again");
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                other => return other,
+            }
+        }
+    }
+
+    fn try_to_connect(self, directory: &Path, deadline: Instant) -> Result<Agent, Error> {
+        let mut broker = BrokerSocket::connect(directory, deadline)?;
         broker.hello(true, self.services.clone(), self.layouts)?;
         step::at(Step::JoinConnected);
         let mut received = broker.await_message("the broker's welcome", deadline)?;
@@ -108,6 +123,11 @@ impl AgentBuilder {
         let mut agent = Agent {
             process: fork::install(),
             broker: Some(broker),
+            absence: Absence::new(directory),
+            sure: crate::clock::now_coarse(),
+            returns: 0,
+            held: RefCell::default(),
+            said_ready: false,
             layouts: self.layouts,
             notice,
             poll,
@@ -169,6 +189,7 @@ impl Agent {
                 map.prepare(|region| region.store(SLEEPER_FENCES, fences, Ordering::Release));
                 self.pool.insert(region.id, (region, map));
             }
+            self.held.get_mut().insert(region.id, Arc::new(memory));
             ids.push(region.id);
         }
         step::at(Step::JoinMapped);
@@ -187,6 +208,7 @@ impl Agent {
         let map = WriteMap::map(&memory)?;
         map.touch()?;
         self.new_table_region(region, map, Why::Rewritten)?;
+        self.held.get_mut().insert(region.id, Arc::new(memory));
         self.tell(Up::Mapped(RegionIds { ids: vec![region.id] }))
     }
 }

@@ -4,11 +4,12 @@ use super::Agent;
 use crate::clock;
 use crate::error::Error;
 use crate::wakes::WakeStats;
+use podshm_proto::{ClientId, Up};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const LISTENING: EventFlags = EventFlags::IN.union(EventFlags::RDHUP);
 /// A hang-up is heard from whoever rings too much, too.
@@ -34,6 +35,10 @@ impl Agent {
             let _ = epoll::delete(&self.poll, doorbell);
             client.hang_up(now);
             self.polled.push(id);
+            // Of those that were not there when the broker was started anew it can't know otherwise.
+            if self.returns > 0 {
+                let _ = self.tell(Up::HungUp(ClientId { client: id })); // a failure shows where it is read from
+            }
         } else if client.rung(now) {
             self.unheard.push(id);
         } else if let Some(doorbell) = client.doorbell() {
@@ -58,7 +63,9 @@ impl Agent {
     /// `timeout`, or less where a polled client's turn comes before that.
     pub(super) fn until_next_look(&self, timeout: Duration) -> Duration {
         let next = self.polled.iter().filter_map(|id| self.clients.get(*id)?.next_look()).min();
-        next.map_or(timeout, |next| timeout.min(Duration::from_nanos(next.saturating_sub(clock::now()))))
+        let timeout = next.map_or(timeout, |next| timeout.min(Duration::from_nanos(next.saturating_sub(clock::now()))));
+        let broker = self.absence.next().map(|next| next.saturating_duration_since(Instant::now()));
+        broker.map_or(timeout, |broker| timeout.min(broker))
     }
 
     /// Looks at the clients that are polled and whose turn it is; says how many had something.

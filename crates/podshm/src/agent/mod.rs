@@ -18,6 +18,7 @@ mod doorbells;
 mod event_loop;
 mod handler;
 mod moving;
+mod rejoin;
 mod serve;
 mod table;
 
@@ -26,7 +27,9 @@ pub use connect::{AgentBuilder, DEFAULT_RING};
 pub use handler::{Handler, Record, Request};
 pub use table::TableWriter;
 
+use crate::absence::Absence;
 use crate::broker_socket::BrokerSocket;
+use crate::clock;
 use crate::error::Error;
 use crate::wakes::WakeStats;
 use answer::{Deferral, Inbound};
@@ -35,11 +38,12 @@ use clients::Clients;
 use podshm_layout::Layouts;
 use podshm_layout::step::{self, Step};
 use podshm_proto::{ClientId, Down, MAX_STATE, RegionIds, Serve, Services, State, Up};
-use podshm_region::{ReadMap, Window, fork};
+use podshm_region::{Memory, ReadMap, Window, fork};
 use rustix::event::{Timespec, epoll};
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::mpsc;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 const BROKER: u64 = 0;
@@ -48,6 +52,11 @@ const TIMER: u64 = u64::MAX;
 /// Rounds over the hot clients between two looks at the doorbells and the broker: a look is a system call, a round without work some
 /// ten nanoseconds.
 const ROUNDS: u32 = 1024;
+
+/// How long an agent serves without making sure that its broker is the one that it was, in ns: one that was started anew lets nobody
+/// else serve for longer than this (see `BrokerConfig::LEAST_GRACE`). It matters to an agent that was stopped: it can't see an epoch on
+/// a notice page whose writer is dead.
+const LEASE: u64 = 1_000_000_000;
 
 /// Rounds without work between two looks at the clock.
 const IDLE_ROUNDS: u32 = 64;
@@ -85,6 +94,14 @@ pub enum Progress {
 pub struct Agent {
     process: u32,
     broker: Option<BrokerSocket>,
+    absence: Absence,
+    /// When it last made sure of its broker, in coarse ns.
+    sure: u64,
+    /// How often it went back to a broker.
+    returns: u32,
+    /// Every region that is held here, to be presented to a broker that was started anew.
+    held: RefCell<HashMap<u64, Arc<Memory>>>,
+    said_ready: bool,
     services: Services,
     layouts: Layouts,
     notice: ReadMap,
@@ -137,8 +154,9 @@ impl Agent {
     /// Says that the tables are filled. The broker lets this agent take over at once, or when its predecessor has closed.
     pub fn ready(&mut self) -> Result<(), Error> {
         self.check_fork()?;
-        let broker = self.broker.as_ref().ok_or(Error::BrokerAway { what: "taking over" })?;
-        broker.send(Up::Ready(podshm_proto::Nothing {}))?;
+        self.said_ready = true;
+        // A broker that is away hears it when it is back.
+        self.tell(Up::Ready(podshm_proto::Nothing {}))?;
         step::at(Step::HandoverReady);
         Ok(())
     }
@@ -257,6 +275,11 @@ impl Agent {
     /// Looks at doorbells, the broker and deferred answers; waits for them for at most `timeout`. Says how many had something.
     fn look(&mut self, timeout: Duration) -> Result<usize, Error> {
         self.wakes.looks += 1;
+        let mut began = clock::now_coarse();
+        self.look_for_broker()?;
+        if self.broker.is_none() && self.absence.is_alone() {
+            self.sure = began;
+        }
         self.hear();
         let timeout = self.until_next_look(timeout);
         let mut events = Vec::with_capacity(64);
@@ -266,13 +289,23 @@ impl Agent {
             Err(e) => return Err(Error::system("epoll_wait")(e.into())),
         }
         let found = events.len();
+        if timeout != Timespec::default() {
+            began = clock::now_coarse();
+        }
         for event in events {
             match event.data.u64() {
-                BROKER => self.read_broker()?,
+                BROKER => {
+                    self.flush_broker();
+                    self.read_broker()?;
+                }
                 DEFERRED => self.take_deferred(),
                 TIMER => self.timer_called(),
                 token => self.doorbell(token - 2, event.flags),
             }
+        }
+        // It would have been heard to hang up.
+        if self.broker.is_some() {
+            self.sure = began;
         }
         Ok(found + self.look_at_polled())
     }
@@ -286,13 +319,18 @@ impl Agent {
     #[inline]
     fn serve_hot(&mut self, handler: &mut impl Handler) -> Result<usize, Error> {
         let mut handled = 0;
+        if clock::now_coarse().saturating_sub(self.sure) > LEASE {
+            // It was stopped, or its author was busy. What comes of the look is known before anything is handled.
+            self.rounds = ROUNDS;
+            return Ok(0);
+        }
         let (mut drained, mut left) = (Vec::new(), Vec::new());
         for at in 0..self.clients.hot().len() {
             self.check_epoch()?;
             let Some(client) = self.clients.hot_at(at) else { continue };
             // A client that marks a ring wakes its agent as for a record, so that whoever is cold has marked none.
             if self.moving > 0 && client.move_is_due() {
-                let reading = moving::Reading { services: &self.services, layouts: self.layouts };
+                let reading = moving::Reading { services: &self.services, layouts: self.layouts, held: &self.held };
                 left.extend(client.follow_move(reading));
                 self.scratch.resize(self.scratch.len().max(client.longest_record()), 0);
             }
@@ -362,6 +400,8 @@ impl Agent {
         self.tell(Up::Bye(podshm_proto::Nothing {}))?;
         self.clients.clear();
         self.broker = None;
+        self.absence.give_up();
+        self.held.get_mut().clear();
         Ok(())
     }
 
@@ -374,8 +414,12 @@ impl Agent {
     /// Tells the broker, if it is there. If it is not, that is noticed where it is listened to; open channels go on.
     fn tell(&self, message: Up) -> Result<(), Error> {
         self.check_fork()?;
+        if let Up::Release(released) = &message {
+            let mut held = self.held.borrow_mut();
+            released.ids.iter().for_each(|id| drop(held.remove(id)));
+        }
         match self.broker.as_ref().map(|broker| broker.send(message)) {
-            Some(Err(Error::System { source, .. })) if is_hang_up(&source) => Ok(()),
+            Some(Err(error)) if error.is_hang_up() => Ok(()),
             other => other.unwrap_or(Ok(())),
         }
     }
@@ -386,12 +430,7 @@ impl Agent {
             match broker.receive() {
                 Ok(Some(received)) => self.follow(received)?,
                 Ok(None) => return Ok(()),
-                Err(Error::Refused { kind, message }) => return Err(Error::Refused { kind, message }),
-                Err(error) => {
-                    tracing::warn!(%error, "the broker is away; open channels go on");
-                    let _ = epoll::delete(&self.poll, broker.as_fd());
-                    self.broker = None;
-                }
+                Err(error) => return self.broker_is_away(error),
             }
         }
     }
@@ -437,6 +476,7 @@ impl Agent {
                 self.tables_sealed(&sealed.ids)
             }
             Down::Next(next) => self.expect_move(&next, &mut received),
+            Down::Rejoined(rejoined) => self.rejoined(&rejoined, &mut received),
             Down::Rewrite(table) => self.map_for_rewriting(table, &mut received),
             other => Err(Error::Protocol(format!("{other:?} is not for an agent"))),
         }
@@ -450,7 +490,10 @@ impl Agent {
             .ok_or_else(|| Error::Protocol(format!("answer region {} is not in the pool", serve.answer)))?;
         let next = serve.next.map(|next| next.id);
         let ids: Vec<u64> = serve.regions.iter().map(|r| r.id).chain([answer.id]).chain(next).collect();
-        let reading = moving::Reading { services: &self.services, layouts: self.layouts };
+        let reading = moving::Reading { services: &self.services, layouts: self.layouts, held: &self.held };
+        // Where a broker that was started anew gives it once more: there the new one goes on.
+        let before = self.clients.remove(serve.client);
+        self.moving -= usize::from(before.is_some_and(|before| before.next.is_some()));
         let client = match AgentClient::new(serve, received, answer, map, reading) {
             Ok(client) => client,
             Err(error) => {
@@ -509,10 +552,6 @@ impl Agent {
             }
         }
     }
-}
-
-fn is_hang_up(error: &std::io::Error) -> bool {
-    matches!(error.kind(), std::io::ErrorKind::BrokenPipe | std::io::ErrorKind::ConnectionReset)
 }
 
 /// The first page of a region that this agent writes.

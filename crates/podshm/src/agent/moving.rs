@@ -17,22 +17,29 @@ use podshm_layout::wake::Waker;
 use podshm_layout::{ChannelGeometry, Layouts, PAGE};
 use podshm_proto::{Next, Region, RegionIds, ServiceKind, Services, Up, Written};
 use podshm_region::{Memory, ReadMap};
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 /// What an agent knows of its domain that says where things lie in regions.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Reading<'a> {
     pub(super) services: &'a Services,
     pub(super) layouts: Layouts,
+    /// Where descriptors are kept.
+    pub(super) held: &'a RefCell<HashMap<u64, Arc<Memory>>>,
 }
 
 impl Reading<'_> {
     /// Maps a client's region.
     pub(super) fn map(&self, c: &Region, fd: OwnedFd) -> Result<ReadMap, Error> {
         self.layouts.parse(c.layout)?;
-        let map = ReadMap::map(&Memory::from_fd(fd)?, c.bytes)?;
+        let memory = Memory::from_fd(fd)?;
+        let map = ReadMap::map(&memory, c.bytes)?;
         let header = c.header().ok_or_else(|| Error::Protocol(format!("client's region of kind {}", c.kind)))?;
         header.check(&map).map_err(podshm_region::RegionError::from)?;
+        self.held.borrow_mut().insert(c.id, Arc::new(memory));
         Ok(map)
     }
 
@@ -137,7 +144,7 @@ impl Agent {
     /// The next region of a client has come.
     pub(super) fn expect_move(&mut self, next: &Next, received: &mut Received) -> Result<(), Error> {
         let ids = vec![next.region.id];
-        let reading = Reading { services: &self.services, layouts: self.layouts };
+        let reading = Reading { services: &self.services, layouts: self.layouts, held: &self.held };
         let coming = received.fd("a client's next region").and_then(|fd| match self.clients.get_mut(next.client) {
             Some(client) if client.next.is_none() => {
                 client.next = Some(Coming::new(next.region, fd, &client.answer, reading)?);

@@ -44,6 +44,20 @@ impl Slot {
         self.is_sealed
     }
 
+    /// Number of the region that stands.
+    pub(super) fn region(&self) -> u64 {
+        self.region
+    }
+
+    pub(super) fn next_region(&self) -> Option<u64> {
+        self.next.as_ref().map(|next| next.region.id)
+    }
+
+    /// The next generation, if it is one of these, has gone with the broker that made it.
+    pub(super) fn drop_next(&mut self, ids: &[u64]) {
+        self.next.take_if(|next| ids.contains(&next.region.id));
+    }
+
     pub(super) fn sealed(&mut self, ids: &[u64]) {
         self.is_sealed |= ids.contains(&self.region);
         if let Some(next) = &mut self.next {
@@ -207,19 +221,27 @@ impl<'a> TableWriter<'a> {
         let keys = (writer.keys() * 2).max(64);
         let bytes = (writer.live_bytes() + more as u64) * 2 + 4096;
         let service = self.service as u32;
-        if self.agent.broker.is_none() {
-            return Err(full.into());
-        }
-        self.agent.tell(Up::Grow(Grow { service, keys, bytes }))?;
-        step::at(Step::GrowthAsked);
         let deadline = Instant::now() + GROW;
+        let mut asked = None;
         let next = loop {
             if let Some(next) = self.slot().take_next(Why::Wanted) {
                 break next;
             }
-            let Some(broker) = &mut self.agent.broker else { return Err(full.into()) };
-            let received = broker.await_message("a larger table", deadline)?;
-            self.agent.follow(received)?;
+            // A broker that is started anew meanwhile knows what it has sealed, and nothing of a wish.
+            if !self.agent.has_broker() && self.agent.await_broker("a larger table", deadline).is_err() {
+                return Err(full.into());
+            }
+            if asked != Some(self.agent.returns) && self.slot().next.is_none() {
+                asked = Some(self.agent.returns);
+                self.agent.tell(Up::Grow(Grow { service, keys, bytes }))?;
+                step::at(Step::GrowthAsked);
+            }
+            let Some(broker) = &mut self.agent.broker else { continue };
+            match broker.await_message("a larger table", deadline) {
+                Ok(received) => self.agent.follow(received)?,
+                Err(error) if error.is_hang_up() => self.agent.broker_is_away(error)?,
+                Err(error) => return Err(error),
+            }
         };
         step::at(Step::GrowthSealed);
         let new = next.region.id;

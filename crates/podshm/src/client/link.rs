@@ -18,21 +18,28 @@ use rustix::event::{EventfdFlags, eventfd};
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Collects the numbers of regions that were dropped.
 #[derive(Debug)]
 pub(crate) struct Releaser {
     epoch: u32,
     pub(crate) ids: Mutex<Vec<u64>>,
+    /// Every region that is held here, to be presented to a broker that was started anew.
+    held: Mutex<BTreeMap<u64, Arc<Memory>>>,
     pub(crate) event: OwnedFd,
 }
 
 impl Releaser {
+    /// What is held now.
+    pub(crate) fn held(&self) -> BTreeMap<u64, Arc<Memory>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     pub(crate) fn new() -> Result<Self, Error> {
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|e| Error::system("eventfd")(e.into()))?;
-        Ok(Releaser { epoch: fork::install(), ids: Mutex::default(), event })
+        Ok(Releaser { epoch: fork::install(), ids: Mutex::default(), held: Mutex::default(), event })
     }
 
     pub(crate) fn wake(&self) {
@@ -44,7 +51,14 @@ impl Releaser {
 #[derive(Debug)]
 pub(crate) struct Named {
     pub(crate) id: u64,
-    pub(crate) releaser: Arc<Releaser>,
+    releaser: Arc<Releaser>,
+}
+
+impl Named {
+    pub(crate) fn new(id: u64, memory: Memory, releaser: &Arc<Releaser>) -> Self {
+        releaser.held.lock().unwrap_or_else(PoisonError::into_inner).insert(id, Arc::new(memory));
+        Named { id, releaser: Arc::clone(releaser) }
+    }
 }
 
 impl Drop for Named {
@@ -53,6 +67,7 @@ impl Drop for Named {
         if fork::epoch() != self.releaser.epoch {
             return;
         }
+        drop(self.releaser.held.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id));
         if let Ok(mut ids) = self.releaser.ids.lock() {
             ids.push(self.id);
         }
@@ -65,8 +80,7 @@ impl Drop for Named {
 #[derive(Debug)]
 pub(crate) struct Mapped {
     pub(crate) map: ReadMap,
-    _memory: Memory,
-    _named: Named,
+    named: Named,
 }
 
 impl Mapped {
@@ -76,7 +90,7 @@ impl Mapped {
         let map = ReadMap::map(&memory, region.bytes)?;
         let header = region.header().ok_or_else(|| Error::Protocol(format!("region of kind {}", region.kind)))?;
         header.check(&map).map_err(podshm_region::RegionError::from)?;
-        Ok(Mapped { map, _memory: memory, _named: Named { id: region.id, releaser: Arc::clone(releaser) } })
+        Ok(Mapped { map, named: Named::new(region.id, memory, releaser) })
     }
 }
 
@@ -85,15 +99,20 @@ impl Mapped {
 pub(crate) struct TableGeneration {
     pub(crate) reader: TableReader<ReadMap>,
     pub(crate) generation: u64,
-    _mapped: Mapped,
+    mapped: Mapped,
 }
 
 impl TableGeneration {
+    /// Its region's number.
+    pub(crate) fn region(&self) -> u64 {
+        self.mapped.named.id
+    }
+
     pub(crate) fn new(fd: OwnedFd, region: &Region, speaks: Speaks, releaser: &Arc<Releaser>) -> Result<Self, Error> {
         let geometry = region.table().map_err(podshm_region::RegionError::from)?;
         let mapped = Mapped::new(fd, region, speaks, releaser)?;
         let reader = TableReader::new(mapped.map.clone(), geometry);
-        Ok(TableGeneration { reader, generation: region.generation, _mapped: mapped })
+        Ok(TableGeneration { reader, generation: region.generation, mapped })
     }
 }
 
@@ -123,7 +142,7 @@ pub(crate) struct Channel {
     place: u64,
     epoch: u64,
     notice: ReadMap,
-    _mapped: Mapped,
+    mapped: Mapped,
 }
 
 impl Link {
@@ -179,7 +198,7 @@ impl Link {
             place,
             epoch,
             notice: notice.clone(),
-            _mapped: mapped,
+            mapped,
         };
         Ok(Link { epoch, tables, channel: Arc::new(channel) })
     }
@@ -252,6 +271,11 @@ impl Channel {
         let (map, geometry) = &self.rings[ring];
         let at = position & (u64::from(geometry.bytes) - 1) & !7;
         map.load(at as usize, Ordering::Relaxed) != 0
+    }
+
+    /// A's number.
+    pub(crate) fn region(&self) -> u64 {
+        self.mapped.named.id
     }
 
     /// The number that tells this agent's rings from its predecessor's.

@@ -97,7 +97,20 @@ impl Client {
     #[doc(hidden)]
     pub fn join_speaking(layouts: Layouts, directory: impl AsRef<Path>, timeout: Duration) -> Result<Self, Error> {
         let deadline = Instant::now() + timeout;
-        let mut broker = BrokerSocket::connect(directory.as_ref(), deadline)?;
+        loop {
+            match Self::try_to_join(layouts, directory.as_ref(), deadline) {
+                // The broker was started anew in the midst of it, and knows nothing of what is half done.
+                Err(error) if error.is_hang_up() && Instant::now() < deadline => {
+                    tracing::debug!(%error, "joining again");
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                other => return other,
+            }
+        }
+    }
+
+    fn try_to_join(layouts: Layouts, directory: &Path, deadline: Instant) -> Result<Self, Error> {
+        let mut broker = BrokerSocket::connect(directory, deadline)?;
         broker.hello(false, Vec::new(), layouts)?;
         let thread = thread::prepare()?;
         step::at(Step::JoinConnected);
@@ -159,7 +172,8 @@ impl Client {
             released,
             event,
         });
-        let thread = thread.start(Arc::clone(&shared), broker, early, speaks, map)?;
+        let broker = thread::Broker { socket: broker, directory, early };
+        let thread = thread.start(Arc::clone(&shared), broker, speaks, map)?;
         Ok(Client { shared, _thread: Arc::new(thread) })
     }
 

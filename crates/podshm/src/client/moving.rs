@@ -42,6 +42,13 @@ impl Coming {
     }
 }
 
+impl Coming {
+    /// Its memory, for a broker that was started anew, if it is sealed: if not, that broker knows nothing of it.
+    pub(crate) fn presentable(&self) -> Option<Memory> {
+        self.memory.check(self.region.bytes).and_then(|()| self.memory.try_clone()).ok()
+    }
+}
+
 impl Shared {
     /// Goes over, ring by ring, each under its lock: what is in it is there, too, and the next record has the position that it would
     /// have had. The agent follows each once the old region says so, so that whoever holds one ring for long holds up no other.

@@ -21,9 +21,7 @@ pub(crate) struct Own {
     /// Its first page: armed word and cursor lines.
     pub(crate) first: Window,
     layout: Layout,
-    /// To be presented to a broker that restarted.
-    _memory: Memory,
-    _named: Named,
+    named: Named,
 }
 
 impl Own {
@@ -34,8 +32,12 @@ impl Own {
         map: &mut WriteMap,
         releaser: &Arc<Releaser>,
     ) -> Self {
-        let named = Named { id: region.id, releaser: Arc::clone(releaser) };
-        Own { first: map.window(0, PAGE), layout, _memory: memory, _named: named }
+        Own { first: map.window(0, PAGE), layout, named: Named::new(region.id, memory, releaser) }
+    }
+
+    /// Its region's number.
+    pub(crate) fn region(&self) -> u64 {
+        self.named.id
     }
 
     /// Where this client says how far it is with the responses of ring number `ring`.

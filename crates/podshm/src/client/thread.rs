@@ -3,6 +3,7 @@
 use super::link::{Link, TableGeneration};
 use super::moving::Coming;
 use super::{Shared, Speaks};
+use crate::absence::{Absence, Returning};
 use crate::broker_socket::{BrokerSocket, Received, wait};
 use crate::clock;
 use crate::error::Error;
@@ -10,10 +11,11 @@ use crate::wakes::{self, WakeStats, Wakes};
 use podshm_layout::geometry::ARMED;
 use podshm_layout::step::{self, Step};
 use podshm_layout::wake::Waker;
-use podshm_proto::{Down, RegionIds, Service, Services, Up};
-use podshm_region::{WriteMap, barrier};
+use podshm_proto::{Down, Offer, RefusalKind, RegionIds, Rejoin, Rejoined, Service, Services, Up, Use};
+use podshm_region::{Memory, WriteMap, barrier};
 use rustix::event::PollFlags;
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -79,20 +81,28 @@ pub(crate) fn prepare() -> Result<Waiting, Error> {
     Ok(Waiting { work, thread })
 }
 
+/// The broker's end of a join.
+pub(crate) struct Broker<'a> {
+    pub(crate) socket: BrokerSocket,
+    pub(crate) directory: &'a Path,
+    /// Messages that came before the thread.
+    pub(crate) early: Vec<Received>,
+}
+
 impl Waiting {
     /// Puts the thread to work; `region` is the client's own.
     pub(crate) fn start(
         self,
         shared: Arc<Shared>,
-        broker: BrokerSocket,
-        early: Vec<Received>,
+        broker: Broker<'_>,
         speaks: Speaks,
         region: WriteMap,
     ) -> Result<Joined, Error> {
         let stop = Arc::new(AtomicBool::new(false));
         let mut worker = Worker {
             shared: Arc::clone(&shared),
-            broker: Some(broker),
+            broker: Some(broker.socket),
+            absence: Absence::new(broker.directory),
             speaks,
             coming: None,
             stop: Arc::clone(&stop),
@@ -102,7 +112,7 @@ impl Waiting {
             heard: 0,
             wakes: Wakes::new(clock::now()),
         };
-        for received in early {
+        for received in broker.early {
             worker.message(received);
         }
         *self.work.lock().unwrap_or_else(PoisonError::into_inner) = Some((worker, region));
@@ -114,6 +124,7 @@ impl Waiting {
 struct Worker {
     shared: Arc<Shared>,
     broker: Option<BrokerSocket>,
+    absence: Absence,
     speaks: Speaks,
     /// The C that it is to go over to once that is sealed.
     coming: Option<Coming>,
@@ -165,13 +176,16 @@ impl Worker {
                 fds.push((link.channel.doorbell.as_fd(), heard));
             }
             if let Some(broker) = &self.broker {
-                fds.push((broker.as_fd(), PollFlags::IN));
+                let room = if broker.is_clogged() { PollFlags::OUT } else { PollFlags::empty() };
+                fds.push((broker.as_fd(), PollFlags::IN | room));
             }
+            let return_due = self.absence.next().map(|next| next.saturating_duration_since(Instant::now()));
             let deadline = self.shared.futures.next_deadline();
             let due = deadline.map(|d| d.saturating_duration_since(Instant::now()));
             // Nobody tells when the process is registered for barriers.
             let look_again = (!self.takes_part).then_some(Duration::from_millis(20));
-            let events = wait(&fds, due.into_iter().chain(look_again).chain(pause).min());
+            let pauses = due.into_iter().chain(look_again).chain(pause).chain(return_due);
+            let events = wait(&fds, pauses.min());
             drop(fds);
             self.count(|stats| stats.looks += 1);
             if !self.takes_part && barrier::is_registered() {
@@ -194,6 +208,7 @@ impl Worker {
             if events.get(broker_at).is_some_and(|e| !e.is_empty()) {
                 self.drain_broker();
             }
+            self.look_for_broker();
         }
         if let Some(broker) = &self.broker {
             let _ = broker.send(Up::Bye(podshm_proto::Nothing {}));
@@ -256,16 +271,78 @@ impl Worker {
     fn drain_broker(&mut self) {
         loop {
             let Some(broker) = &mut self.broker else { return };
+            // A failure shows where it is read from.
+            let _ = broker.flush();
             match broker.receive() {
                 Ok(Some(received)) => self.message(received),
                 Ok(None) => return,
-                Err(error) => {
-                    tracing::warn!(%error, "the broker is away; open channels go on");
-                    self.shared.broker_away.store(true, Ordering::Release);
-                    self.broker = None;
-                }
+                Err(error) => return self.broker_is_away(&error),
             }
         }
+    }
+
+    fn broker_is_away(&mut self, error: &Error) {
+        self.broker = None;
+        let refused = self.absence.is_asked && matches!(error, Error::Refused { .. });
+        if !self.shared.broker_away.swap(true, Ordering::AcqRel) {
+            tracing::warn!(%error, "the broker is away; open channels go on");
+        }
+        match error {
+            Error::Refused { kind, .. } if refused && *kind != RefusalKind::OverLimit => {
+                tracing::error!(%error, "the broker does not know this client any more; it goes on with what it has");
+                self.absence.give_up();
+            }
+            _ => self.absence.begin(),
+        }
+    }
+
+    /// Goes back to a broker that was started anew, with everything that is held here.
+    fn look_for_broker(&mut self) {
+        let Some(broker) = self.absence.look() else { return };
+        let link = self.shared.link.load_full();
+        if self.coming.as_ref().is_some_and(|coming| coming.presentable().is_none()) {
+            self.coming = None;
+        }
+        let mut held = self.shared.released.held();
+        let mut offers = Vec::new();
+        let mut offer = |id: u64, used: Use, memory: Option<Arc<Memory>>| {
+            offers.extend(memory.map(|memory| (Offer { id, used: used.into(), ..Offer::default() }, memory)));
+        };
+        let own = self.shared.sleepers.own().region();
+        offer(own, Use::Own, held.remove(&own));
+        if let Some(coming) = &self.coming {
+            offer(coming.region.id, Use::Next, coming.presentable().map(Arc::new));
+        }
+        offer(link.channel.region(), Use::Answer, held.remove(&link.channel.region()));
+        for table in link.tables.values() {
+            offer(table.region(), Use::Table, held.remove(&table.region()));
+        }
+        // Older ones, which somebody here still reads.
+        for (id, memory) in held {
+            offer(id, Use::Held, Some(memory));
+        }
+        let hung_up = self.hung_up == link.epoch;
+        let rejoin = Rejoin { client: self.shared.id, epoch: link.epoch, ready: false, hung_up };
+        let who = Returning { is_agent: false, services: Vec::new(), layouts: self.speaks.layouts, rejoin };
+        match broker.present(who, offers) {
+            Ok(()) => self.broker = Some(broker),
+            Err(error) => self.broker_is_away(&error),
+        }
+        step::at(Step::RejoinPresented);
+    }
+
+    /// Changes have been seen on the old page up to its writer's end; from here on they come on this one.
+    fn rejoined(&mut self, received: &mut Received, rejoined: &Rejoined) -> Result<(), Error> {
+        let notice = Memory::from_fd(received.fd("the notice page")?)?;
+        self.shared.notice.replace(&notice)?;
+        step::at(Step::RejoinMapped);
+        self.coming.take_if(|coming| rejoined.dropped.contains(&coming.region.id));
+        self.absence.end();
+        self.shared.broker_away.store(false, Ordering::Release);
+        tracing::info!(domain = self.shared.domain, client = self.shared.id, "back at the broker");
+        // An agent that is waited for may have gone with the page before.
+        self.signal();
+        Ok(())
     }
 
     fn message(&mut self, mut received: Received) {
@@ -301,6 +378,7 @@ impl Worker {
                 Some(coming) => self.move_to(coming),
                 None => Ok(()),
             },
+            Down::Rejoined(rejoined) => self.rejoined(&mut received, &rejoined),
             _ => Ok(()),
         };
         if let Err(error) = result {

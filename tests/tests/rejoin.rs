@@ -1,0 +1,173 @@
+//! A broker that is killed and started anew is no event: those who are joined go on, come back by themselves, and the books are as before.
+
+use podshm_tests::PATIENCE;
+use podshm_tests::restarting::Stage;
+use std::time::Duration;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_podshm-test-participant");
+const BROKER: &str = env!("CARGO_BIN_EXE_podshm-test-broker");
+
+#[test]
+fn a_broker_that_is_killed_and_started_again_changes_nothing() {
+    let mut stage = Stage::new(PROGRAM, BROKER, 3);
+    let before = stage.books();
+    stage.daemon.kill();
+    stage.await_progress("without a broker");
+    stage.daemon.restart();
+    let after = stage.books();
+    assert_eq!(after.books(), before.books());
+    assert_eq!(
+        after.number("inherited_bytes"),
+        after.number("region_bytes"),
+        "all of it is charged to the one that died"
+    );
+    assert_eq!(before.number("inherited_bytes"), 0);
+    stage.await_progress("with the new broker");
+    // It is a broker like any other: one more comes, and another agent takes over in order.
+    stage.new_client();
+    stage.await_progress("with a newcomer");
+    let old = stage.agent.take().expect("an agent");
+    stage.new_agent();
+    old.await_end();
+    stage.await_progress("with another agent");
+    let tally = stage.check();
+    assert_eq!(tally.repeated, 0, "{tally:?}");
+}
+
+#[test]
+fn joins_and_agents_wait_for_a_broker_that_is_away() {
+    let mut stage = Stage::new(PROGRAM, BROKER, 1);
+    stage.books();
+    // They know where to go.
+    let (_, _) = (stage.daemon.pod("c-1"), stage.daemon.pod("c-2"));
+    stage.daemon.kill();
+    stage.new_client();
+    stage.new_client();
+    let old = stage.agent.take().expect("an agent");
+    stage.new_agent();
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(stage.accepted(1) + stage.accepted(2), 0, "nobody lets them in");
+    stage.daemon.restart();
+    old.await_end();
+    stage.await_progress("with those who waited");
+    stage.books();
+    let tally = stage.check();
+    assert_eq!(tally.repeated, 0, "{tally:?}");
+}
+
+#[test]
+fn twenty_restarts_in_a_row_lose_and_repeat_nothing() {
+    let mut stage = Stage::new(PROGRAM, BROKER, 2);
+    let before = stage.books();
+    for turn in 0..20 {
+        stage.daemon.kill();
+        if turn % 3 == 0 {
+            stage.await_progress("without a broker");
+        }
+        stage.daemon.restart();
+        if turn % 2 == 0 {
+            let after = stage.books();
+            assert_eq!(after.books(), before.books(), "restart {turn}");
+        }
+    }
+    let after = stage.books();
+    assert_eq!(after.books(), before.books());
+    stage.await_progress("after all");
+    let tally = stage.check();
+    assert_eq!(tally.repeated, 0, "{tally:?}");
+}
+
+#[test]
+fn a_client_that_dies_while_the_broker_is_away_is_drained_and_freed() {
+    let mut stage = Stage::new(PROGRAM, BROKER, 2);
+    stage.daemon.grace = Duration::from_secs(3);
+    stage.books();
+    stage.daemon.kill();
+    stage.await_progress("without a broker");
+    stage.kill_client(1);
+    stage.daemon.restart();
+    stage.daemon.settle("the dead client's books are free", |s| s.clients() == 1 && s.connected() == 1);
+    stage.await_progress("with the one that lives");
+    stage.check();
+}
+
+#[test]
+fn an_agent_that_dies_while_the_broker_is_away_has_a_successor_that_loses_nothing() {
+    let mut stage = Stage::new(PROGRAM, BROKER, 2);
+    stage.books();
+    stage.daemon.kill();
+    stage.await_progress("without a broker");
+    stage.agent.take().expect("an agent").kill();
+    // Both orders: the successor waits for the broker, or the broker is there first.
+    stage.new_agent();
+    stage.daemon.restart();
+    stage.await_progress("with the successor");
+    stage.books();
+    stage.daemon.kill();
+    stage.agent.take().expect("an agent").kill();
+    stage.daemon.restart();
+    stage.new_agent();
+    stage.await_progress("with the next one");
+    stage.check();
+}
+
+#[test]
+fn a_client_and_the_agent_that_die_while_the_broker_is_away_leave_the_others_whole() {
+    let mut stage = Stage::new(PROGRAM, BROKER, 3);
+    stage.daemon.grace = Duration::from_secs(3);
+    stage.books();
+    stage.daemon.kill();
+    stage.await_progress("without a broker");
+    // What the second had queued dies with it: client, agent and broker together held it.
+    stage.kill_client(1);
+    stage.agent.take().expect("an agent").kill();
+    stage.new_agent();
+    stage.daemon.restart();
+    stage
+        .daemon
+        .settle("the dead client's books are free", |s| s.clients() == 2 && s.connected() == 2 && s.has_agent());
+    stage.await_progress("with the successor");
+    stage.check_but(Some(1));
+}
+
+/// A domain at its budget: what is expected back is charged until it is back or given up, so nobody else gets its place.
+#[test]
+fn a_domain_at_its_budget_stays_within_it() {
+    let mut stage = Stage::new(PROGRAM, BROKER, 2);
+    let full = stage.books();
+    stage.daemon.kill();
+    (stage.daemon.budget, stage.daemon.grace) = (full.number("reserved"), Duration::from_secs(3));
+    stage.kill_client(1);
+    stage.daemon.restart();
+    let directory = stage.daemon.pod("one-more");
+    let refused = podshm::Client::join(&directory, PATIENCE).expect_err("there is no room");
+    assert_eq!(refused.kind(), podshm::ErrorKind::Refused);
+    assert!(refused.to_string().contains("raise the domain's budget"), "{refused}");
+    assert!(stage.daemon.stats().number("reserved") <= full.number("reserved"));
+    stage.daemon.settle("the dead one's part is free", |s| s.clients() == 1);
+    let joined = podshm::Client::join(&directory, PATIENCE).expect("its place is free");
+    assert!(stage.daemon.stats().number("reserved") <= full.number("reserved"));
+    drop(joined);
+    stage.await_progress("with the one that lives");
+    stage.check();
+}
+
+/// An agent that is stopped while its broker is replaced, and for so long that a successor serves: when it wakes up it finds out before it
+/// handles anything, although no broker can write the notice page that it looks at. What was in its hand is marked.
+#[test]
+fn an_agent_that_slept_through_a_restart_does_no_harm() {
+    let mut stage = Stage::new(PROGRAM, BROKER, 2);
+    stage.daemon.grace = Duration::from_secs(2);
+    stage.books();
+    for _ in 0..3 {
+        let slept = stage.agent.take().expect("an agent");
+        slept.signal(libc::SIGSTOP);
+        stage.daemon.kill();
+        stage.daemon.restart();
+        stage.new_agent();
+        stage.await_progress("with the successor");
+        slept.signal(libc::SIGCONT);
+        slept.await_end();
+    }
+    stage.check();
+}
