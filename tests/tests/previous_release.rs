@@ -82,7 +82,7 @@ fn agents_of_both_releases_hand_over_to_each_other_at_the_previous_broker() {
 }
 
 /// The broker of one release ends and the other's takes its place: channels that are open go on without a gap in their numbers, and
-/// newcomers of both releases are let in. (Who was there before does not come back to a broker that restarts, in neither release.)
+/// newcomers of both releases are let in. (Release 0.1.0 does not come back to a broker that restarts.)
 fn brokers_follow(first: Release, second: Release, layout_1: bool) {
     let mut skew = Skew::new(TODAY, first);
     let agent = skew.agent(Previous, layout_1, 1);
