@@ -1,0 +1,261 @@
+//! The agents of one domain, one after another.
+
+use crate::entry::Entry;
+use crate::node::{BrokerPod, PATIENCE, Place, program, set_limit, squeeze, text};
+use crate::roles::agent::{BUG, LAYOUTS, SUPERSEDED};
+use crate::schedule::Domain;
+use crate::verdict::{End, Judge};
+use anyhow::Context;
+use podshm_testkit::{Pod, PodProcess};
+use rustix::process::Signal;
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::ExitStatus;
+
+/// An agent's memory limit.
+const LIMIT: u64 = 512 << 20;
+
+/// What an agent is started with beside the usual.
+#[derive(Clone, Debug, Default)]
+pub struct Variant {
+    /// It speaks memory layout 1 only.
+    pub is_old: bool,
+    /// It is killed at a named step.
+    pub step: Option<String>,
+}
+
+struct Running {
+    process: PodProcess,
+    generation: usize,
+    /// It is to die at a named step.
+    is_armed: bool,
+}
+
+/// An agent that has ended without being killed by this harness.
+#[derive(Clone, Copy, Debug)]
+pub struct Ended {
+    /// Which.
+    pub generation: usize,
+    /// It was to die at a named step.
+    pub is_armed: bool,
+    /// How.
+    pub status: ExitStatus,
+}
+
+impl Ended {
+    /// It died of what it was told to die of.
+    pub fn is_at_step(&self) -> bool {
+        self.is_armed && self.status.signal() == Some(Signal::KILL.as_raw())
+    }
+
+    /// In order, or because another one serves. The route agent has no status of its own for that.
+    fn is_well(&self, domain: Domain) -> bool {
+        let superseded = if domain == Domain::Work { SUPERSEDED.into() } else { 1 };
+        self.status.success() || self.status.code() == Some(superseded)
+    }
+}
+
+struct Generation {
+    log: PathBuf,
+    end: End,
+}
+
+/// All agents of a domain so far.
+pub struct Agents {
+    /// Of which.
+    pub domain: Domain,
+    pod: Pod,
+    bug: Option<String>,
+    generations: Vec<Generation>,
+    /// The one that serves or is about to.
+    current: Option<Running>,
+    /// Those that were replaced and have not ended yet.
+    leaving: Vec<Running>,
+    /// The epoch above which the current one serves.
+    above: u64,
+}
+
+impl Agents {
+    /// A pod for them.
+    pub fn new(place: &Place, domain: Domain, bug: Option<String>) -> anyhow::Result<Agents> {
+        let pod = place.pod(&format!("agent-{}", domain.name()), 10_001 + domain as u32, LIMIT)?;
+        Ok(Agents { domain, pod, bug, generations: Vec::new(), current: None, leaving: Vec::new(), above: 0 })
+    }
+
+    /// Starts the next one; the one before, if it lives, is to leave.
+    pub fn next(&mut self, place: &Place, broker: &BrokerPod, variant: &Variant) -> anyhow::Result<()> {
+        let generation = self.generations.len();
+        let log = place.log(&format!("{}-{generation}", self.domain.name()));
+        let mut environment = Vec::new();
+        if variant.is_old {
+            environment.push((LAYOUTS, "1".to_owned()));
+        }
+        if let Some(step) = &variant.step {
+            environment.push((podshm::steps::VARIABLE, step.clone()));
+        }
+        if let Some(bug) = &self.bug {
+            environment.push((BUG, bug.clone()));
+        }
+        let (name, arguments) = match self.domain {
+            Domain::Work => ("podshm-chaos", vec!["agent".to_owned(), text(&log), (generation + 1).to_string()]),
+            Domain::Routes => (
+                "route-agent",
+                vec![
+                    "--socket-dir".into(),
+                    format!("{}/{}", podshm_testkit::SOCKET_DIR, self.domain.name()),
+                    "--endpointslices".into(),
+                    text(&place.slices()),
+                    "--agent-version".into(),
+                    format!("v{generation}"),
+                    "--log-delivered".into(),
+                    text(&log),
+                ],
+            ),
+        };
+        self.above = broker.books()[self.domain as usize].epoch;
+        let process = self.pod.exec_with_env(text(&program(name)?), &arguments, environment)?;
+        self.generations.push(Generation { log, end: End::Died });
+        self.leaving.extend(self.current.replace(Running { process, generation, is_armed: variant.step.is_some() }));
+        Ok(())
+    }
+
+    /// Whether the current one serves, by the broker's books.
+    pub fn serves(&self, broker: &BrokerPod) -> bool {
+        let books = broker.books()[self.domain as usize];
+        self.current.is_some() && books.agent == 1 && books.epoch > self.above
+    }
+
+    /// How the current one has ended by itself, if it has: then there is none until the next is started.
+    pub fn take_ended(&mut self) -> anyhow::Result<Option<Ended>> {
+        let Some(current) = &mut self.current else { return Ok(None) };
+        let Some(status) = current.process.try_wait()? else { return Ok(None) };
+        let ended = Ended { generation: current.generation, is_armed: current.is_armed, status };
+        self.generations[current.generation].end = if status.success() { End::Closed } else { End::Died };
+        self.current = None;
+        Ok(Some(ended))
+    }
+
+    /// The current generation's number.
+    pub fn generation(&self) -> usize {
+        self.current.as_ref().map_or(self.generations.len(), |running| running.generation)
+    }
+
+    /// A signal to the current one; it may have ended meanwhile.
+    pub fn signal(&self, signal: Signal) {
+        if let Some(current) = &self.current {
+            let _ = current.process.signal(signal);
+        }
+    }
+
+    /// A signal to this generation, whether it is the current one or leaving.
+    pub fn signal_generation(&self, generation: usize, signal: Signal) {
+        for running in self.leaving.iter().chain(&self.current).filter(|running| running.generation == generation) {
+            let _ = running.process.signal(signal);
+        }
+    }
+
+    /// Kills the current one.
+    pub fn kill(&mut self) -> anyhow::Result<()> {
+        if let Some(mut current) = self.current.take() {
+            let _ = current.process.kill9();
+            let status = current.process.wait()?;
+            self.generations[current.generation].end = if status.success() { End::Closed } else { End::Died };
+        }
+        Ok(())
+    }
+
+    /// Asks the current one to end, and waits until it has.
+    pub fn terminate(&mut self) -> anyhow::Result<()> {
+        let Some(mut current) = self.current.take() else { return Ok(()) };
+        let _ = current.process.signal(Signal::TERM);
+        let status = current.process.wait_within(PATIENCE)?;
+        let status = status.with_context(|| format!("agent {} does not end", current.generation))?;
+        self.generations[current.generation].end = if status.success() { End::Closed } else { End::Died };
+        Ok(())
+    }
+
+    /// Lets it run into its memory limit; says whether the kernel killed it, and it alone.
+    pub fn squeeze(&mut self) -> anyhow::Result<bool> {
+        let Some(current) = &mut self.current else { return Ok(false) };
+        let before = self.pod.oom_kills();
+        let has_limit = squeeze(&self.pod, 4 << 20).is_some();
+        let leaks = self.domain == Domain::Work && current.process.signal(Signal::USR1).is_ok();
+        let ended = if has_limit && leaks { current.process.wait_within(PATIENCE)? } else { None };
+        set_limit(&self.pod, LIMIT);
+        if ended.is_none() {
+            self.kill()?;
+            return Ok(false);
+        }
+        self.current = None;
+        Ok(self.pod.oom_kills() > before)
+    }
+
+    /// Those of the leaving ones that have ended by now, where they were to die or ended as they must not.
+    pub fn reap(&mut self) -> anyhow::Result<Vec<Ended>> {
+        let (mut stay, mut odd) = (Vec::new(), Vec::new());
+        for mut running in std::mem::take(&mut self.leaving) {
+            let Some(status) = running.process.try_wait()? else {
+                stay.push(running);
+                continue;
+            };
+            let ended = Ended { generation: running.generation, is_armed: running.is_armed, status };
+            self.generations[running.generation].end = if status.success() { End::Closed } else { End::Died };
+            odd.extend((!ended.is_well(self.domain)).then_some(ended));
+        }
+        self.leaving = stay;
+        Ok(odd)
+    }
+
+    /// Whether one that was replaced has not ended yet.
+    pub fn has_leaving(&self) -> bool {
+        !self.leaving.is_empty()
+    }
+
+    /// Processes that the kernel has killed there for memory.
+    pub fn oom_kills(&self) -> u64 {
+        self.pod.oom_kills().unwrap_or(0)
+    }
+
+    /// How many there were.
+    pub fn count(&self) -> usize {
+        self.generations.len()
+    }
+
+    /// Tells the judge what each of them wrote down.
+    pub fn tell(&self, judge: &mut Judge) -> anyhow::Result<()> {
+        for (number, generation) in self.generations.iter().enumerate() {
+            let is_last = number + 1 == self.generations.len();
+            let mut failure = None;
+            let mut stop_at = |result: std::io::Result<Entry>| result.map_err(|e| failure = Some(e)).ok();
+            match self.domain {
+                Domain::Work => {
+                    let entries = crate::entry::read(&generation.log).map_while(&mut stop_at);
+                    judge.generation(self.domain, generation.end, is_last, entries);
+                }
+                Domain::Routes => {
+                    let file = std::fs::File::open(&generation.log).ok();
+                    let entries = file.into_iter().flat_map(route_agent::delivered::read);
+                    let entries = entries.map(|entry| entry.map(Entry::of_route_agent)).map_while(&mut stop_at);
+                    judge.generation(self.domain, generation.end, is_last, entries);
+                }
+            }
+            if let Some(error) = failure {
+                return Err(error).with_context(|| format!("reading {}", generation.log.display()));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Entry {
+    /// A line of the route agent's own log. A number that is missing had a wrong checksum.
+    fn of_route_agent(delivered: route_agent::delivered::Delivered) -> Entry {
+        use crate::entry::{MARKED, What};
+        let flags = if delivered.maybe_seen { MARKED } else { 0 };
+        let (what, sender, number) = match delivered.trailer {
+            Some(trailer) => (What::Delivered, trailer.sender, trailer.seq),
+            None => (What::Corrupt, 0, 0),
+        };
+        Entry { what, flags, aux: 0, sender, number, time: 0, extra: delivered.position }
+    }
+}

@@ -1,0 +1,321 @@
+//! One run: the node is set up, left alone for a while, disturbed on schedule, and taken down; then the logs are judged.
+
+mod inject;
+
+use crate::agents::{Agents, Variant};
+use crate::clients::ClientPod;
+use crate::entry::now;
+use crate::node::{BrokerPod, PATIENCE, Place, Usage};
+use crate::roles::agent::{RECORD, RING};
+use crate::schedule::{Domain, Kind, Planned, Schedule, Target};
+use crate::verdict::{Fault, Judge, Verdict};
+use anyhow::Context;
+use rustix::process::Signal;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// What is to be run.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// How long faults are injected.
+    pub duration: Duration,
+    /// How long nothing is, before.
+    pub control: Duration,
+    /// Of the schedule.
+    pub seed: u64,
+    /// Client pods.
+    pub clients: u32,
+    /// Between two faults, on average and at least.
+    pub mean_gap: Duration,
+    /// How long a client's threads rest between two rounds.
+    pub pace: Duration,
+    /// Where the route agent's input is.
+    pub data: PathBuf,
+    /// Whether the broker is killed and restarted, too.
+    pub broker_restarts: bool,
+    /// A bug of the agents of domain `work`, see [`crate::roles::agent::Bug`].
+    pub bug: Option<String>,
+    /// Only these kinds of faults, where there are any.
+    pub only: Vec<Kind>,
+    /// Whether to say what is done.
+    pub is_verbose: bool,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub struct Report {
+    /// From the logs.
+    pub verdict: Verdict,
+    /// The broker before the first fault, after the last one with everybody there, and after everybody has left.
+    pub usage: [Usage; 3],
+    /// Agents of each domain, and client processes.
+    pub processes: [usize; 3],
+    /// How long faults were injected.
+    pub took: Duration,
+}
+
+/// Somebody who is to be continued.
+struct Stopped {
+    due: u64,
+    whom: Whom,
+    fault: usize,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Whom {
+    /// A generation of a domain's agents.
+    Agent(Domain, usize),
+    Client(u32),
+    Broker,
+}
+
+/// Everything that runs, and what was done to it.
+struct Run<'a> {
+    plan: &'a Plan,
+    place: Place,
+    broker: BrokerPod,
+    agents: [Agents; 2],
+    clients: Vec<ClientPod>,
+    faults: Vec<Fault>,
+    /// Faults whose victims are not back yet.
+    open: Vec<usize>,
+    stopped: Vec<Stopped>,
+    squeezed: u64,
+    broken: Vec<String>,
+}
+
+/// Runs it.
+pub fn run(plan: &Plan) -> anyhow::Result<Report> {
+    let mut run = Run::start(plan)?;
+    match run.all() {
+        Ok(report) => {
+            run.place.keep = !report.verdict.broken.is_empty();
+            Ok(report)
+        }
+        Err(error) => {
+            run.place.keep = true;
+            Err(error.context(format!("seed {}; logs stay in {}", plan.seed, run.place.log("").display())))
+        }
+    }
+}
+
+impl<'a> Run<'a> {
+    fn start(plan: &'a Plan) -> anyhow::Result<Run<'a>> {
+        let place = Place::new(&plan.data)?;
+        std::fs::write(place.log("stderr"), "")?;
+        let broker = BrokerPod::start(&place, plan.clients, 1)?;
+        let agents = [
+            Agents::new(&place, Domain::Work, plan.bug.clone())?,
+            Agents::new(&place, Domain::Routes, None)?,
+        ];
+        let clients = (0..plan.clients).map(|n| ClientPod::new(&place, n, plan.pace)).collect::<Result<_, _>>()?;
+        let mut run = Run {
+            plan,
+            place,
+            broker,
+            agents,
+            clients,
+            faults: Vec::new(),
+            open: Vec::new(),
+            stopped: Vec::new(),
+            squeezed: 0,
+            broken: Vec::new(),
+        };
+        for domain in Domain::ALL {
+            run.next_agent(domain, &Variant::default())?;
+            run.await_ready(Target::Agent(domain))?;
+        }
+        for client in &mut run.clients {
+            client.next(&run.place)?;
+        }
+        for number in 0..plan.clients {
+            run.await_ready(Target::Client(number))?;
+        }
+        Ok(run)
+    }
+
+    fn all(&mut self) -> anyhow::Result<Report> {
+        self.pass(self.plan.control)?;
+        let before = self.broker.usage();
+        let began = Instant::now();
+        for planned in Schedule::new(self.plan.seed, self.plan.clients, self.plan.mean_gap, self.plan.broker_restarts) {
+            if !self.plan.only.is_empty() && !self.plan.only.contains(&planned.kind) {
+                continue;
+            }
+            self.pass(planned.gap)?;
+            if began.elapsed() >= self.plan.duration {
+                break;
+            }
+            self.await_ready(planned.target)?;
+            self.inject(&planned).with_context(|| format!("injecting {planned:?}"))?;
+        }
+        let took = began.elapsed();
+        let after = self.calm_down()?;
+        self.take_down()?;
+        let end = self.broker.usage();
+        let verdict = self.judge(&before, &end)?;
+        let client_processes = self.clients.iter().map(ClientPod::count).sum();
+        let processes = [self.agents[0].count(), self.agents[1].count(), client_processes];
+        Ok(Report { verdict, usage: [before, after, end], processes, took })
+    }
+
+    /// Everybody comes back and works; the broker as it is then.
+    fn calm_down(&mut self) -> anyhow::Result<Usage> {
+        self.await_ready(Target::Broker)?;
+        for domain in Domain::ALL {
+            // The last one is what every release is: not on its way to a named step, and of today's layout.
+            self.await_ready(Target::Agent(domain))?;
+            self.next_agent(domain, &Variant::default())?;
+            self.await_ready(Target::Agent(domain))?;
+        }
+        for number in 0..self.plan.clients {
+            self.await_ready(Target::Client(number))?;
+        }
+        self.pass(Duration::from_millis(500))?;
+        Ok(self.broker.usage())
+    }
+
+    /// Everybody leaves in order, and what they had is free.
+    fn take_down(&mut self) -> anyhow::Result<()> {
+        self.clients.iter().for_each(|client| client.signal(Signal::TERM));
+        self.clients.iter_mut().try_for_each(ClientPod::leave)?;
+        self.broker.await_books("all clients are drained", |books| books.iter().all(|b| b.clients == 0))?;
+        self.agents.iter_mut().try_for_each(Agents::terminate)?;
+        self.broker.await_books("everything but both tables is free", |books| {
+            books.iter().all(|b| b.agent == 0 && b.regions == 2 && b.discarded == 0 && b.refused == 0)
+        })
+    }
+
+    fn judge(&mut self, before: &Usage, end: &Usage) -> anyhow::Result<Verdict> {
+        let batch = u64::from(RING / 4 + 2 * RECORD);
+        let mut judge = Judge::new(std::mem::take(&mut self.faults), [batch, 16 * 1024 + 512]);
+        self.agents.iter().try_for_each(|agents| agents.tell(&mut judge))?;
+        self.clients.iter().try_for_each(|client| client.tell(&mut judge))?;
+        let kills = judge.kills_of_agents();
+        // A crash at a random moment finds a batch in hand about every other time.
+        let mut verdict = judge.conclude(u64::from(kills >= 10));
+        verdict.broken.append(&mut self.broken);
+        let oom_kills = self.broker.oom_kills()
+            + self.agents.iter().map(Agents::oom_kills).sum::<u64>()
+            + self.clients.iter().map(ClientPod::oom_kills).sum::<u64>();
+        let squeezed = self.squeezed;
+        if oom_kills != squeezed {
+            verdict.broken.push(format!("{squeezed} processes were out of memory, {oom_kills} were killed for it"));
+        }
+        if end.descriptors > before.descriptors {
+            let (before, end) = (before.descriptors, end.descriptors);
+            verdict.broken.push(format!("the broker had {before} descriptors with everybody there, {end} with nobody"));
+        }
+        Ok(verdict)
+    }
+
+    fn next_agent(&mut self, domain: Domain, variant: &Variant) -> anyhow::Result<()> {
+        self.agents[domain as usize].next(&self.place, &self.broker, variant)
+    }
+
+    /// Lets time pass, in which whoever was stopped is continued and whoever died of its own is replaced.
+    fn pass(&mut self, time: Duration) -> anyhow::Result<()> {
+        let until = Instant::now() + time;
+        loop {
+            self.look_after()?;
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            std::thread::sleep(left.min(Duration::from_millis(2)));
+        }
+    }
+
+    fn await_ready(&mut self, target: Target) -> anyhow::Result<()> {
+        let until = Instant::now() + PATIENCE;
+        while !self.is_ready(target) {
+            anyhow::ensure!(Instant::now() < until, "{target:?} is not back within {PATIENCE:?}; {:?}", self.broker.books());
+            self.pass(Duration::from_millis(1))?;
+        }
+        Ok(())
+    }
+
+    fn is_ready(&mut self, target: Target) -> bool {
+        let is_stopped = |whom: &dyn Fn(Whom) -> bool| self.stopped.iter().any(|stopped| whom(stopped.whom));
+        match target {
+            Target::Agent(domain) => {
+                let agents = &self.agents[domain as usize];
+                !agents.has_leaving()
+                    && !is_stopped(&|whom| matches!(whom, Whom::Agent(of, _) if of == domain))
+                    && agents.serves(&self.broker)
+            }
+            Target::Client(number) => {
+                !is_stopped(&|whom| whom == Whom::Client(number)) && self.clients[number as usize].has_joined()
+            }
+            Target::Broker => !is_stopped(&|whom| whom == Whom::Broker),
+        }
+    }
+
+    fn look_after(&mut self) -> anyhow::Result<()> {
+        let now = now();
+        for stopped in self.stopped.extract_if(.., |stopped| stopped.due <= now) {
+            match stopped.whom {
+                Whom::Agent(domain, generation) => {
+                    self.agents[domain as usize].signal_generation(generation, Signal::CONT);
+                }
+                Whom::Client(number) => self.clients[number as usize].signal(Signal::CONT),
+                Whom::Broker => self.broker.signal(Signal::CONT)?,
+            }
+            self.faults[stopped.fault].until = now;
+        }
+        for domain in Domain::ALL {
+            let agents = &mut self.agents[domain as usize];
+            let odd = agents.reap()?;
+            let ended = agents.take_ended()?;
+            for ended in odd.iter().chain(&ended) {
+                if ended.is_at_step() {
+                    self.note(Kind::StepKill, Target::Agent(domain), now);
+                } else {
+                    self.broken.push(format!("{}: an agent ended by itself: {ended:?}", domain.name()));
+                }
+            }
+            if ended.is_some() {
+                self.next_agent(domain, &Variant::default())?;
+            }
+        }
+        for number in 0..self.clients.len() {
+            if let Some(how) = self.clients[number].has_ended()? {
+                anyhow::bail!(how);
+            }
+        }
+        for fault in std::mem::take(&mut self.open) {
+            let target = self.faults[fault].target;
+            match self.is_back(target) {
+                true => self.faults[fault].until = now,
+                false => self.open.push(fault),
+            }
+        }
+        Ok(())
+    }
+
+    /// [`Run::is_ready`], whether or not a predecessor has ended by now.
+    fn is_back(&mut self, target: Target) -> bool {
+        match target {
+            Target::Agent(domain) => self.agents[domain as usize].serves(&self.broker),
+            other => self.is_ready(other),
+        }
+    }
+
+    /// Writes a fault down whose victim comes back later.
+    fn note(&mut self, kind: Kind, target: Target, at: u64) -> usize {
+        if self.plan.is_verbose {
+            println!("{:>6} {} {target:?}", self.faults.len(), kind.name());
+        }
+        let fault = self.faults.len();
+        self.faults.push(Fault { kind, target, at, until: at });
+        self.open.push(fault);
+        fault
+    }
+
+    fn stop(&mut self, planned: &Planned, whom: Whom, length: Duration) {
+        let at = now();
+        let fault = self.note(planned.kind, planned.target, at);
+        self.open.retain(|open| *open != fault);
+        self.stopped.push(Stopped { due: at + length.as_nanos() as u64, whom, fault });
+    }
+}
