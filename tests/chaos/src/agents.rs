@@ -58,6 +58,8 @@ impl Ended {
 struct Generation {
     log: PathBuf,
     end: End,
+    /// It hands over to a successor while everybody works.
+    hands_over: bool,
 }
 
 /// All agents of a domain so far.
@@ -114,7 +116,7 @@ impl Agents {
         };
         self.above = broker.books()[self.domain as usize].epoch;
         let process = self.pod.exec_with_env(text(&program(name)?), &arguments, environment)?;
-        self.generations.push(Generation { log, end: End::Died });
+        self.generations.push(Generation { log, end: End::Died, hands_over: false });
         self.leaving.extend(self.current.replace(Running { process, generation, is_armed: variant.step.is_some() }));
         Ok(())
     }
@@ -127,17 +129,23 @@ impl Agents {
 
     /// How the current one has ended by itself, if it has: then there is none until the next is started.
     pub fn take_ended(&mut self) -> anyhow::Result<Option<Ended>> {
-        let Some(current) = &mut self.current else { return Ok(None) };
-        let Some(status) = current.process.try_wait()? else { return Ok(None) };
+        let Some(mut current) = self.current.take_if(|current| current.process.has_exited()) else { return Ok(None) };
+        let status = current.process.wait()?;
         let ended = Ended { generation: current.generation, is_armed: current.is_armed, status };
         self.generations[current.generation].end = if status.success() { End::Closed } else { End::Died };
-        self.current = None;
         Ok(Some(ended))
     }
 
     /// The current generation's number.
     pub fn generation(&self) -> usize {
         self.current.as_ref().map_or(self.generations.len(), |running| running.generation)
+    }
+
+    /// The current one is about to be replaced in order, with work in flight.
+    pub fn is_to_hand_over(&mut self) {
+        if let Some(current) = &self.current {
+            self.generations[current.generation].hands_over = true;
+        }
     }
 
     /// A signal to the current one; it may have ended meanwhile.
@@ -192,17 +200,13 @@ impl Agents {
 
     /// Those of the leaving ones that have ended by now, where they were to die or ended as they must not.
     pub fn reap(&mut self) -> anyhow::Result<Vec<Ended>> {
-        let (mut stay, mut odd) = (Vec::new(), Vec::new());
-        for mut running in std::mem::take(&mut self.leaving) {
-            let Some(status) = running.process.try_wait()? else {
-                stay.push(running);
-                continue;
-            };
+        let mut odd = Vec::new();
+        for mut running in self.leaving.extract_if(.., |running| running.process.has_exited()) {
+            let status = running.process.wait()?;
             let ended = Ended { generation: running.generation, is_armed: running.is_armed, status };
             self.generations[running.generation].end = if status.success() { End::Closed } else { End::Died };
             odd.extend((!ended.is_well(self.domain)).then_some(ended));
         }
-        self.leaving = stay;
         Ok(odd)
     }
 
@@ -223,20 +227,19 @@ impl Agents {
 
     /// Tells the judge what each of them wrote down.
     pub fn tell(&self, judge: &mut Judge) -> anyhow::Result<()> {
-        for (number, generation) in self.generations.iter().enumerate() {
-            let is_last = number + 1 == self.generations.len();
+        for generation in &self.generations {
             let mut failure = None;
             let mut stop_at = |result: std::io::Result<Entry>| result.map_err(|e| failure = Some(e)).ok();
             match self.domain {
                 Domain::Work => {
                     let entries = crate::entry::read(&generation.log).map_while(&mut stop_at);
-                    judge.generation(self.domain, generation.end, is_last, entries);
+                    judge.generation(self.domain, generation.end, generation.hands_over, entries);
                 }
                 Domain::Routes => {
                     let file = std::fs::File::open(&generation.log).ok();
                     let entries = file.into_iter().flat_map(route_agent::delivered::read);
                     let entries = entries.map(|entry| entry.map(Entry::of_route_agent)).map_while(&mut stop_at);
-                    judge.generation(self.domain, generation.end, is_last, entries);
+                    judge.generation(self.domain, generation.end, generation.hands_over, entries);
                 }
             }
             if let Some(error) = failure {

@@ -66,9 +66,9 @@ impl ClientPod {
 
     /// Says how it ended, where it did by itself.
     pub fn has_ended(&mut self) -> anyhow::Result<Option<String>> {
-        let Some(running) = &mut self.running else { return Ok(None) };
-        let status = running.process.try_wait()?;
-        Ok(status.map(|status| format!("client {} ended by itself: {status}", self.number)))
+        let Some(running) = self.running.as_mut().filter(|running| running.process.has_exited()) else { return Ok(None) };
+        let status = running.process.wait()?;
+        Ok(Some(format!("client {} ended by itself: {status}", self.number)))
     }
 
     /// A signal.

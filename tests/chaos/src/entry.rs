@@ -49,7 +49,7 @@ whats! {
     Delivered 21 "It got record `number` of `sender`, at position `extra`."
     Handled 22 "It got a call to service `aux`."
     Corrupt 23 "It got bytes that nobody wrote."
-    Cut 24 "It is asked to close, and has `number` calls in its handlers."
+    Cut 24 "It closed its first ring at `time`; when it was asked to, `number` calls were in its handlers."
     Closed 25 "It has closed in order."
     Superseded 26 "It found out that another one serves."
 }

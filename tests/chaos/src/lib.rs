@@ -8,7 +8,6 @@
 #![forbid(unsafe_code)]
 
 pub mod agents;
-pub mod bugs;
 pub mod clients;
 pub mod entry;
 pub mod gaps;

@@ -81,8 +81,17 @@ struct Run<'a> {
     open: Vec<usize>,
     stopped: Vec<Stopped>,
     squeezed: u64,
+    /// Agents of each domain that the broker refused.
+    refused: [u64; 2],
+    /// Since when the current agent of each domain has been seen to serve.
+    serving_since: [Option<Instant>; 2],
     broken: Vec<String>,
 }
+
+/// Faults whose victims are not back from their last one.
+const MOST_WAITING: usize = 32;
+/// How long an agent serves before its successor is started, where there is to be something to hand over.
+const SETTLED: Duration = Duration::from_millis(100);
 
 /// Runs it.
 pub fn run(plan: &Plan) -> anyhow::Result<Report> {
@@ -119,6 +128,8 @@ impl<'a> Run<'a> {
             open: Vec::new(),
             stopped: Vec::new(),
             squeezed: 0,
+            serving_since: [None; 2],
+            refused: [0; 2],
             broken: Vec::new(),
         };
         for domain in Domain::ALL {
@@ -138,17 +149,7 @@ impl<'a> Run<'a> {
         self.pass(self.plan.control)?;
         let before = self.broker.usage();
         let began = Instant::now();
-        for planned in Schedule::new(self.plan.seed, self.plan.clients, self.plan.mean_gap, self.plan.broker_restarts) {
-            if !self.plan.only.is_empty() && !self.plan.only.contains(&planned.kind) {
-                continue;
-            }
-            self.pass(planned.gap)?;
-            if began.elapsed() >= self.plan.duration {
-                break;
-            }
-            self.await_ready(planned.target)?;
-            self.inject(&planned).with_context(|| format!("injecting {planned:?}"))?;
-        }
+        self.disturb(began + self.plan.duration)?;
         let took = began.elapsed();
         let after = self.calm_down()?;
         self.take_down()?;
@@ -157,6 +158,55 @@ impl<'a> Run<'a> {
         let client_processes = self.clients.iter().map(ClientPod::count).sum();
         let processes = [self.agents[0].count(), self.agents[1].count(), client_processes];
         Ok(Report { verdict, usage: [before, after, end], processes, took })
+    }
+
+    /// Faults come as the schedule says. Who is not back from his last one keeps nobody else waiting: everybody gets his own in order,
+    /// which is what a seed replays.
+    fn disturb(&mut self, until: Instant) -> anyhow::Result<()> {
+        let plan = self.plan;
+        let all = Schedule::new(plan.seed, plan.clients, plan.mean_gap, plan.broker_restarts);
+        let mut all = all.filter(|planned| plan.only.is_empty() || plan.only.contains(&planned.kind));
+        let mut waiting: Vec<Planned> = Vec::new();
+        let mut next = Instant::now();
+        let mut progress = next;
+        while Instant::now() < until {
+            self.look_after()?;
+            while waiting.len() < MOST_WAITING
+                && Instant::now() >= next
+                && let Some(planned) = all.next()
+            {
+                next += planned.gap;
+                waiting.push(planned);
+            }
+            let mut held: Vec<Target> = Vec::new();
+            let ready = waiting.iter().position(|planned| {
+                let is_first = !held.contains(&planned.target);
+                held.push(planned.target);
+                is_first && self.is_ready_for(planned)
+            });
+            match ready {
+                Some(at) => {
+                    let planned = waiting.remove(at);
+                    self.inject(&planned).with_context(|| format!("injecting {planned:?}"))?;
+                    progress = Instant::now();
+                }
+                None => std::thread::sleep(Duration::from_millis(1)),
+            }
+            anyhow::ensure!(progress.elapsed() < PATIENCE, "nobody is back: {waiting:?}; {:?}", self.broker.books());
+        }
+        Ok(())
+    }
+
+    fn is_ready_for(&mut self, planned: &Planned) -> bool {
+        // Long enough at work to have something to hand over.
+        let settled = match (planned.kind, planned.target) {
+            (Kind::Surge | Kind::RollBack | Kind::Replace, Target::Agent(domain)) => {
+                let since = self.serving_since[domain as usize];
+                since.is_some_and(|since| since.elapsed() > SETTLED)
+            }
+            _ => true,
+        };
+        settled && self.is_ready(planned.target)
     }
 
     /// Everybody comes back and works; the broker as it is then.
@@ -181,8 +231,10 @@ impl<'a> Run<'a> {
         self.clients.iter_mut().try_for_each(ClientPod::leave)?;
         self.broker.await_books("all clients are drained", |books| books.iter().all(|b| b.clients == 0))?;
         self.agents.iter_mut().try_for_each(Agents::terminate)?;
-        self.broker.await_books("everything but both tables is free", |books| {
-            books.iter().all(|b| b.agent == 0 && b.regions == 2 && b.discarded == 0 && b.refused == 0)
+        let refused = self.refused;
+        self.broker.await_books("everything but both tables is free, nothing was discarded, nobody refused", |books| {
+            let free = books.iter().all(|b| b.agent == 0 && b.regions == 2 && b.discarded == 0);
+            free && books.iter().map(|b| b.refused).eq(refused)
         })
     }
 
@@ -270,13 +322,15 @@ impl<'a> Run<'a> {
             for ended in odd.iter().chain(&ended) {
                 if ended.is_at_step() {
                     self.note(Kind::StepKill, Target::Agent(domain), now);
-                } else {
+                } else if !self.was_refused(domain) {
                     self.broken.push(format!("{}: an agent ended by itself: {ended:?}", domain.name()));
                 }
             }
             if ended.is_some() {
                 self.next_agent(domain, &Variant::default())?;
             }
+            let since = &mut self.serving_since[domain as usize];
+            *since = self.agents[domain as usize].serves(&self.broker).then(|| since.unwrap_or_else(Instant::now));
         }
         for number in 0..self.clients.len() {
             if let Some(how) = self.clients[number].has_ended()? {
@@ -291,6 +345,19 @@ impl<'a> Run<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Whether the broker has refused an agent since this was asked last: one that comes while it has not noticed yet that the successor
+    /// before has died. Whoever runs agents starts another one then, and so does this harness.
+    fn was_refused(&mut self, domain: Domain) -> bool {
+        let until = Instant::now() + Duration::from_secs(1);
+        let known = self.refused[domain as usize];
+        while self.broker.books()[domain as usize].refused == known && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let is_so = self.broker.books()[domain as usize].refused > known;
+        self.refused[domain as usize] += u64::from(is_so);
+        is_so
     }
 
     /// [`Run::is_ready`], whether or not a predecessor has ended by now.

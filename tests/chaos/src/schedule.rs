@@ -61,21 +61,21 @@ macro_rules! kinds {
 }
 
 kinds! {
-    ClientKill 26 true "client killed"
-    AgentKill 16 true "agent killed"
-    SuccessorKill 5 true "successor killed while it starts"
-    StepKill 4 true "agent killed at a named step"
-    ClientStop 14 false "client stopped and continued"
-    AgentStop 9 false "agent stopped and continued"
-    BrokerStop 6 false "broker stopped and continued"
-    Surge 8 false "upgrade, new next to old"
-    Replace 6 false "upgrade, old first, then new"
-    RollBack 4 false "roll-back to memory layout 1"
-    StoppedUpgrade 3 false "upgrade past a stopped agent"
-    ClientSqueeze 3 false "client out of memory"
-    AgentSqueeze 2 false "agent out of memory"
-    BrokerKill 3 true "broker killed and restarted"
-    BrokerAbsent 2 true "broker absent while others go on"
+    ClientKill 36 true "client killed"
+    AgentKill 8 true "agent killed"
+    SuccessorKill 3 true "successor killed while it starts"
+    StepKill 2 true "agent killed at a named step"
+    ClientStop 40 false "client stopped and continued"
+    AgentStop 7 false "agent stopped and continued"
+    BrokerStop 8 false "broker stopped and continued"
+    Surge 4 false "upgrade, new next to old"
+    Replace 3 false "upgrade, old first, then new"
+    RollBack 2 false "roll-back to memory layout 1"
+    StoppedUpgrade 2 false "upgrade past a stopped agent"
+    ClientSqueeze 2 false "client out of memory"
+    AgentSqueeze 1 false "agent out of memory"
+    BrokerKill 2 true "broker killed and restarted"
+    BrokerAbsent 1 true "broker absent while others go on"
 }
 
 /// A fault to come.

@@ -52,12 +52,12 @@ pub enum Leaving {
     Died(u64),
 }
 
-/// The moment at which an agent was asked to close.
+/// The moment at which an agent closed its first ring for a successor.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cut {
     at: u64,
     generation: usize,
-    /// Calls in its handlers.
+    /// Calls that were in its handlers when it was asked to close.
     pub in_handler: u64,
     /// Calls of which a part was in a ring and another was not.
     pub half_sent: u64,
@@ -143,8 +143,8 @@ impl Judge {
         }
     }
 
-    /// The next generation of a domain's agent. `is_last` at the end of all, when nobody works any more.
-    pub fn generation(&mut self, domain: Domain, end: End, is_last: bool, entries: impl Iterator<Item = Entry>) {
+    /// The next generation of a domain's agent. `hands_over` where it was replaced in order while everybody worked.
+    pub fn generation(&mut self, domain: Domain, end: End, hands_over: bool, entries: impl Iterator<Item = Entry>) {
         let generation = self.domains[domain as usize].ends.len();
         self.domains[domain as usize].ends.push(end);
         let mut again: BTreeMap<u32, (u64, u64)> = BTreeMap::new();
@@ -159,7 +159,7 @@ impl Judge {
                 }
                 What::Handled => *self.handled.entry((entry.sender, entry.aux, entry.number)).or_default() += 1,
                 What::Corrupt => self.domains[domain as usize].checker.count_corrupt(),
-                What::Cut if end == End::Closed && !is_last => {
+                What::Cut if end == End::Closed && hands_over => {
                     self.cuts.push(Cut { at: entry.time, generation, in_handler: entry.number, ..Cut::default() });
                 }
                 _ => {}

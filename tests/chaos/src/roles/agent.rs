@@ -2,14 +2,15 @@
 
 use super::publisher::Publisher;
 use super::{Flag, PATIENCE, leak, socket_dir};
-use crate::entry::{Entry, Log, MARKED, What};
+use crate::entry::{Entry, Log, MARKED, What, now};
 use crate::verdict::CALLS;
+use podshm::steps::{self, Step, plant, set_hook};
 use podshm::{Agent, AgentBuilder, Answer, Deferred, Error, ErrorKind, Handler, Progress, Record, Request};
 use podshm_layout::{Layout, Layouts};
 use podshm_testkit::numbered;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -30,8 +31,8 @@ pub const ANSWER: u32 = 1 << 31;
 /// Records between two that take their time, and how long that is: about what an agent does that writes to a disk.
 const SLOW_EVERY: u64 = 16;
 const SLOW: Duration = Duration::from_micros(100);
-/// While a successor is on its way.
-const SLOWER: Duration = Duration::from_micros(300);
+/// How long the last call in its handler still takes when the agent closes.
+const LAST: Duration = Duration::from_millis(20);
 
 /// What an agent of tests does wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +63,6 @@ impl Bug {
 struct Working {
     log: Log,
     records: u64,
-    hurries: Flag,
     /// Calls that are put off, to be answered when their time comes.
     put_off: Sender<(Instant, Deferred, Vec<u8>)>,
     in_handler: Arc<AtomicU64>,
@@ -99,7 +99,7 @@ impl Handler for Working {
         }
         if self.records.is_multiple_of(SLOW_EVERY) {
             // Less work in hand than there would be, were the whole node not on two cores.
-            std::thread::sleep(if self.hurries.is_set() { SLOWER } else { SLOW });
+            std::thread::sleep(SLOW);
         }
     }
 
@@ -151,20 +151,36 @@ fn layouts() -> anyhow::Result<Layouts> {
     }
 }
 
-/// Serves until it is asked to close, by a successor or by SIGTERM. SIGUSR1 makes it leak, SIGUSR2 says that a successor is on its
-/// way. Says whether it has closed in order.
+/// When the first ring was closed.
+static CLOSING: AtomicU64 = AtomicU64::new(0);
+
+/// What this process does at named steps: it notes when it closes, and waits where a planted bug is to be seen.
+fn note_closing(step: Step) {
+    match step {
+        // Relaxed: read by the thread that has passed the step.
+        Step::HandoverClosing => drop(CLOSING.compare_exchange(0, now(), Ordering::Relaxed, Ordering::Relaxed)),
+        Step::TableSwung if steps::is_planted(steps::Bug::EntryFirst) => std::thread::sleep(Duration::from_micros(200)),
+        _ => {}
+    }
+}
+
+/// Serves until it is asked to close, by a successor or by SIGTERM. SIGUSR1 makes it leak, SIGUSR2 says that a successor is on
+/// its way: one call stays in its handler until then. Says whether it has closed in order.
 pub fn run(log: PathBuf, generation: u32) -> anyhow::Result<bool> {
-    podshm::steps::arm_from_env()?;
-    let (term, leaks, hurries) = (Flag::on(15)?, Flag::on(10)?, Flag::on(12)?);
+    let (term, leaks, holds) = (Flag::on(15)?, Flag::on(10)?, Flag::on(12)?);
     let in_handler = Arc::new(AtomicU64::new(0));
     let bug = Bug::from_env()?;
-    let put_off = answers_later(Arc::clone(&in_handler))?;
+    let closes = Arc::new(AtomicBool::new(false));
+    let put_off = answers_later(Arc::clone(&in_handler), holds, Arc::clone(&closes))?;
     let log = Log::open(&log)?;
     let mut work =
-        Working { log, records: 0, hurries, put_off, in_handler: Arc::clone(&in_handler), bug, unhandled: Vec::new() };
+        Working { log, records: 0, put_off, in_handler: Arc::clone(&in_handler), bug, unhandled: Vec::new() };
+    if podshm::steps::arm_from_env()?.is_none() {
+        set_hook(note_closing);
+    }
     match bug {
-        Some(Bug::EntryFirst) => crate::bugs::entry_first(),
-        Some(Bug::SkipsAcknowledgements) => crate::bugs::skip_acknowledgements(),
+        Some(Bug::EntryFirst) => plant(steps::Bug::EntryFirst),
+        Some(Bug::SkipsAcknowledgements) => plant(steps::Bug::SkippedAcknowledgement),
         _ => {}
     }
     let mut agent = services().layouts(layouts()?).connect(socket_dir("work")?, PATIENCE)?;
@@ -179,10 +195,17 @@ pub fn run(log: PathBuf, generation: u32) -> anyhow::Result<bool> {
         }
         Err(error) => return Err(error.into()),
     }
-    work.write(Entry::new(What::Cut, 0, in_handler.load(Ordering::Relaxed)));
+    // By now they are acknowledged, at the latest.
+    std::mem::take(&mut work.unhandled).into_iter().for_each(|entry| work.write(entry));
+    let in_handler = in_handler.load(Ordering::Relaxed);
+    closes.store(true, Ordering::Relaxed);
     match agent.close(generation.to_le_bytes().to_vec()) {
         Err(error) if error.kind() == ErrorKind::Superseded => return Ok(false),
         other => other?,
+    }
+    let closing = CLOSING.load(Ordering::Relaxed);
+    if closing > 0 {
+        work.write(Entry { time: closing, ..Entry::new(What::Cut, 0, in_handler) });
     }
     work.write(Entry::new(What::Closed, 0, generation.into()));
     Ok(true)
@@ -194,7 +217,7 @@ fn serve(
     publisher: &mut Publisher,
     (term, leaks): (&Flag, &Flag),
 ) -> Result<(), Error> {
-    let (mut published, mut serves) = (Instant::now(), false);
+    let (mut published, mut serves, mut asked) = (Instant::now(), false, None);
     loop {
         match agent.poll(work)? {
             Progress::Handled(_) => {}
@@ -206,7 +229,11 @@ fn serve(
             work.write(Entry::new(What::Serves, 0, agent.epoch()));
         }
         if term.is_set() {
-            return Ok(());
+            let asked = *asked.get_or_insert_with(Instant::now);
+            // With a call in its handler, where there is one soon: a hand-over of nothing would prove little.
+            if work.in_handler.load(Ordering::Relaxed) > 0 || asked.elapsed() > Duration::from_millis(500) {
+                return Ok(());
+            }
         }
         if leaks.is_set() {
             leak();
@@ -218,8 +245,12 @@ fn serve(
     }
 }
 
-/// A thread that answers calls when their time comes.
-fn answers_later(in_handler: Arc<AtomicU64>) -> anyhow::Result<Sender<(Instant, Deferred, Vec<u8>)>> {
+/// A thread that answers calls when their time comes. The last one that is out may stay out until the agent closes, and a little longer.
+fn answers_later(
+    in_handler: Arc<AtomicU64>,
+    holds: Flag,
+    closes: Arc<AtomicBool>,
+) -> anyhow::Result<Sender<(Instant, Deferred, Vec<u8>)>> {
     let (sender, receiver) = channel::<(Instant, Deferred, Vec<u8>)>();
     std::thread::Builder::new().name("later".into()).spawn(move || {
         let mut all: Vec<(Instant, Deferred, Vec<u8>)> = Vec::new();
@@ -229,8 +260,20 @@ fn answers_later(in_handler: Arc<AtomicU64>) -> anyhow::Result<Sender<(Instant, 
                 Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {}
                 Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => return,
             }
+            if closes.load(Ordering::Relaxed) {
+                std::thread::sleep(LAST);
+            } else if holds.is_set() && all.len() <= 1 {
+                continue;
+            }
             let now = Instant::now();
-            for (_, deferred, bytes) in all.extract_if(.., |(due, ..)| *due <= now) {
+            let mut left = all.len();
+            let due = all.extract_if(.., |(due, ..)| {
+                let is_held = left == 1 && holds.is_set() && !closes.load(Ordering::Relaxed);
+                let is_due = *due <= now && !is_held;
+                left -= usize::from(is_due);
+                is_due
+            });
+            for (_, deferred, bytes) in due {
                 in_handler.fetch_sub(1, Ordering::Relaxed);
                 deferred.reply(bytes);
             }

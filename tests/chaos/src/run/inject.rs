@@ -75,16 +75,15 @@ impl Run<'_> {
                 return Ok(());
             }
             Kind::Surge => {
-                self.hurry(domain);
+                self.hand_over_soon(domain)?;
                 self.next_agent(domain, &usual)?;
             }
             Kind::RollBack => {
-                self.hurry(domain);
+                self.hand_over_soon(domain)?;
                 self.next_agent(domain, &Variant { is_old: true, ..usual })?;
             }
             Kind::Replace => {
-                self.hurry(domain);
-                self.pass(Duration::from_millis(20))?;
+                self.hand_over_soon(domain)?;
                 self.agents[domain as usize].terminate()?;
                 self.next_agent(domain, &usual)?;
             }
@@ -108,11 +107,15 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// A successor is on its way: the agent of domain `work` takes its time from now on, so that there is something to hand over.
-    fn hurry(&mut self, domain: Domain) {
+    /// The agent of domain `work` keeps a call in its handler from now on, so that there is one when it is asked to close.
+    fn hand_over_soon(&mut self, domain: Domain) -> anyhow::Result<()> {
         if domain == Domain::Work {
-            self.agents[domain as usize].signal(Signal::USR2);
+            let agents = &mut self.agents[domain as usize];
+            agents.signal(Signal::USR2);
+            agents.is_to_hand_over();
+            self.pass(Duration::from_millis(50))?;
         }
+        Ok(())
     }
 
     fn inject_broker(&mut self, planned: &Planned) -> anyhow::Result<()> {
