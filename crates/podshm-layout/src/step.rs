@@ -185,7 +185,7 @@ pub fn at(_: Step) {}
 pub enum Bug {
     /// A table's entry leads to its new record before that is written.
     EntryFirst = 1,
-    /// Every other batch is not acknowledged, though it was handled.
+    /// What lies in every other 8 KiB of a ring is handled and not acknowledged until what comes after it is.
     SkippedAcknowledgement = 2,
 }
 

@@ -95,7 +95,10 @@ fn main() -> anyhow::Result<ExitCode> {
 fn chaos(options: Options) -> anyhow::Result<ExitCode> {
     // Which seed does not matter, as long as it is said.
     let seed = options.seed.unwrap_or_else(podshm_chaos::entry::now);
+    let least = options.least.unwrap_or(options.seconds * 25 / 3);
     let plan = Plan {
+        // Some of them hit nothing in flight.
+        enough: (least + least / 20) as usize,
         duration: Duration::from_secs(options.seconds),
         control: Duration::from_secs((options.seconds / 10).clamp(2, 20)),
         seed,
@@ -110,7 +113,6 @@ fn chaos(options: Options) -> anyhow::Result<ExitCode> {
     };
     println!("chaos for {} s with {} client pods; SEED={seed} replays it", options.seconds, options.clients);
     let report = run::run(&plan)?;
-    let least = options.least.unwrap_or(options.seconds * 25 / 3);
     let good = table::print(&plan, &report, least);
     if !good {
         println!("SEED={seed} CLIENTS={} DURATION={} make chaos", options.clients, options.seconds);

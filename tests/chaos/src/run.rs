@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 pub struct Plan {
     /// How long faults are injected.
     pub duration: Duration,
+    /// So many faults are to be injected: where that takes longer, on a machine that is busy, up to four times as long.
+    pub enough: usize,
     /// How long nothing is, before.
     pub control: Duration,
     /// Of the schedule.
@@ -81,6 +83,7 @@ struct Run<'a> {
     open: Vec<usize>,
     stopped: Vec<Stopped>,
     squeezed: u64,
+    began: Instant,
     /// Agents of each domain that the broker refused.
     refused: [u64; 2],
     /// Since when the current agent of each domain has been seen to serve.
@@ -128,6 +131,7 @@ impl<'a> Run<'a> {
             open: Vec::new(),
             stopped: Vec::new(),
             squeezed: 0,
+            began: Instant::now(),
             serving_since: [None; 2],
             refused: [0; 2],
             broken: Vec::new(),
@@ -169,7 +173,8 @@ impl<'a> Run<'a> {
         let mut waiting: Vec<Planned> = Vec::new();
         let mut next = Instant::now();
         let mut progress = next;
-        while Instant::now() < until {
+        let latest = until + plan.duration * 3;
+        while Instant::now() < until || (self.faults.len() < plan.enough && Instant::now() < latest) {
             self.look_after()?;
             while waiting.len() < MOST_WAITING
                 && Instant::now() >= next
@@ -371,7 +376,8 @@ impl<'a> Run<'a> {
     /// Writes a fault down whose victim comes back later.
     fn note(&mut self, kind: Kind, target: Target, at: u64) -> usize {
         if self.plan.is_verbose {
-            println!("{:>6} {} {target:?}", self.faults.len(), kind.name());
+            let at = self.began.elapsed().as_secs_f64();
+            println!("{at:>8.3} {:>6} {} {target:?}", self.faults.len(), kind.name());
         }
         let fault = self.faults.len();
         self.faults.push(Fault { kind, target, at, until: at });

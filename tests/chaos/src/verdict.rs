@@ -420,3 +420,6 @@ impl OneClient {
     }
 }
 
+
+#[cfg(test)]
+mod tests;

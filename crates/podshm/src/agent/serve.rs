@@ -162,7 +162,7 @@ impl Ring {
     #[inline(always)]
     fn acknowledge(&self, own: &Own, position: u64) {
         step::at(Step::DrainAcknowledging);
-        if step::is_planted(Bug::SkippedAcknowledgement) && position / 4096 % 2 == 1 {
+        if step::is_planted(Bug::SkippedAcknowledgement) && position / 8192 % 2 == 1 {
             return;
         }
         self.line.acknowledge(own, position);
