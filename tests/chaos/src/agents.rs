@@ -1,7 +1,7 @@
 //! The agents of one domain, one after another.
 
 use crate::entry::Entry;
-use crate::node::{BrokerPod, PATIENCE, Place, program, set_limit, squeeze, text};
+use crate::node::{BrokerPod, PATIENCE, Place, program, text};
 use crate::roles::agent::{BUG, LAYOUTS, SUPERSEDED};
 use crate::schedule::Domain;
 use crate::verdict::{End, Judge};
@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::process::ExitStatus;
 
 /// An agent's memory limit.
-const LIMIT: u64 = 512 << 20;
+const LIMIT: u64 = 192 << 20;
 
 /// What an agent is started with beside the usual.
 #[derive(Clone, Debug, Default)]
@@ -29,6 +29,8 @@ struct Running {
     generation: usize,
     /// It is to die at a named step.
     is_armed: bool,
+    /// It was told to leak.
+    is_squeezed: bool,
 }
 
 /// An agent that has ended without being killed by this harness.
@@ -38,11 +40,19 @@ pub struct Ended {
     pub generation: usize,
     /// It was to die at a named step.
     pub is_armed: bool,
+    /// It ran into its memory limit, and was told to.
+    pub is_squeezed: bool,
     /// How.
     pub status: ExitStatus,
 }
 
 impl Ended {
+    fn of(running: &Running, status: ExitStatus) -> Ended {
+        let Running { generation, is_armed, is_squeezed, .. } = *running;
+        let is_squeezed = is_squeezed && status.signal() == Some(Signal::KILL.as_raw());
+        Ended { generation, is_armed, is_squeezed, status }
+    }
+
     /// It died of what it was told to die of.
     pub fn is_at_step(&self) -> bool {
         self.is_armed && self.status.signal() == Some(Signal::KILL.as_raw())
@@ -117,21 +127,28 @@ impl Agents {
         self.above = broker.books()[self.domain as usize].epoch;
         let process = self.pod.exec_with_env(text(&program(name)?), &arguments, environment)?;
         self.generations.push(Generation { log, end: End::Died, hands_over: false });
-        self.leaving.extend(self.current.replace(Running { process, generation, is_armed: variant.step.is_some() }));
+        self.leaving.extend(self.current.replace(Running {
+            process,
+            generation,
+            is_armed: variant.step.is_some(),
+            is_squeezed: false,
+        }));
         Ok(())
     }
 
     /// Whether the current one serves, by the broker's books.
     pub fn serves(&self, broker: &BrokerPod) -> bool {
         let books = broker.books()[self.domain as usize];
-        self.current.is_some() && books.agent == 1 && books.epoch > self.above
+        self.current.as_ref().is_some_and(|current| !current.is_squeezed)
+            && books.agent == 1
+            && books.epoch > self.above
     }
 
     /// How the current one has ended by itself, if it has: then there is none until the next is started.
     pub fn take_ended(&mut self) -> anyhow::Result<Option<Ended>> {
         let Some(mut current) = self.current.take_if(|current| current.process.has_exited()) else { return Ok(None) };
         let status = current.process.wait()?;
-        let ended = Ended { generation: current.generation, is_armed: current.is_armed, status };
+        let ended = Ended::of(&current, status);
         self.generations[current.generation].end = if status.success() { End::Closed } else { End::Died };
         Ok(Some(ended))
     }
@@ -182,20 +199,12 @@ impl Agents {
         Ok(())
     }
 
-    /// Lets it run into its memory limit; says whether the kernel killed it, and it alone.
-    pub fn squeeze(&mut self) -> anyhow::Result<bool> {
-        let Some(current) = &mut self.current else { return Ok(false) };
-        let before = self.pod.oom_kills();
-        let has_limit = squeeze(&self.pod, 4 << 20).is_some();
-        let leaks = self.domain == Domain::Work && current.process.signal(Signal::USR1).is_ok();
-        let ended = if has_limit && leaks { current.process.wait_within(PATIENCE)? } else { None };
-        set_limit(&self.pod, LIMIT);
-        if ended.is_none() {
-            self.kill()?;
-            return Ok(false);
+    /// Lets the current one run into its memory limit. It does not end at once: see [`Ended::is_squeezed`].
+    pub fn squeeze(&mut self) {
+        if let Some(current) = &mut self.current {
+            let _ = current.process.signal(Signal::USR1);
+            current.is_squeezed = true;
         }
-        self.current = None;
-        Ok(self.pod.oom_kills() > before)
     }
 
     /// Those of the leaving ones that have ended by now, where they were to die or ended as they must not.
@@ -203,7 +212,7 @@ impl Agents {
         let mut odd = Vec::new();
         for mut running in self.leaving.extract_if(.., |running| running.process.has_exited()) {
             let status = running.process.wait()?;
-            let ended = Ended { generation: running.generation, is_armed: running.is_armed, status };
+            let ended = Ended::of(&running, status);
             self.generations[running.generation].end = if status.success() { End::Closed } else { End::Died };
             odd.extend((!ended.is_well(self.domain)).then_some(ended));
         }
@@ -218,6 +227,11 @@ impl Agents {
     /// Processes that the kernel has killed there for memory.
     pub fn oom_kills(&self) -> u64 {
         self.pod.oom_kills().unwrap_or(0)
+    }
+
+    /// The current one's log.
+    pub fn log(&self) -> PathBuf {
+        self.generations.last().map_or_else(PathBuf::new, |generation| generation.log.clone())
     }
 
     /// How many there were.

@@ -1,20 +1,22 @@
 //! A client pod: one process after another in it, each with a number and a log of its own.
 
 use crate::entry::{Entry, now};
-use crate::node::{PATIENCE, Place, program, set_limit, squeeze, text};
+use crate::node::{PATIENCE, Place, program, text};
 use crate::verdict::{Judge, Leaving};
 use anyhow::Context;
 use podshm_testkit::{Pod, PodProcess};
 use rustix::process::Signal;
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 /// A client's memory limit.
-const LIMIT: u64 = 256 << 20;
+const LIMIT: u64 = 128 << 20;
 
 struct Running {
     process: PodProcess,
     has_joined: bool,
+    is_squeezed: bool,
 }
 
 struct Past {
@@ -53,7 +55,7 @@ impl ClientPod {
         ];
         let process = self.pod.exec(text(&program("podshm-chaos")?), &arguments)?;
         self.all.push(Past { sender, log, leaving: Leaving::Left });
-        self.running = Some(Running { process, has_joined: false });
+        self.running = Some(Running { process, has_joined: false, is_squeezed: false });
         Ok(())
     }
 
@@ -61,12 +63,14 @@ impl ClientPod {
     pub fn has_joined(&mut self) -> bool {
         let Some(running) = &mut self.running else { return false };
         running.has_joined |= running.process.stdout().ready().iter().any(|line| line == "joined");
-        running.has_joined
+        running.has_joined && !running.is_squeezed
     }
 
     /// Says how it ended, where it did by itself.
     pub fn has_ended(&mut self) -> anyhow::Result<Option<String>> {
-        let Some(running) = self.running.as_mut().filter(|running| running.process.has_exited()) else { return Ok(None) };
+        let Some(running) = self.running.as_mut().filter(|running| running.process.has_exited()) else {
+            return Ok(None);
+        };
         let status = running.process.wait()?;
         Ok(Some(format!("client {} ended by itself: {status}", self.number)))
     }
@@ -88,22 +92,23 @@ impl ClientPod {
         Ok(())
     }
 
-    /// Lets it run into its memory limit; says whether the kernel killed it.
-    pub fn squeeze(&mut self) -> anyhow::Result<bool> {
-        let Some(mut running) = self.running.take() else { return Ok(false) };
-        let before = self.pod.oom_kills();
-        let has_limit = squeeze(&self.pod, 2 << 20).is_some();
-        self.died(now());
-        let is_told = running.process.signal(Signal::USR1).is_ok();
-        let ended = if has_limit && is_told { running.process.wait_within(PATIENCE)? } else { None };
-        if ended.is_none() {
-            let _ = running.process.kill9();
-            running.process.wait()?;
+    /// Lets it run into its memory limit. It does not end at once: see [`ClientPod::take_squeezed`].
+    pub fn squeeze(&mut self) {
+        if let Some(running) = &mut self.running {
+            let _ = running.process.signal(Signal::USR1);
+            running.is_squeezed = true;
         }
+    }
+
+    /// Whether it has run into its memory limit, and the kernel has killed it; then nobody is in the pod.
+    pub fn take_squeezed(&mut self) -> anyhow::Result<bool> {
+        let squeezed = self.running.take_if(|running| running.is_squeezed && running.process.has_exited());
+        let Some(mut running) = squeezed else { return Ok(false) };
         // It may have worked on until the kernel killed it.
         self.died(now());
-        set_limit(&self.pod, LIMIT);
-        Ok(ended.is_some() && self.pod.oom_kills() > before)
+        let status = running.process.wait()?;
+        anyhow::ensure!(status.signal() == Some(Signal::KILL.as_raw()), "client {} leaked: {status}", self.number);
+        Ok(true)
     }
 
     fn died(&mut self, at: u64) {

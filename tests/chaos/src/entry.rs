@@ -92,14 +92,8 @@ pub enum Outcome {
 
 impl Outcome {
     /// All of them, in the order of their codes.
-    pub const ALL: [Outcome; 6] = [
-        Outcome::Answered,
-        Outcome::Away,
-        Outcome::Unknown,
-        Outcome::Deadline,
-        Outcome::Wrong,
-        Outcome::Failed,
-    ];
+    pub const ALL: [Outcome; 6] =
+        [Outcome::Answered, Outcome::Away, Outcome::Unknown, Outcome::Deadline, Outcome::Wrong, Outcome::Failed];
 }
 
 /// Nanoseconds of the monotonic clock.

@@ -33,9 +33,7 @@ impl Wait {
     /// Whose fault it is: the own process's before the agent's before the broker's, the earlier one's before the later one's.
     fn due_to(&self, faults: &[&Fault]) -> Option<Kind> {
         let hits = |target: Target| faults.iter().find(|f| f.target == target && self.overlaps(f)).map(|f| f.kind);
-        hits(Target::Client(self.pod))
-            .or_else(|| hits(Target::Agent(self.domain())))
-            .or_else(|| hits(Target::Broker))
+        hits(Target::Client(self.pod)).or_else(|| hits(Target::Agent(self.domain()))).or_else(|| hits(Target::Broker))
     }
 }
 

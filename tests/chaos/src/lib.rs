@@ -14,6 +14,7 @@ pub mod gaps;
 pub mod node;
 pub mod roles;
 pub mod run;
+pub mod scale;
 pub mod schedule;
 pub mod table;
 pub mod verdict;

@@ -4,6 +4,7 @@
 use clap::{Parser, Subcommand};
 use podshm_chaos::roles;
 use podshm_chaos::run::{self, Plan};
+use podshm_chaos::scale;
 use podshm_chaos::schedule::Kind;
 use podshm_chaos::table;
 use std::path::PathBuf;
@@ -11,7 +12,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 #[derive(Parser)]
-#[command(version, about = "Kills, stops, upgrades and squeezes under load; what was promised is counted from the logs")]
+#[command(
+    version,
+    about = "Kills, stops, upgrades and squeezes under load; what was promised is counted from the logs"
+)]
 struct Arguments {
     #[command(subcommand)]
     role: Option<Role>,
@@ -58,6 +62,18 @@ struct Options {
 
 #[derive(Subcommand)]
 enum Role {
+    /// Longest gaps with many clients, and when a dead client's memory is back.
+    Scale {
+        /// How many clients; may be given several times.
+        #[arg(long = "clients", default_values_t = [1, 100, 1000])]
+        numbers: Vec<u32>,
+        /// Directory with endpointslices.json.
+        #[arg(long, default_value = "examples/data")]
+        data: PathBuf,
+    },
+    /// Many clients in one process.
+    #[command(hide = true)]
+    Many { log: PathBuf, count: u32 },
     /// The broker of both domains.
     #[command(hide = true)]
     Broker { root: PathBuf, books: PathBuf, clients: u32, processes: u32 },
@@ -76,6 +92,8 @@ fn main() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();
     match arguments.role {
         None => chaos(arguments.plan),
+        Some(Role::Scale { numbers, data }) => scale::run(&data, &numbers).map(|()| ExitCode::SUCCESS),
+        Some(Role::Many { log, count }) => roles::many::run(log, count).map(|()| ExitCode::SUCCESS),
         Some(Role::Broker { root, books, clients, processes }) => {
             roles::broker::run(&root, &books, clients, processes).map(|()| ExitCode::SUCCESS)
         }

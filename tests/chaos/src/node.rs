@@ -45,9 +45,8 @@ impl Place {
         fs::set_permissions(root.join("log"), fs::Permissions::from_mode(0o777))?;
         let place = Place { root, keep: false };
         let from = data.join("endpointslices.json");
-        fs::copy(&from, place.slices()).with_context(|| {
-            format!("reading {}: start this from the repository, or say --data", from.display())
-        })?;
+        fs::copy(&from, place.slices())
+            .with_context(|| format!("reading {}: start this from the repository, or say --data", from.display()))?;
         let mut store = route_agent::store::Store::new();
         let list = route_agent::slices::parse_list(fs::File::open(place.slices())?);
         store.replace(list, &route_agent::store::FullWeights);
@@ -189,7 +188,11 @@ impl BrokerPod {
             if read_books(&self.books).is_some_and(|books| good(&books)) {
                 return Ok(());
             }
-            anyhow::ensure!(Instant::now() < until, "{what}: not within {PATIENCE:?}, the books say {:?}", self.books());
+            anyhow::ensure!(
+                Instant::now() < until,
+                "{what}: not within {PATIENCE:?}, the books say {:?}",
+                self.books()
+            );
             std::thread::sleep(Duration::from_millis(2));
         }
     }
@@ -198,7 +201,8 @@ impl BrokerPod {
     pub fn usage(&self) -> Usage {
         let pid = self.process.as_ref().map_or(0, PodProcess::pid);
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok());
+        let resident =
+            status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok());
         let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, |all| all.count() as u64);
         Usage { resident: resident.unwrap_or(0) * 1024, descriptors, books: self.books() }
     }
@@ -207,23 +211,4 @@ impl BrokerPod {
     pub fn oom_kills(&self) -> u64 {
         self.pod.oom_kills().unwrap_or(0)
     }
-}
-
-/// Lowers a pod's memory limit to what it has now and a little more; `None` where that can't be.
-pub fn squeeze(pod: &Pod, more: u64) -> Option<u64> {
-    let limit = pod.memory()?.charged + more;
-    set_limit(pod, limit).then_some(limit)
-}
-
-/// Sets a pod's memory limit; says whether that could be.
-pub fn set_limit(pod: &Pod, limit: u64) -> bool {
-    let Some(directory) = pod.cgroup_dir() else { return false };
-    let put = |file: &str| fs::write(directory.join(file), limit.to_string()).is_ok();
-    if directory.join("memory.max").exists() {
-        return put("memory.max");
-    }
-    // Memory alone may never be above memory plus swap: which of the two is first depends on the direction.
-    let with_swap = put("memory.memsw.limit_in_bytes");
-    let alone = put("memory.limit_in_bytes");
-    alone && (with_swap || put("memory.memsw.limit_in_bytes") || !directory.join("memory.memsw.limit_in_bytes").exists())
 }

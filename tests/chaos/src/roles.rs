@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod broker;
 pub mod client;
+pub mod many;
 pub mod publisher;
 
 use podshm_testkit::SOCKET_DIR_ENV;

@@ -116,10 +116,7 @@ impl<'a> Run<'a> {
         let place = Place::new(&plan.data)?;
         std::fs::write(place.log("stderr"), "")?;
         let broker = BrokerPod::start(&place, plan.clients, 1)?;
-        let agents = [
-            Agents::new(&place, Domain::Work, plan.bug.clone())?,
-            Agents::new(&place, Domain::Routes, None)?,
-        ];
+        let agents = [Agents::new(&place, Domain::Work, plan.bug.clone())?, Agents::new(&place, Domain::Routes, None)?];
         let clients = (0..plan.clients).map(|n| ClientPod::new(&place, n, plan.pace)).collect::<Result<_, _>>()?;
         let mut run = Run {
             plan,
@@ -286,7 +283,11 @@ impl<'a> Run<'a> {
     fn await_ready(&mut self, target: Target) -> anyhow::Result<()> {
         let until = Instant::now() + PATIENCE;
         while !self.is_ready(target) {
-            anyhow::ensure!(Instant::now() < until, "{target:?} is not back within {PATIENCE:?}; {:?}", self.broker.books());
+            anyhow::ensure!(
+                Instant::now() < until,
+                "{target:?} is not back within {PATIENCE:?}; {:?}",
+                self.broker.books()
+            );
             self.pass(Duration::from_millis(1))?;
         }
         Ok(())
@@ -327,6 +328,9 @@ impl<'a> Run<'a> {
             for ended in odd.iter().chain(&ended) {
                 if ended.is_at_step() {
                     self.note(Kind::StepKill, Target::Agent(domain), now);
+                } else if ended.is_squeezed {
+                    self.squeezed += 1;
+                    self.note(Kind::AgentSqueeze, Target::Agent(domain), now);
                 } else if !self.was_refused(domain) {
                     self.broken.push(format!("{}: an agent ended by itself: {ended:?}", domain.name()));
                 }
@@ -338,6 +342,11 @@ impl<'a> Run<'a> {
             *since = self.agents[domain as usize].serves(&self.broker).then(|| since.unwrap_or_else(Instant::now));
         }
         for number in 0..self.clients.len() {
+            if self.clients[number].take_squeezed()? {
+                self.squeezed += 1;
+                self.note(Kind::ClientSqueeze, Target::Client(number as u32), now);
+                self.clients[number].next(&self.place)?;
+            }
             if let Some(how) = self.clients[number].has_ended()? {
                 anyhow::bail!(how);
             }

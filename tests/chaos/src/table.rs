@@ -33,7 +33,10 @@ pub fn print(plan: &Plan, report: &Report, least: u64) -> bool {
         row(name, format!("{:>10} {:>12}", counts[0], counts[1]));
     }
     row("torn reads", format!("{:>10}", verdict.torn));
-    println!("\ncalls {:>46} {:>9} {:>9} {:>9} {:>6} {:>7} {:>11}", "answered", "not sent", "unknown", "deadline", "wrong", "failed", "caller died");
+    println!(
+        "\ncalls {:>46} {:>9} {:>9} {:>9} {:>6} {:>7} {:>11}",
+        "answered", "not sent", "unknown", "deadline", "wrong", "failed", "caller died"
+    );
     for (name, counts) in CALLS.iter().zip(&verdict.calls) {
         let [answered, away, unknown, deadline, wrong, failed, died] = counts;
         row(name, format!("{answered:>11} {away:>9} {unknown:>9} {deadline:>9} {wrong:>6} {failed:>7} {died:>11}"));
@@ -51,7 +54,8 @@ pub fn print(plan: &Plan, report: &Report, least: u64) -> bool {
     print_gaps(report);
     println!("\nbroker {:>43} {:>12} {:>12}", "before", "after", "at the end");
     let [before, after, end] = &report.usage;
-    let three = |of: &dyn Fn(&crate::node::Usage) -> u64| format!("{:>11} {:>12} {:>12}", of(before), of(after), of(end));
+    let three =
+        |of: &dyn Fn(&crate::node::Usage) -> u64| format!("{:>11} {:>12} {:>12}", of(before), of(after), of(end));
     row("resident KiB, regions included", three(&|usage| usage.resident / 1024));
     row("region KiB", three(&|usage| usage.books[0].region_bytes / 1024));
     row("regions", three(&|usage| usage.books[0].regions));
@@ -66,7 +70,8 @@ fn print_gaps(report: &Report) {
     let gaps = &report.verdict.gaps;
     println!("\nlongest wait in ms {:>21} {}", "", WAITS.map(|name| format!("{name:>14}")).concat());
     let line = |name: &str, longest: &Longest| {
-        let cells = longest.map(|ns| if ns == 0 { format!("{:>14}", "< 0.5") } else { format!("{:>14.1}", ns as f64 / 1e6) });
+        let cells =
+            longest.map(|ns| if ns == 0 { format!("{:>14}", "< 0.5") } else { format!("{:>14.1}", ns as f64 / 1e6) });
         println!("  {name:<38} {}", cells.concat());
     };
     line("control: no fault yet", &gaps.control);

@@ -242,7 +242,9 @@ impl Judge {
         }
         let marked: u64 = verdict.marked.iter().sum();
         if marked < least_marked {
-            verdict.broken.push(format!("{marked} marked repeats, expected {least_marked}: crashes hit no batch in hand"));
+            verdict
+                .broken
+                .push(format!("{marked} marked repeats, expected {least_marked}: crashes hit no batch in hand"));
         }
         for (fault, in_flight) in self.faults.iter().zip(&self.in_flight) {
             let (counted, all) = verdict.faults.entry(fault.kind).or_default();
@@ -373,7 +375,9 @@ impl OneClient {
             Outcome::Answered if is_known && !is_handled => {
                 judge.verdict.broken.push(format!("{what} was answered and never handled"));
             }
-            Outcome::Away if is_handled => judge.verdict.broken.push(format!("{what} was \"not sent\" and was handled")),
+            Outcome::Away if is_handled => {
+                judge.verdict.broken.push(format!("{what} was \"not sent\" and was handled"))
+            }
             Outcome::Wrong => judge.verdict.broken.push(format!("{what} got another call's answer")),
             Outcome::Failed => judge.verdict.broken.push(format!("{what} failed")),
             _ => {}
@@ -419,7 +423,6 @@ impl OneClient {
         }
     }
 }
-
 
 #[cfg(test)]
 mod tests;

@@ -7,7 +7,7 @@ fn run_with(bug: &str) -> (String, bool) {
     let output = Command::new(env!("CARGO_BIN_EXE_podshm-chaos"))
         .args(["--seconds", "4", "--seed", "3", "--clients", "6", "--gap-ms", "150", "--least", "12"])
         .args(["--only", "agent killed", "--data", concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/data")])
-        .args(if bug.is_empty() { &[][..] } else { &["--bug", bug] })
+        .args(Some(bug).filter(|bug| !bug.is_empty()).map(|bug| format!("--bug={bug}")))
         .env_remove("DURATION")
         .env_remove("SEED")
         .env_remove("CLIENTS")

@@ -109,12 +109,8 @@ fn add(broker: &Broker, root: &Path, domain: Domain, pod: &str, rights: Rights) 
         fs::create_dir_all(&directory)?;
     }
     fs::set_permissions(&directory, fs::Permissions::from_mode(0o755))?;
-    let who = Identity {
-        namespace: "chaos".into(),
-        pod: pod.into(),
-        uid: pod.into(),
-        service_account: "default".into(),
-    };
+    let who =
+        Identity { namespace: "chaos".into(), pod: pod.into(), uid: pod.into(), service_account: "default".into() };
     broker.add_socket(domain.name(), &directory, who, rights)?;
     Ok(())
 }

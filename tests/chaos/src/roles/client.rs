@@ -24,6 +24,8 @@ use std::time::{Duration, Instant};
 const SHORTEST_WAIT: u64 = 500_000;
 /// How long a push waits for room before it is tried anew.
 const ROOM: Duration = Duration::from_millis(100);
+/// How long a call in parts rests with some of them sent: most of the time, so that a hand-over finds one.
+const HALF: Duration = Duration::from_millis(60);
 /// Operations that may fail as they must not, in [`What::Odd`]: calls by their number, and these.
 const PUSH: u16 = 100;
 const LOOKUP: u16 = 101;
@@ -171,10 +173,10 @@ impl Reporter {
                 self.accepted[domain] += 1;
             }
         }
-        if let Err(error) = result {
-            if !matches!(error.kind(), ErrorKind::Full | ErrorKind::Deadline | ErrorKind::AgentAway) {
-                self.hand.odd(PUSH, &error);
-            }
+        if let Err(error) = result
+            && !matches!(error.kind(), ErrorKind::Full | ErrorKind::Deadline | ErrorKind::AgentAway)
+        {
+            self.hand.odd(PUSH, &error);
         }
         let is_some = self.accepted[domain] > first;
         self.hand.note(What::Accepted, domain as u16, self.accepted[domain]);
@@ -190,8 +192,13 @@ fn record(domain: usize, sender: u32, number: u64) -> Vec<u8> {
     if domain == 0 {
         return numbered::encode(sender, number, 24 + (number as usize * 13) % 180);
     }
-    let report =
-        Report { route: number % 97, endpoint: number % 1000, outcome: Ended::Success, latency_ns: 100_000, seq: number };
+    let report = Report {
+        route: number % 97,
+        endpoint: number % 1000,
+        outcome: Ended::Success,
+        latency_ns: 100_000,
+        seq: number,
+    };
     [report.encode().as_slice(), &numbered::encode(sender, number, numbered::MIN_RECORD)].concat()
 }
 
@@ -361,7 +368,7 @@ impl Calls {
                 if !has_paused && offset >= len / 3 {
                     has_paused = true;
                     hand.note(What::CallHalf, service, number);
-                    std::thread::sleep(Duration::from_millis(15));
+                    std::thread::sleep(HALF);
                 }
                 if offset + part.len() == len {
                     hand.note(What::CallFull, service, number);

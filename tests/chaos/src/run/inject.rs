@@ -25,13 +25,8 @@ impl Run<'_> {
                 self.stop(planned, Whom::Client(number), planned.length);
             }
             Kind::ClientSqueeze => {
-                let at = now();
-                let is_squeezed = self.clients[client].squeeze()?;
-                self.squeezed += u64::from(is_squeezed);
-                self.clients[client].next(&self.place)?;
-                if is_squeezed {
-                    self.note(planned.kind, planned.target, at);
-                }
+                // Written down when it is dead.
+                self.clients[client].squeeze();
             }
             _ => {
                 let at = now();
@@ -88,12 +83,9 @@ impl Run<'_> {
                 self.next_agent(domain, &usual)?;
             }
             Kind::AgentSqueeze => {
-                let is_squeezed = agents.squeeze()?;
-                self.squeezed += u64::from(is_squeezed);
-                self.next_agent(domain, &usual)?;
-                if !is_squeezed {
-                    return Ok(());
-                }
+                // Written down when it is dead.
+                agents.squeeze();
+                return Ok(());
             }
             _ => {
                 agents.kill()?;

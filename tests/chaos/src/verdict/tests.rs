@@ -47,7 +47,8 @@ fn breaks(verdict: &Verdict, words: &str) {
 
 #[test]
 fn what_is_accepted_and_delivered_is_well() {
-    let verdict = judged(vec![(End::Died, delivered(0..5)), (End::Closed, delivered(5..8))], accepted(8), Leaving::Left);
+    let verdict =
+        judged(vec![(End::Died, delivered(0..5)), (End::Closed, delivered(5..8))], accepted(8), Leaving::Left);
     assert_eq!(verdict.broken, Vec::<String>::new());
     assert_eq!((verdict.accepted[0], verdict.delivered[0], verdict.lost[0]), (8, 8, 0));
 }
@@ -65,7 +66,10 @@ fn what_a_client_had_in_hand_when_it_died_may_be_there_or_not() {
         let verdict = judged(vec![(End::Closed, delivered(0..there))], died.clone(), Leaving::Died(40));
         assert_eq!(verdict.broken, Vec::<String>::new());
     }
-    breaks(&judged(vec![(End::Closed, delivered(0..13))], died, Leaving::Died(40)), "1 records of client 0x1 never sent");
+    breaks(
+        &judged(vec![(End::Closed, delivered(0..13))], died, Leaving::Died(40)),
+        "1 records of client 0x1 never sent",
+    );
 }
 
 #[test]
@@ -89,7 +93,10 @@ fn repeats_are_marked_and_within_a_batch_and_never_after_a_close() {
 
 #[test]
 fn what_nobody_wrote_is_found() {
-    breaks(&judged(vec![(End::Closed, vec![at(5, Corrupt, 0, 0)])], accepted(0), Leaving::Left), "1 records that nobody wrote");
+    breaks(
+        &judged(vec![(End::Closed, vec![at(5, Corrupt, 0, 0)])], accepted(0), Leaving::Left),
+        "1 records that nobody wrote",
+    );
     let stranger = vec![at(5, Delivered, 9, 0)];
     breaks(&judged(vec![(End::Closed, stranger)], accepted(0), Leaving::Left), "1 senders that never were");
     let turned = vec![at(5, Delivered, 1, 1), at(6, Delivered, 1, 0)];
@@ -108,10 +115,18 @@ fn calls_end_as_they_may() {
     let well = with(vec![handled(0)], vec![begun(0), ended(20, 0, 0, Outcome::Answered)], left);
     assert_eq!((well.broken.len(), well.calls[0][0]), (0, 1));
     breaks(&with(vec![], vec![begun(0), ended(20, 0, 0, Outcome::Answered)], left), "answered and never handled");
-    breaks(&with(vec![handled(0)], vec![begun(0), ended(20, 0, 0, Outcome::Away)], left), "was \"not sent\" and was handled");
+    breaks(
+        &with(vec![handled(0)], vec![begun(0), ended(20, 0, 0, Outcome::Away)], left),
+        "was \"not sent\" and was handled",
+    );
     breaks(&with(vec![handled(0)], vec![begun(0), ended(20, 0, 0, Outcome::Wrong)], left), "another call's answer");
-    breaks(&with(vec![handled(2), handled(2)], vec![begun(2), ended(20, 2, 0, Outcome::Unknown)], left), "handled 2 times");
-    assert!(with(vec![handled(1), handled(1)], vec![begun(1), ended(20, 1, 0, Outcome::Answered)], left).broken.is_empty());
+    breaks(
+        &with(vec![handled(2), handled(2)], vec![begun(2), ended(20, 2, 0, Outcome::Unknown)], left),
+        "handled 2 times",
+    );
+    assert!(
+        with(vec![handled(1), handled(1)], vec![begun(1), ended(20, 1, 0, Outcome::Answered)], left).broken.is_empty()
+    );
     breaks(&with(vec![], vec![begun(3)], left), "bulk 0 of client 0x1 never ended");
     let died = judged(vec![], vec![begun(3)], Leaving::Died(30));
     assert_eq!((died.broken.len(), died.calls[3][6]), (0, 1));
