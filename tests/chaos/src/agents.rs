@@ -1,7 +1,7 @@
 //! The agents of one domain, one after another.
 
-use crate::entry::Entry;
-use crate::node::{BrokerPod, PATIENCE, Place, program, text};
+use crate::entry::{Entry, now};
+use crate::node::{BrokerPod, Place, program, text};
 use crate::roles::agent::{BUG, LAYOUTS, SUPERSEDED};
 use crate::schedule::Domain;
 use crate::verdict::{End, Judge};
@@ -31,6 +31,10 @@ struct Running {
     is_armed: bool,
     /// It was told to leak.
     is_squeezed: bool,
+    /// It was asked to end, with no successor there.
+    is_terminated: bool,
+    /// When it was started.
+    started: u64,
 }
 
 /// An agent that has ended without being killed by this harness.
@@ -42,15 +46,18 @@ pub struct Ended {
     pub is_armed: bool,
     /// It ran into its memory limit, and was told to.
     pub is_squeezed: bool,
+    /// It was asked to end, and did in order.
+    pub is_terminated: bool,
     /// How.
     pub status: ExitStatus,
 }
 
 impl Ended {
     fn of(running: &Running, status: ExitStatus) -> Ended {
-        let Running { generation, is_armed, is_squeezed, .. } = *running;
+        let Running { generation, is_armed, is_squeezed, is_terminated, .. } = *running;
+        let is_terminated = is_terminated && status.success();
         let is_squeezed = is_squeezed && status.signal() == Some(Signal::KILL.as_raw());
-        Ended { generation, is_armed, is_squeezed, status }
+        Ended { generation, is_armed, is_squeezed, is_terminated, status }
     }
 
     /// It died of what it was told to die of.
@@ -85,13 +92,23 @@ pub struct Agents {
     leaving: Vec<Running>,
     /// The epoch above which the current one serves.
     above: u64,
+    squeezed: u64,
 }
 
 impl Agents {
     /// A pod for them.
     pub fn new(place: &Place, domain: Domain, bug: Option<String>) -> anyhow::Result<Agents> {
         let pod = place.pod(&format!("agent-{}", domain.name()), 10_001 + domain as u32, LIMIT)?;
-        Ok(Agents { domain, pod, bug, generations: Vec::new(), current: None, leaving: Vec::new(), above: 0 })
+        Ok(Agents {
+            domain,
+            pod,
+            bug,
+            generations: Vec::new(),
+            current: None,
+            leaving: Vec::new(),
+            above: 0,
+            squeezed: 0,
+        })
     }
 
     /// Starts the next one; the one before, if it lives, is to leave.
@@ -125,6 +142,7 @@ impl Agents {
             ),
         };
         self.above = broker.books()[self.domain as usize].epoch;
+        let started = now();
         let process = self.pod.exec_with_env(text(&program(name)?), &arguments, environment)?;
         self.generations.push(Generation { log, end: End::Died, hands_over: false });
         self.leaving.extend(self.current.replace(Running {
@@ -132,16 +150,19 @@ impl Agents {
             generation,
             is_armed: variant.step.is_some(),
             is_squeezed: false,
+            is_terminated: false,
+            started,
         }));
         Ok(())
     }
 
     /// Whether the current one serves, by the broker's books.
     pub fn serves(&self, broker: &BrokerPod) -> bool {
-        let books = broker.books()[self.domain as usize];
-        self.current.as_ref().is_some_and(|current| !current.is_squeezed)
-            && books.agent == 1
-            && books.epoch > self.above
+        let (at, books) = broker.books_at();
+        let books = books[self.domain as usize];
+        // What the broker wrote down before is of a predecessor.
+        let is_there = |current: &Running| !current.is_squeezed && !current.is_terminated && at > current.started;
+        self.current.as_ref().is_some_and(is_there) && books.agent == 1 && books.epoch > self.above
     }
 
     /// How the current one has ended by itself, if it has: then there is none until the next is started.
@@ -189,14 +210,12 @@ impl Agents {
         Ok(())
     }
 
-    /// Asks the current one to end, and waits until it has.
-    pub fn terminate(&mut self) -> anyhow::Result<()> {
-        let Some(mut current) = self.current.take() else { return Ok(()) };
-        let _ = current.process.signal(Signal::TERM);
-        let status = current.process.wait_within(PATIENCE)?;
-        let status = status.with_context(|| format!("agent {} does not end", current.generation))?;
-        self.generations[current.generation].end = if status.success() { End::Closed } else { End::Died };
-        Ok(())
+    /// Asks the current one to end. It does not at once: see [`Agents::take_ended`].
+    pub fn terminate(&mut self) {
+        if let Some(current) = &mut self.current {
+            let _ = current.process.signal(Signal::TERM);
+            current.is_terminated = true;
+        }
     }
 
     /// Lets the current one run into its memory limit. It does not end at once: see [`Ended::is_squeezed`].
@@ -204,6 +223,7 @@ impl Agents {
         if let Some(current) = &mut self.current {
             let _ = current.process.signal(Signal::USR1);
             current.is_squeezed = true;
+            self.squeezed += 1;
         }
     }
 
@@ -224,9 +244,9 @@ impl Agents {
         !self.leaving.is_empty()
     }
 
-    /// Processes that the kernel has killed there for memory.
-    pub fn oom_kills(&self) -> u64 {
-        self.pod.oom_kills().unwrap_or(0)
+    /// Processes that were told to leak, and processes that the kernel has killed in their pod for memory.
+    pub fn squeezed(&self) -> (u64, u64) {
+        (self.squeezed, self.pod.oom_kills().unwrap_or(self.squeezed))
     }
 
     /// The current one's log.

@@ -33,13 +33,14 @@ pub struct ClientPod {
     running: Option<Running>,
     /// The last is the one that runs.
     all: Vec<Past>,
+    squeezed: u64,
 }
 
 impl ClientPod {
     /// Pod `number`, with nobody in it. `pace` is how long its threads rest between two rounds.
     pub fn new(place: &Place, number: u32, pace: Duration) -> anyhow::Result<ClientPod> {
         let pod = place.pod(&format!("client-{number}"), 20_001 + number, LIMIT)?;
-        Ok(ClientPod { number, pod, pace, running: None, all: Vec::new() })
+        Ok(ClientPod { number, pod, pace, running: None, all: Vec::new(), squeezed: 0 })
     }
 
     /// Starts the next process in it.
@@ -97,6 +98,7 @@ impl ClientPod {
         if let Some(running) = &mut self.running {
             let _ = running.process.signal(Signal::USR1);
             running.is_squeezed = true;
+            self.squeezed += 1;
         }
     }
 
@@ -124,9 +126,9 @@ impl ClientPod {
         Ok(())
     }
 
-    /// Processes that the kernel has killed there for memory.
-    pub fn oom_kills(&self) -> u64 {
-        self.pod.oom_kills().unwrap_or(0)
+    /// Processes that were told to leak, and processes that the kernel has killed in their pod for memory.
+    pub fn squeezed(&self) -> (u64, u64) {
+        (self.squeezed, self.pod.oom_kills().unwrap_or(self.squeezed))
     }
 
     /// How many processes there were.

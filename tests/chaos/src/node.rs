@@ -178,6 +178,11 @@ impl BrokerPod {
 
     /// What it wrote down last.
     pub fn books(&self) -> [Books; 2] {
+        self.books_at().1
+    }
+
+    /// What it wrote down last, and when.
+    pub fn books_at(&self) -> (u64, [Books; 2]) {
         read_books(&self.books).unwrap_or_default()
     }
 
@@ -185,7 +190,7 @@ impl BrokerPod {
     pub fn await_books(&self, what: &str, good: impl Fn(&[Books; 2]) -> bool) -> anyhow::Result<()> {
         let until = Instant::now() + PATIENCE;
         loop {
-            if read_books(&self.books).is_some_and(|books| good(&books)) {
+            if read_books(&self.books).is_some_and(|(_, books)| good(&books)) {
                 return Ok(());
             }
             anyhow::ensure!(

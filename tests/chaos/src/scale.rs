@@ -115,7 +115,7 @@ fn measure(data: &Path, clients: u32) -> anyhow::Result<Row> {
         "clients ended as {status:?}: {}",
         stderr(&place.log("stderr"))
     );
-    agents.terminate()?;
+    agents.kill()?;
     let waits: Vec<Wait> = entry::read(&log)
         .flatten()
         .filter(|entry| entry.what == What::Waited)

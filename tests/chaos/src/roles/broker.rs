@@ -1,5 +1,6 @@
 //! The broker of both domains, in a pod of its own; it writes its books to a file several times a second.
 
+use crate::entry::now;
 use crate::schedule::Domain;
 use podshm_broker::{Broker, DomainConfig, DomainStats, Identity, Limits, Rights};
 use std::fs;
@@ -55,14 +56,16 @@ impl Books {
     }
 }
 
-/// What the broker wrote down last; `None` before it did.
-pub fn read_books(file: &Path) -> Option<[Books; 2]> {
+/// When the broker wrote down what it had, and that; `None` before it did.
+pub fn read_books(file: &Path) -> Option<(u64, [Books; 2])> {
     let text = fs::read_to_string(file).ok()?;
-    let mut all = text.lines().map(|line| {
+    let mut lines = text.lines();
+    let at = lines.next()?.parse().ok()?;
+    let mut all = lines.map(|line| {
         let words: Vec<u64> = line.split(' ').filter_map(|word| word.parse().ok()).collect();
         Some(Books::of(words.try_into().ok()?))
     });
-    Some([all.next()??, all.next()??])
+    Some((at, [all.next()??, all.next()??]))
 }
 
 /// Serves pods in directories below `root` until it is killed: `agent-DOMAIN/DOMAIN` for agents, `client-N/DOMAIN` for clients.
@@ -91,7 +94,7 @@ pub fn run(root: &Path, books: &Path, clients: u32, processes: u32) -> anyhow::R
     println!("ready");
     let next = books.with_extension("next");
     loop {
-        let mut text = String::new();
+        let mut text = format!("{}\n", now());
         for domain in Domain::ALL {
             let words = Books::words(&broker.stats(domain.name())?).map(|word| word.to_string());
             text.push_str(&words.join(" "));

@@ -365,7 +365,7 @@ impl Calls {
             let hand = &mut self.hand;
             let fill = |offset: usize, part: &mut [u8]| {
                 part.copy_from_slice(&request[offset..offset + part.len()]);
-                if !has_paused && offset >= len / 3 {
+                if !has_paused && offset > 0 {
                     has_paused = true;
                     hand.note(What::CallHalf, service, number);
                     std::thread::sleep(HALF);

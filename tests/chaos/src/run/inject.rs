@@ -79,8 +79,8 @@ impl Run<'_> {
             }
             Kind::Replace => {
                 self.hand_over_soon(domain)?;
-                self.agents[domain as usize].terminate()?;
-                self.next_agent(domain, &usual)?;
+                // The next one is started when it has ended.
+                self.agents[domain as usize].terminate();
             }
             Kind::AgentSqueeze => {
                 // Written down when it is dead.
