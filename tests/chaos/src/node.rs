@@ -37,7 +37,10 @@ pub struct Place {
 impl Place {
     /// Empty ones, with the route agent's input from `data`.
     pub fn new(data: &Path) -> anyhow::Result<Place> {
-        let root = std::env::temp_dir().join(format!("podshm-chaos-{}", std::process::id()));
+        // In memory where that can be: whoever writes to a disk waits for it now and then, for seconds.
+        let shm = PathBuf::from("/dev/shm");
+        let base = if shm.is_dir() { shm } else { std::env::temp_dir() };
+        let root = base.join(format!("podshm-chaos-{}", std::process::id()));
         let _ = fs::remove_dir_all(&root);
         for part in ["sockets", "log", "input"] {
             fs::create_dir_all(root.join(part)).with_context(|| format!("making {}", root.join(part).display()))?;
