@@ -1,11 +1,11 @@
 # The only way in; CI calls the same targets. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fmt bench loom fuzz clean
+.PHONY: help setup demo test check fmt bench chaos chaos-scale loom fuzz clean
 
 ARGS ?=
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: ## install what building and testing need, if it is missing
 	@scripts/setup.sh
@@ -25,6 +25,12 @@ fmt: ## format the sources
 
 bench: setup ## podshm beside its peers, in one run (ARGS=... for podshm-bench)
 	cargo run --release -p podshm-bench -- $(ARGS)
+
+chaos: setup ## kills, stops, upgrades, squeezes under load for DURATION=600 s (SEED=..., CLIENTS=8)
+	@scripts/chaos.sh $(ARGS)
+
+chaos-scale: setup ## longest gaps with 1, 100 and 1,000 clients, and when a dead client's memory is back
+	@scripts/chaos.sh scale $(ARGS)
 
 loom: setup ## the loom models of ring, table and wake-up (LOOM_MAX_PREEMPTIONS=3)
 	@scripts/loom.sh $(ARGS)

@@ -197,6 +197,40 @@ pub fn at(step: Step) {
 #[inline(always)]
 pub fn at(_: Step) {}
 
+/// A bug that a test plants, to see that it is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Bug {
+    /// A table's entry leads to its new record before that is written.
+    EntryFirst = 1,
+    /// What lies in every other 8 KiB of a ring is handled and not acknowledged until what comes after it is.
+    SkippedAcknowledgement = 2,
+}
+
+#[cfg(feature = "steps")]
+static PLANTED: core::sync::atomic::AtomicU32 = core::sync::atomic::AtomicU32::new(0);
+
+/// Plants a bug in this process.
+#[cfg(feature = "steps")]
+pub fn plant(bug: Bug) {
+    // Relaxed: set before the process does anything else.
+    PLANTED.fetch_or(bug as u32, core::sync::atomic::Ordering::Relaxed);
+}
+
+/// Whether this process has the bug.
+#[cfg(feature = "steps")]
+#[inline]
+pub fn is_planted(bug: Bug) -> bool {
+    PLANTED.load(core::sync::atomic::Ordering::Relaxed) & bug as u32 != 0
+}
+
+/// Whether this process has the bug: never in this build.
+#[cfg(not(feature = "steps"))]
+#[inline(always)]
+pub const fn is_planted(_: Bug) -> bool {
+    false
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -10,7 +10,7 @@ use std::str::FromStr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-pub use podshm_layout::step::{Hook, Side, Step, set_hook};
+pub use podshm_layout::step::{Bug, Hook, Side, Step, is_planted, plant, set_hook};
 
 /// The variable that [`arm_from_env`] reads.
 pub const VARIABLE: &str = "PODSHM_STEP";

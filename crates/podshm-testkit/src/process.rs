@@ -16,6 +16,7 @@ use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::spec::{Isolation, Spec};
@@ -288,6 +289,12 @@ impl PodProcess {
     /// A pidfd of the process: readable when it has exited.
     pub fn pidfd(&self) -> impl AsFd + '_ {
         &self.pidfd
+    }
+
+    /// Whether the process has exited, at the price of one system call; [`try_wait`](Self::try_wait) says how.
+    pub fn has_exited(&self) -> bool {
+        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        matches!(poll(&mut fds, Some(&Timespec::default())), Ok(ready) if ready > 0)
     }
 
     /// Its stdout.

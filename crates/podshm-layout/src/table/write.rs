@@ -4,7 +4,7 @@ use super::alloc::Units;
 use super::*;
 use crate::geometry::TableGeometry;
 use crate::mem::Store;
-use crate::step::{self, Step};
+use crate::step::{self, Bug, Step};
 use crate::sync::{Ordering, fence};
 
 /// Why a publication failed; the table is as it was.
@@ -116,7 +116,9 @@ impl<W: Store> TableWriter<W> {
         let Some(unit) = self.units.take(needed) else {
             return Err(TableError::Full { needed: u64::from(needed) * TableGeometry::UNIT, free: self.free_bytes() });
         };
-        self.write_record(unit, key, value);
+        if !step::is_planted(Bug::EntryFirst) {
+            self.write_record(unit, key, value);
+        }
         step::at(Step::TableWritten);
         let old = self.mem.load(place.entry_at as usize, Ordering::Relaxed);
         let entry = u64::from(unit) << 32 | (old.wrapping_add(1) & 0xffff_ffff);
@@ -129,6 +131,9 @@ impl<W: Store> TableWriter<W> {
         // Release: pairs with the acquire of the entry in look(); the record is written.
         self.mem.store(place.entry_at as usize, entry, Ordering::Release);
         step::at(Step::TableSwung);
+        if step::is_planted(Bug::EntryFirst) {
+            self.write_record(unit, key, value);
+        }
         self.live_bytes += u64::from(needed) * TableGeometry::UNIT;
         match place.tag {
             Some((bucket_at, lane, tag)) => {

@@ -1,0 +1,428 @@
+//! What came of it all, from the participants' logs and the list of faults alone: pure, no I/O.
+//!
+//! ```text
+//!  agents' logs, generation by generation ──► who got what, marked or not, in which order ─┐
+//!  clients' logs ──► what was accepted, how calls ended, how long was waited ──────────────┼──► Verdict: numbers, promises broken
+//!  the list of faults ──► which of them hit work in flight ────────────────────────────────┘
+//! ```
+//! Generations are told before clients, each in the order in which it was started: an old one that wakes up late counts as earlier, as
+//! its marks would have it.
+
+use crate::entry::{Entry, MARKED, Outcome, What};
+use crate::gaps::{Gaps, Wait};
+use crate::schedule::{Domain, Kind, Target};
+use podshm_testkit::numbered::{Checker, Seen};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Calls, in the order of their numbers in logs.
+pub const CALLS: [&str; 5] = ["decide", "again", "slow", "bulk", "explain"];
+/// The call that may be handled twice and whose handling is logged.
+pub const AGAIN: u16 = 1;
+/// The call that the route agent answers, which logs no calls.
+pub const EXPLAIN: u16 = 4;
+
+/// A fault that was injected.
+#[derive(Clone, Debug)]
+pub struct Fault {
+    /// What.
+    pub kind: Kind,
+    /// To whom.
+    pub target: Target,
+    /// When.
+    pub at: u64,
+    /// When whom it hit was at work again.
+    pub until: u64,
+}
+
+/// How an agent ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// In order, for a successor or because it was asked to.
+    Closed,
+    /// In any other way.
+    Died,
+}
+
+/// How a client ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leaving {
+    /// In order.
+    Left,
+    /// Killed at this moment, or a little later.
+    Died(u64),
+}
+
+/// The moment at which an agent closed its first ring for a successor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cut {
+    at: u64,
+    generation: usize,
+    /// Calls that were in its handlers when it was asked to close.
+    pub in_handler: u64,
+    /// Calls of which a part was in a ring and another was not.
+    pub half_sent: u64,
+    /// Records that were accepted and that a successor got.
+    pub backlog: u64,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Sender {
+    /// Numbers from here on were first given to this generation.
+    first_by: Vec<(u64, usize)>,
+    /// Who got it last, of those that were given more than once.
+    again_by: BTreeMap<u64, usize>,
+}
+
+#[derive(Debug, Default)]
+struct InDomain {
+    checker: Checker,
+    senders: BTreeMap<u32, Sender>,
+    ends: Vec<End>,
+    known: BTreeSet<u32>,
+    /// Longest way, in bytes of a ring, between two records that one generation was given again.
+    widest_again: u64,
+    after_close: u64,
+}
+
+/// Collects, then judges.
+#[derive(Debug)]
+pub struct Judge {
+    faults: Vec<Fault>,
+    in_flight: Vec<u32>,
+    /// Most bytes of a ring that an agent of each domain may have in hand.
+    batch: [u64; 2],
+    domains: [InDomain; 2],
+    handled: BTreeMap<(u32, u16, u64), u32>,
+    cuts: Vec<Cut>,
+    waits: Vec<Wait>,
+    verdict: Verdict,
+}
+
+/// What came of it.
+#[derive(Clone, Debug, Default)]
+pub struct Verdict {
+    /// Faults that hit work in flight, and all of them, by kind.
+    pub faults: BTreeMap<Kind, (u64, u64)>,
+    /// Records accepted, by domain.
+    pub accepted: [u64; 2],
+    /// Different records delivered.
+    pub delivered: [u64; 2],
+    /// Records delivered again, marked.
+    pub marked: [u64; 2],
+    /// Records delivered again without a mark.
+    pub unmarked: [u64; 2],
+    /// Records accepted and never delivered.
+    pub lost: [u64; 2],
+    /// Lookups that found their key.
+    pub lookups: [u64; 2],
+    /// Values with a wrong checksum, or another key's.
+    pub torn: u64,
+    /// Calls by service and outcome, and last those whose caller died meanwhile.
+    pub calls: [[u64; 7]; 5],
+    /// At each graceful hand-over.
+    pub cuts: Vec<Cut>,
+    /// The longest waits.
+    pub gaps: Gaps,
+    /// Promises that were broken, in words.
+    pub broken: Vec<String>,
+}
+
+impl Judge {
+    /// Of these faults, where an agent of each domain has at most `batch` bytes of a ring in hand.
+    pub fn new(mut faults: Vec<Fault>, batch: [u64; 2]) -> Judge {
+        faults.sort_by_key(|fault| fault.at);
+        Judge {
+            in_flight: vec![0; faults.len()],
+            faults,
+            batch,
+            domains: Default::default(),
+            handled: BTreeMap::new(),
+            cuts: Vec::new(),
+            waits: Vec::new(),
+            verdict: Verdict::default(),
+        }
+    }
+
+    /// The next generation of a domain's agent. `hands_over` where it was replaced in order while everybody worked.
+    pub fn generation(&mut self, domain: Domain, end: End, hands_over: bool, entries: impl Iterator<Item = Entry>) {
+        let generation = self.domains[domain as usize].ends.len();
+        self.domains[domain as usize].ends.push(end);
+        let mut again: BTreeMap<u32, (u64, u64)> = BTreeMap::new();
+        for entry in entries {
+            match entry.what {
+                What::Delivered => {
+                    let of = &mut self.domains[domain as usize];
+                    if of.deliver(&entry, generation) == Seen::Duplicate {
+                        let span = again.entry(entry.sender).or_insert((entry.extra, entry.extra));
+                        *span = (span.0.min(entry.extra), span.1.max(entry.extra));
+                    }
+                }
+                What::Handled => *self.handled.entry((entry.sender, entry.aux, entry.number)).or_default() += 1,
+                What::Corrupt => self.domains[domain as usize].checker.count_corrupt(),
+                What::Cut if end == End::Closed && hands_over => {
+                    self.cuts.push(Cut { at: entry.time, generation, in_handler: entry.number, ..Cut::default() });
+                }
+                _ => {}
+            }
+        }
+        let widest = again.values().map(|(first, last)| last - first).max().unwrap_or(0);
+        let of = &mut self.domains[domain as usize];
+        of.widest_again = of.widest_again.max(widest);
+    }
+
+    /// A client in pod `pod` that numbered its records as `sender`.
+    pub fn client(&mut self, sender: u32, pod: u32, leaving: Leaving, entries: impl Iterator<Item = Entry>) {
+        let mut client = OneClient { sender, pod, ..OneClient::default() };
+        let end = match leaving {
+            Leaving::Died(at) => at,
+            Leaving::Left => u64::MAX,
+        };
+        for entry in entries {
+            client.take(self, &entry);
+        }
+        client.ends(self, end);
+        if leaving == Leaving::Left && !client.has_left {
+            self.verdict.broken.push(format!("client {sender:#x} ended by itself"));
+        }
+    }
+
+    /// How many agents were killed.
+    pub fn kills_of_agents(&self) -> usize {
+        let is_one = |fault: &&Fault| fault.kind.is_kill() && matches!(fault.target, Target::Agent(_));
+        self.faults.iter().filter(is_one).count()
+    }
+
+    fn call_was_out(&mut self, service: u16, pod: u32, from: u64, to: u64) {
+        let domain = if service == EXPLAIN { Domain::Routes } else { Domain::Work };
+        let first = self.faults.partition_point(|fault| fault.at < from);
+        for (fault, in_flight) in self.faults[first..].iter().zip(&mut self.in_flight[first..]) {
+            if fault.at >= to {
+                break;
+            }
+            let hits = match fault.target {
+                Target::Agent(of) => of == domain,
+                Target::Client(of) => of == pod,
+                Target::Broker => true,
+            };
+            *in_flight += u32::from(hits);
+        }
+    }
+
+    fn was_half_sent(&mut self, from: u64, to: u64) {
+        for cut in self.cuts.iter_mut().filter(|cut| (from..to).contains(&cut.at)) {
+            cut.half_sent += 1;
+        }
+    }
+
+    /// The verdict. `least_marked` repeated and marked records are expected at least.
+    pub fn conclude(mut self, least_marked: u64) -> Verdict {
+        let verdict = &mut self.verdict;
+        let mut broken = |is_so: bool, what: String| {
+            if is_so {
+                verdict.broken.push(what);
+            }
+        };
+        for (domain, of) in Domain::ALL.iter().zip(&self.domains) {
+            let name = domain.name();
+            let (checker, known) = (&of.checker, &of.known);
+            broken(checker.corrupt() > 0, format!("{name}: {} records that nobody wrote", checker.corrupt()));
+            let strangers = checker.senders().filter(|sender| !known.contains(sender)).count();
+            broken(strangers > 0, format!("{name}: records of {strangers} senders that never were"));
+            broken(of.after_close > 0, format!("{name}: {} records again after a hand-over in order", of.after_close));
+            let (widest, batch) = (of.widest_again, self.batch[*domain as usize]);
+            broken(widest > batch, format!("{name}: records again over {widest} bytes, a batch has {batch}"));
+        }
+        for cut in &self.cuts {
+            let is_short = cut.in_handler == 0 || cut.half_sent == 0 || cut.backlog == 0;
+            broken(is_short, format!("a hand-over of work without work in flight proves little: {cut:?}"));
+        }
+        for ((sender, service, number), times) in &self.handled {
+            let what = format!("{} {number} of {sender:#x} was handled {times} times", CALLS[usize::from(*service)]);
+            broken(*service != AGAIN && *times > 1, what);
+        }
+        let marked: u64 = verdict.marked.iter().sum();
+        if marked < least_marked {
+            verdict
+                .broken
+                .push(format!("{marked} marked repeats, expected {least_marked}: crashes hit no batch in hand"));
+        }
+        for (fault, in_flight) in self.faults.iter().zip(&self.in_flight) {
+            let (counted, all) = verdict.faults.entry(fault.kind).or_default();
+            *counted += u64::from(*in_flight > 0);
+            *all += 1;
+        }
+        verdict.gaps = Gaps::of(&self.waits, &self.faults);
+        verdict.cuts = self.cuts;
+        self.verdict
+    }
+}
+
+impl Verdict {
+    /// Faults that hit work in flight, and how many of those were kills.
+    pub fn counted(&self) -> (u64, u64) {
+        let sum = |kills: bool| self.faults.iter().filter(|(k, _)| !kills || k.is_kill()).map(|(_, (n, _))| n).sum();
+        (sum(false), sum(true))
+    }
+}
+
+impl InDomain {
+    fn deliver(&mut self, entry: &Entry, generation: usize) -> Seen {
+        let seen = self.checker.observe(entry.sender, entry.number, entry.flags & MARKED != 0);
+        let sender = self.senders.entry(entry.sender).or_default();
+        if seen == Seen::New {
+            if sender.first_by.last().is_none_or(|(_, by)| *by != generation) {
+                sender.first_by.push((entry.number, generation));
+            }
+        } else {
+            let by = sender.again_by.insert(entry.number, generation).or_else(|| sender.first_given_to(entry.number));
+            self.after_close += u64::from(by.is_some_and(|by| by != generation && self.ends[by] == End::Closed));
+        }
+        seen
+    }
+
+    /// How many of the sender's records generations up to this one were given.
+    fn delivered_by(&self, sender: u32, generation: usize) -> u64 {
+        let next = self.senders.get(&sender).and_then(|s| s.first_by.iter().find(|(_, by)| *by > generation));
+        next.map_or_else(|| self.checker.next_sequence(sender), |(number, _)| *number)
+    }
+}
+
+impl Sender {
+    fn first_given_to(&self, number: u64) -> Option<usize> {
+        self.first_by.iter().rev().find(|(first, _)| *first <= number).map(|(_, by)| *by)
+    }
+}
+
+/// What is known of a client while its log is read.
+#[derive(Debug, Default)]
+struct OneClient {
+    sender: u32,
+    pod: u32,
+    intended: [u64; 2],
+    accepted: [u64; 2],
+    lookups: [u64; 2],
+    /// Calls that are out: since when.
+    out: BTreeMap<(u16, u64), u64>,
+    half: BTreeMap<u64, u64>,
+    next_cut: usize,
+    has_left: bool,
+}
+
+impl OneClient {
+    fn take(&mut self, judge: &mut Judge, entry: &Entry) {
+        let (sender, aux) = (self.sender, usize::from(entry.aux));
+        let mut broken = |what: String| judge.verdict.broken.push(format!("client {sender:#x}: {what}"));
+        match entry.what {
+            What::Intends => self.intended[aux] = entry.number,
+            What::Accepted => {
+                if aux == Domain::Work as usize {
+                    self.pass_cuts(judge, entry.time);
+                }
+                self.accepted[aux] = entry.number;
+            }
+            What::CallBegins => drop(self.out.insert((entry.aux, entry.number), entry.time)),
+            What::CallHalf => drop(self.half.insert(entry.number, entry.time)),
+            What::CallFull => {
+                if let Some(since) = self.half.remove(&entry.number) {
+                    judge.was_half_sent(since, entry.time);
+                }
+            }
+            What::CallEnded => self.call_ended(judge, entry),
+            What::Waited => {
+                let (kind, from) = (entry.aux, entry.time - entry.number);
+                judge.waits.push(Wait { pod: self.pod, kind, from, to: entry.time });
+            }
+            What::Looked => self.lookups[aux] = entry.number,
+            What::Torn => {
+                broken(format!("value {} was torn", entry.number));
+                judge.verdict.torn += 1;
+            }
+            What::Missing => broken(format!("key {} was missing", entry.number)),
+            What::Back => broken(format!("key {} went back from {} to {}", aux, entry.extra, entry.number)),
+            What::Odd => broken(format!("error {} of operation {aux}", entry.number)),
+            What::Left => self.has_left = true,
+            _ => {}
+        }
+    }
+
+    /// Until `time` nothing more was accepted: what lay in the ring at each cut before?
+    fn pass_cuts(&mut self, judge: &mut Judge, time: u64) {
+        let work = &judge.domains[Domain::Work as usize];
+        for cut in &mut judge.cuts[self.next_cut..] {
+            if cut.at >= time {
+                break;
+            }
+            self.next_cut += 1;
+            let accepted = self.accepted[Domain::Work as usize];
+            cut.backlog += accepted.saturating_sub(work.delivered_by(self.sender, cut.generation));
+        }
+    }
+
+    fn call_ended(&mut self, judge: &mut Judge, entry: &Entry) {
+        let outcome = Outcome::ALL.get(usize::from(entry.flags)).copied().unwrap_or(Outcome::Wrong);
+        let service = usize::from(entry.aux);
+        if let Some(since) = self.half.remove(&entry.number).filter(|_| CALLS[service] == "bulk") {
+            judge.was_half_sent(since, entry.time);
+        }
+        if let Some(since) = self.out.remove(&(entry.aux, entry.number)) {
+            judge.call_was_out(entry.aux, self.pod, since, entry.time);
+        }
+        judge.verdict.calls[service][outcome as usize] += 1;
+        let is_handled = judge.handled.contains_key(&(self.sender, entry.aux, entry.number));
+        let is_known = entry.aux != EXPLAIN;
+        let what = format!("{} {} of client {:#x}", CALLS[service], entry.number, self.sender);
+        match outcome {
+            Outcome::Answered if is_known && !is_handled => {
+                judge.verdict.broken.push(format!("{what} was answered and never handled"));
+            }
+            Outcome::Away if is_handled => {
+                judge.verdict.broken.push(format!("{what} was \"not sent\" and was handled"))
+            }
+            Outcome::Wrong => judge.verdict.broken.push(format!("{what} got another call's answer")),
+            Outcome::Failed => judge.verdict.broken.push(format!("{what} failed")),
+            _ => {}
+        }
+    }
+
+    fn ends(&mut self, judge: &mut Judge, died: u64) {
+        self.pass_cuts(judge, u64::MAX);
+        for since in std::mem::take(&mut self.half).into_values() {
+            judge.was_half_sent(since, died);
+        }
+        for ((service, number), since) in std::mem::take(&mut self.out) {
+            judge.call_was_out(service, self.pod, since, died);
+            judge.verdict.calls[usize::from(service)][Outcome::ALL.len()] += 1;
+            if died == u64::MAX {
+                let what = format!("{} {number} of client {:#x} never ended", CALLS[usize::from(service)], self.sender);
+                judge.verdict.broken.push(what);
+            }
+        }
+        for domain in Domain::ALL {
+            let (d, name) = (domain as usize, domain.name());
+            let of = &mut judge.domains[d];
+            of.known.insert(self.sender);
+            let (accepted, intended) = (self.accepted[d], self.intended[d].max(self.accepted[d]));
+            let (report, beyond) =
+                (of.checker.report(self.sender, accepted), of.checker.report(self.sender, intended).beyond);
+            let verdict = &mut judge.verdict;
+            verdict.accepted[d] += accepted;
+            verdict.delivered[d] += report.delivered;
+            verdict.marked[d] += report.duplicates_marked;
+            verdict.unmarked[d] += report.duplicates_unmarked;
+            verdict.lost[d] += report.lost;
+            verdict.lookups[d] += self.lookups[d];
+            let faults = [
+                (report.lost, "accepted and lost"),
+                (report.duplicates_unmarked, "again without a mark"),
+                (report.out_of_order, "out of order"),
+                (beyond, "never sent"),
+            ];
+            for (count, what) in faults.iter().filter(|(count, _)| *count > 0) {
+                verdict.broken.push(format!("{name}: {count} records of client {:#x} {what}", self.sender));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
