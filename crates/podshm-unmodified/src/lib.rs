@@ -20,6 +20,7 @@ pub mod peer;
 pub mod permissions;
 pub mod place;
 pub mod posix;
+pub mod probe;
 pub mod record;
 pub mod segments;
 pub mod server;

@@ -230,7 +230,10 @@ impl Store {
         };
         let known = self.known.entry(id).or_default();
         let gone: Vec<u64> = known.keys().filter(|token| !held.contains(&token_to_byte(**token))).copied().collect();
-        let last = gone.iter().filter_map(|token| known.remove(token)).filter(|known| !known.released).next_back();
+        let mut last = None;
+        for token in gone {
+            last = known.remove(&token).filter(|known| !known.released).or(last);
+        }
         let passing = match known.values().any(|known| known.pending) {
             true => known.values().filter(|known| known.released).count() as u64,
             false => 0,

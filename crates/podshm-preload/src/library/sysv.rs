@@ -143,20 +143,23 @@ pub unsafe extern "C" fn shmdt(address: *const c_void) -> c_int {
         return libc::to_c(unsafe { raw(nr::SHMDT, [address, 0, 0, 0, 0, 0]) }) as c_int;
     }
     let mut all = ATTACHMENTS.lock();
-    // Of several with this address all but one have been unmapped by other means, and are struck off here.
-    while let Some(index) = all.all().iter().position(|one| one.address == address) {
-        let gone = all.remove(index);
-        let mut unmapped = false;
-        gone.pieces(|piece| {
-            // SAFETY: a piece of this attachment, of which the program says that it needs it no more.
-            unmapped |= unsafe { sys::munmap(piece.start, piece.end - piece.start) }.is_ok();
-        });
-        if unmapped {
-            let _ = ask(wire::DETACH, [gone.id as u64, gone.token, 0], BRIEF, &mut []);
-            return 0;
+    // Several may have had this address: the one of which something is mapped nearest to it is meant, as in the kernel.
+    let mut meant: Option<(usize, usize)> = None;
+    for (index, one) in all.all().iter().enumerate().filter(|(_, one)| one.address == address) {
+        let mut first = usize::MAX;
+        one.pieces(|piece| first = first.min(piece.start));
+        if first < meant.map_or(usize::MAX, |(first, _)| first) {
+            meant = Some((first, index));
         }
     }
-    libc::to_c(Err(errno::EINVAL)) as c_int
+    let Some((_, index)) = meant else { return libc::to_c(Err(errno::EINVAL)) as c_int };
+    let gone = all.remove(index);
+    gone.pieces(|piece| {
+        // SAFETY: a piece of this attachment, of which the program says that it needs it no more.
+        let _ = unsafe { sys::munmap(piece.start, piece.end - piece.start) };
+    });
+    let _ = ask(wire::DETACH, [gone.id as u64, gone.token, 0], BRIEF, &mut []);
+    0
 }
 
 /// # Safety
