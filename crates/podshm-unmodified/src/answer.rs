@@ -54,10 +54,11 @@ impl Memory {
     pub fn answer(&mut self, peer: &Peer, words: &Words, tail: &[u8], fd: Option<OwnedFd>) -> Result<Answer, Errno> {
         let [_, first, second, third, ..] = *words;
         let id = first as i32;
-        if self.store.segments().find(id).is_ok_and(Segment::is_doomed) {
+        let operation = wire::operation(words).ok_or(Errno::PROTO)?;
+        if operation != wire::UNDO && self.store.segments().find(id).is_ok_and(Segment::is_doomed) {
             self.store.count(id, now()); // its last attachment may have gone without a word
         }
-        match wire::operation(words).ok_or(Errno::PROTO)? {
+        match operation {
             wire::HELLO => Ok(Answer::default()),
             wire::GET => self.get(peer, id, second, third as u32).map(|id| result(i64::from(id))),
             wire::ATTACH => self.attach(peer, id, second as u32),

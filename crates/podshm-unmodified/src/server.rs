@@ -117,6 +117,8 @@ fn replace_socket<T>(path: &Path, bind: impl FnOnce(&Path) -> std::io::Result<T>
 #[derive(Debug)]
 struct Listener {
     member: String,
+    /// Runs under this name.
+    users: u32,
     socket: OwnedFd,
 }
 
@@ -211,7 +213,8 @@ impl Loop {
     }
 
     fn add_member(&mut self, member: &str) -> Result<(), PlaceError> {
-        if self.listeners.values().any(|listener| listener.member == member) {
+        if let Some(known) = self.listeners.values_mut().find(|listener| listener.member == member) {
+            known.users += 1;
             return Ok(());
         }
         let directory = self.place.member(member);
@@ -229,8 +232,17 @@ impl Loop {
         self.next += 1;
         epoll::add(&self.epoll, &socket, epoll::EventData::new_u64(id), epoll::EventFlags::IN)
             .doing(|| "watching a member's socket".into())?;
-        self.listeners.insert(id, Listener { member: member.to_owned(), socket });
+        self.listeners.insert(id, Listener { member: member.to_owned(), users: 1, socket });
         Ok(())
+    }
+
+    fn remove_member(&mut self, member: &str) {
+        let Some(listener) = self.listeners.values_mut().find(|listener| listener.member == member) else { return };
+        listener.users -= 1;
+        if listener.users == 0 {
+            self.listeners.retain(|_, listener| listener.member != member);
+            let _ = std::fs::remove_dir_all(self.place.member(member));
+        }
     }
 
     fn accept(&mut self, id: u64) {
@@ -344,8 +356,7 @@ impl Loop {
                 Err(error) => Response::Refused(error.to_string()),
             },
             Question::RemoveMember(member) => {
-                self.listeners.retain(|_, listener| listener.member != member);
-                let _ = std::fs::remove_dir_all(self.place.member(&member));
+                self.remove_member(&member);
                 Response::Done
             }
             Question::List => Response::Listing(self.list()),
