@@ -13,6 +13,7 @@ int main(int argc, char **argv)
 {
     if (argc < 3)
         return 2;
+    umask(0); /* members of other uids are to write too */
     int fd = shm_open(argv[2], argv[1][0] == 'r' ? O_RDONLY : O_RDWR | O_CREAT, 0666);
     if (fd < 0)
         return printf("shm_open: errno %d\n", errno), 1;

@@ -1,6 +1,7 @@
 //! What the tests of unmodified programs share: a domain of their own, programs in C, scripts of System V calls.
 #![forbid(unsafe_code)]
 
+pub mod cli;
 pub mod programs;
 pub mod script;
 

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::{Mutex, PoisonError};
 
 /// How a program is built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +18,8 @@ pub enum Build {
 /// Compiles `c/NAME.c`; the path of the program.
 pub fn compile(name: &str, build: Build) -> PathBuf {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("c").join(format!("{name}.c"));
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _held = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     // Beside this test: where members of other uids can run it.
     let beside = std::env::current_exe().expect("this test's path").parent().expect("its directory").to_owned();
     let program = beside.join(format!("c-{name}-{build:?}-{}", std::process::id()).to_lowercase());
