@@ -29,6 +29,11 @@ pub struct Arguments {
     /// Most clients in the domain.
     #[arg(long, default_value_t = 4096)]
     clients: u32,
+    /// Serves the domain's unmodified programs too, as `podshm domain` does; the options below are theirs.
+    #[arg(long)]
+    unmodified: bool,
+    #[command(flatten)]
+    setup: crate::domain::Setup,
 }
 
 /// Each client costs a few descriptors: this process takes as many as it may, not the few that a shell allows.
@@ -78,6 +83,11 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         };
         broker.add_socket(&arguments.domain, &directory, who, rights)?;
     }
+    let place = crate::domain::Where { root: arguments.root.clone() };
+    let _unmodified = match arguments.unmodified {
+        true => Some(crate::serve::start(&place, &arguments.domain, &arguments.setup)?),
+        false => None,
+    };
     println!("ready: domain {} at {}", arguments.domain, arguments.root.display());
     signals.forever().next();
     Ok(())

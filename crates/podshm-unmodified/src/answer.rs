@@ -128,7 +128,7 @@ impl Memory {
                 let make = |all: &mut Segments| all.make(&peer.caller, key, size, flags, creator, now()).id;
                 self.store.make(size, make)
             }
-            Err(error @ (Errno::NOSPC | Errno::NOMEM)) => {
+            Err(error @ Errno::NOSPC) => {
                 let limits = self.store.segments().limits();
                 let pages = self.store.segments().pages();
                 tracing::warn!(member = peer.member, size, pages, ?limits, %error, "a segment was refused");

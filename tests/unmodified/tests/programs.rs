@@ -53,6 +53,46 @@ fn python_multiprocessing_shared_memory() {
     }
 }
 
+const SYSV_IPC: &str = "
+import sys, sysv_ipc
+def semaphore():
+    try:
+        sysv_ipc.Semaphore(77, sysv_ipc.IPC_CREAT)
+        return 'semaphore'
+    except OSError as error:
+        return 'errno %d' % error.errno
+if sys.argv[1] == 'write':
+    memory = sysv_ipc.SharedMemory(0x5eed, sysv_ipc.IPC_CREX, mode=0o666, size=8192)
+    memory.write(b'python', 4096)
+    print(memory.number_attached, memory.size, semaphore())
+else:
+    memory = sysv_ipc.SharedMemory(0x5eed)
+    print(memory.read(6, 4096).decode(), memory.number_attached, memory.last_pid)
+    memory.detach(); memory.remove()
+    try:
+        sysv_ipc.SharedMemory(0x5eed)
+    except sysv_ipc.ExistentialError:
+        print('gone')";
+
+#[test]
+fn python_sysv_ipc() {
+    let home = std::env::var("HOME").expect("HOME");
+    let tools = std::env::var("PODSHM_TOOLS").unwrap_or_else(|_| format!("{home}/.cache/podshm/tools"));
+    let mut machine = Machine::new("sysvipc");
+    machine.serve("d", &[]);
+    let modes = [(&["--domain", "d"][..], "errno 38"), (&["--domain", "n", "--mode", "native"], "semaphore")];
+    for (options, semaphore) in modes {
+        let python = |what: &str| {
+            let mut command = machine.command("run");
+            command.args(options).env("PYTHONPATH", format!("{tools}/python"));
+            said(command.args(["--", "/usr/bin/python3", "-c", SYSV_IPC, what]))
+        };
+        assert_eq!(python("write"), format!("1 8192 {semaphore}\n"));
+        let read = python("read");
+        assert!(read.starts_with("python 1 ") && read.ends_with("gone\n"), "{read}");
+    }
+}
+
 #[test]
 fn stress_ng_shm_and_shm_sysv() {
     let mut machine = Machine::new("stress");
