@@ -1,4 +1,5 @@
-/* A writer and a reader with POSIX calls alone:  posix write NAME TEXT | posix read NAME | posix grow NAME BYTES */
+/* A writer and a reader with POSIX calls alone:  posix write NAME TEXT | posix read NAME | posix grow NAME BYTES
+ * | posix touch NAME BYTES */
 #include <errno.h>
 #include <fcntl.h>
 #include <semaphore.h>
@@ -23,6 +24,15 @@ int main(int argc, char **argv)
         struct stat st;
         fstat(fd, &st);
         return printf("grown to %lld, %lld allocated\n", (long long)st.st_size, (long long)st.st_blocks * 512), 0;
+    }
+    if (argv[1][0] == 't') {
+        size_t size = (size_t)atoll(argv[3]);
+        if (ftruncate(fd, (off_t)size))
+            return printf("ftruncate: errno %d\n", errno), 1;
+        char *all = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        for (size_t at = 0; all != MAP_FAILED && at < size; at += 4096)
+            all[at] = 1;
+        return 0;
     }
     if (argv[1][0] == 'w' && ftruncate(fd, 4096))
         return printf("ftruncate: errno %d\n", errno), 1;

@@ -200,6 +200,18 @@ fn a_full_domain_is_an_errno() {
 }
 
 #[test]
+fn in_native_mode_a_full_dev_shm_is_sigbus() {
+    let machine = Machine::new("sigbus");
+    let posix = compile("posix", Build::Dynamic);
+    let options = ["--mode", "native", "--shm-mib", "1"];
+    let touch = |name: &str, bytes: &str| {
+        machine.member("n", &options, &posix).args(["touch", name, bytes]).status().expect("it runs").code()
+    };
+    assert_eq!(touch("/small", "500000"), Some(0));
+    assert_eq!(touch("/large", "2000000"), Some(128 + 7), "ftruncate succeeds, the touch does not");
+}
+
+#[test]
 fn rm_refuses_what_is_attached_unless_forced() {
     let mut machine = Machine::new("rm");
     machine.serve("d", &[]);
