@@ -3,6 +3,7 @@
 #
 #   scripts/setup.sh            what `make demo` and `make test` need
 #   scripts/setup.sh deny       also cargo-deny, for `make check`
+#   scripts/setup.sh unmodified also the programs that the tier `foreign` runs
 #   scripts/setup.sh fuzz       also cargo-fuzz (and checks for a nightly), for `make fuzz`
 #
 # Run it as often as you like. It changes the machine only through apt-get (as root or
@@ -21,6 +22,16 @@ procps          ps
 python3         python3
 ca-certificates update-ca-certificates
 '
+# What tests run unmodified in a domain.
+UNMODIFIED='
+musl-tools musl-gcc
+postgresql pg_lsclusters
+stress-ng stress-ng
+perl perl
+python3-dev /usr/bin/python3-config
+python3-pip /usr/bin/pip3
+'
+SYSV_IPC_VERSION=1.2.0
 CARGO_DENY_VERSION=0.20.2
 CARGO_FUZZ_VERSION=0.13.1
 
@@ -86,18 +97,30 @@ install_deny() {
     cargo_tool cargo-deny "$CARGO_DENY_VERSION"
 }
 
+install_sysv_ipc() {
+    if PYTHONPATH="$TOOLS/python" /usr/bin/python3 -c 'import sysv_ipc' 2>/dev/null; then
+        say "setup: sysv_ipc is in $TOOLS/python"
+        return
+    fi
+    /usr/bin/python3 -m pip install --quiet --target "$TOOLS/python" "sysv_ipc==$SYSV_IPC_VERSION" </dev/null
+}
+
 install_fuzz() {
     cargo +nightly --version >/dev/null 2>&1 ||
         die "cargo-fuzz needs a nightly compiler; run: rustup toolchain install nightly --profile minimal"
     cargo_tool cargo-fuzz "$CARGO_FUZZ_VERSION"
 }
 
+for extra in "$@"; do
+    if [ "$extra" = unmodified ]; then PACKAGES+=$UNMODIFIED; fi
+done
 install_packages
 check_rust
 for extra in "$@"; do
     case $extra in
         deny) install_deny ;;
         fuzz) install_fuzz ;;
-        *) die "unknown extra '$extra': expected deny or fuzz" ;;
+        unmodified) install_sysv_ipc ;;
+        *) die "unknown extra '$extra': expected deny, fuzz or unmodified" ;;
     esac
 done

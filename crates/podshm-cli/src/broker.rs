@@ -32,6 +32,11 @@ pub struct Arguments {
     /// How long, in ms, participants may take to come back after a restart of the broker before they are taken for gone.
     #[arg(long, default_value_t = 10_000)]
     rejoin_grace_ms: u64,
+    /// Serves the domain's unmodified programs too, as `podshm domain` does; the options below are theirs.
+    #[arg(long)]
+    unmodified: bool,
+    #[command(flatten)]
+    setup: crate::domain::Setup,
 }
 
 /// Each client costs a few descriptors: this process takes as many as it may, not the few that a shell allows.
@@ -84,6 +89,11 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         };
         broker.add_socket(&arguments.domain, &directory, who, rights)?;
     }
+    let place = crate::domain::Where { root: arguments.root.clone() };
+    let _unmodified = match arguments.unmodified {
+        true => Some(crate::serve::start(&place, &arguments.domain, &arguments.setup)?),
+        false => None,
+    };
     println!("ready: domain {} at {}", arguments.domain, arguments.root.display());
     while signals.pending().next().is_none() {
         if broker.has_given_way() {

@@ -2,8 +2,14 @@
 #![forbid(unsafe_code)]
 
 mod broker;
+mod domain;
+mod listing;
+mod run;
+mod serve;
+mod stage;
 
 use clap::{Parser, Subcommand};
+use std::process::ExitCode;
 
 #[derive(Parser)]
 #[command(version, about = "Fast shared memory between pods on the same node")]
@@ -16,12 +22,32 @@ struct Arguments {
 enum Command {
     /// Runs a broker on a plain machine: one domain, a socket directory for each pod.
     Broker(broker::Arguments),
+    /// Serves a domain for unmodified programs on a plain machine.
+    Domain(serve::Arguments),
+    /// Runs an unmodified command as a member of a domain, in namespaces of its own.
+    Run(run::Arguments),
+    /// Shows domains, what lies in them and who uses it.
+    Ls(listing::List),
+    /// Removes what is left in a domain, or the domain.
+    Rm(listing::Remove),
+    /// For `podshm run` alone.
+    #[command(name = stage::VERB, hide = true)]
+    MemberStage {
+        /// What the member shall be.
+        stage: String,
+    },
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<ExitCode> {
     let filter = tracing_subscriber::EnvFilter::try_from_env("PODSHM_LOG").unwrap_or_else(|_| "warn".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     match Arguments::parse().command {
-        Command::Broker(arguments) => broker::run(arguments),
+        Command::Broker(arguments) => broker::run(arguments)?,
+        Command::Domain(arguments) => serve::run(&arguments)?,
+        Command::Run(arguments) => return run::run(arguments),
+        Command::Ls(arguments) => listing::list(&arguments)?,
+        Command::Rm(arguments) => listing::remove(&arguments)?,
+        Command::MemberStage { stage } => return stage::run(&stage),
     }
+    Ok(ExitCode::SUCCESS)
 }

@@ -21,6 +21,7 @@ pub mod copy;
 pub mod descriptors;
 pub mod fork;
 pub mod futex;
+pub mod locks;
 pub mod map;
 pub mod memory;
 pub mod peer;
