@@ -12,8 +12,8 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::ExitStatus;
 
-/// An agent's memory limit.
-const LIMIT: u64 = 192 << 20;
+/// An agent's memory limit. The logs are in memory, and so charged to who writes them: some 300 MiB in ten minutes.
+const LIMIT: u64 = 768 << 20;
 
 /// What an agent is started with beside the usual.
 #[derive(Clone, Debug, Default)]

@@ -10,8 +10,8 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// A client's memory limit.
-const LIMIT: u64 = 128 << 20;
+/// A client's memory limit. The logs are in memory, and so charged to who writes them: some 60 MiB in ten minutes.
+const LIMIT: u64 = 256 << 20;
 
 struct Running {
     process: PodProcess,

@@ -74,7 +74,6 @@ enum Whom {
 /// Everything that runs, and what was done to it.
 struct Run<'a> {
     plan: &'a Plan,
-    place: Place,
     broker: BrokerPod,
     agents: [Agents; 2],
     clients: Vec<ClientPod>,
@@ -88,6 +87,8 @@ struct Run<'a> {
     /// Since when the current agent of each domain has been seen to serve.
     serving_since: [Option<Instant>; 2],
     broken: Vec<String>,
+    /// Last, so that nobody is there to write to it when it is removed.
+    place: Place,
 }
 
 /// Faults whose victims are not back from their last one.

@@ -49,9 +49,9 @@ impl Run<'_> {
                 return Ok(());
             }
             Kind::StoppedUpgrade => {
-                agents.signal(Signal::STOP);
                 let generation = agents.generation();
                 self.next_agent(domain, &usual)?;
+                self.agents[domain as usize].signal_generation(generation, Signal::STOP);
                 // It wakes up before its successor has given it up, or after.
                 self.stop(planned, Whom::Agent(domain, generation), planned.length * (1 + (planned.dice % 6) as u32));
                 return Ok(());
