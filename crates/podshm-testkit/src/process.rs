@@ -22,8 +22,9 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use crate::spec::{Isolation, Spec};
 use crate::{HELPER_ENV, ISOLATION_ENV};
 
-/// How long a helper may take to build a pod, and to take it down.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a helper may take to build a pod, and to take it down. Going over to a cgroup waits for the kernel's RCU, which on two cores
+/// that are busy with much else was seen to take 20 s.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What can go wrong with a pod.
 #[derive(Debug, thiserror::Error)]

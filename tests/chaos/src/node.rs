@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// How long anything may take to come back: a bound on a hang, on two cores that others use too.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A program beside this one.
 pub fn program(name: &str) -> anyhow::Result<PathBuf> {
