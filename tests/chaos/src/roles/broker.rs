@@ -2,7 +2,7 @@
 
 use crate::entry::now;
 use crate::schedule::Domain;
-use podshm_broker::{Broker, DomainConfig, DomainStats, Identity, Limits, Rights};
+use podshm_broker::{Broker, BrokerConfig, DomainConfig, DomainStats, Identity, Limits, Rights};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -70,7 +70,8 @@ pub fn read_books(file: &Path) -> Option<(u64, [Books; 2])> {
 
 /// Serves pods in directories below `root` until it is killed: `agent-DOMAIN/DOMAIN` for agents, `client-N/DOMAIN` for clients.
 pub fn run(root: &Path, books: &Path, clients: u32, processes: u32) -> anyhow::Result<()> {
-    let broker = Broker::start()?;
+    // The next one goes on from here.
+    let broker = Broker::start_with(BrokerConfig { state: Some(books.with_extension("state")), ..Default::default() })?;
     let limits = Limits {
         budget: 4 << 30,
         member_share: 2 << 30,
