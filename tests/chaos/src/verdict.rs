@@ -361,7 +361,10 @@ impl OneClient {
     fn call_ended(&mut self, judge: &mut Judge, entry: &Entry) {
         let outcome = Outcome::ALL.get(usize::from(entry.flags)).copied().unwrap_or(Outcome::Wrong);
         let service = usize::from(entry.aux);
-        if let Some(since) = self.half.remove(&entry.number).filter(|_| CALLS[service] == "bulk") {
+        // Only this service's calls go in parts; others have the same numbers.
+        if CALLS[service] == "bulk"
+            && let Some(since) = self.half.remove(&entry.number)
+        {
             judge.was_half_sent(since, entry.time);
         }
         if let Some(since) = self.out.remove(&(entry.aux, entry.number)) {

@@ -25,7 +25,7 @@ const SHORTEST_WAIT: u64 = 500_000;
 /// How long a push waits for room before it is tried anew.
 const ROOM: Duration = Duration::from_millis(100);
 /// How long a call in parts rests with some of them sent: most of the time, so that a hand-over finds one.
-const HALF: Duration = Duration::from_millis(400);
+const HALF: Duration = Duration::from_millis(60);
 /// Operations that may fail as they must not, in [`What::Odd`]: calls by their number, and these.
 const PUSH: u16 = 100;
 const LOOKUP: u16 = 101;

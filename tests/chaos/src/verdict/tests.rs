@@ -145,7 +145,10 @@ fn reads_that_may_not_be_are_found() {
 fn a_cut_is_judged_by_what_was_in_flight() {
     let cut = |in_handler| Entry { number: in_handler, ..at(50, Cut, 0, 0) };
     let client = |half_until| {
-        let half = [call(at(40, CallHalf, 1, 3), 3), call(at(half_until, CallFull, 1, 3), 3)];
+        // In between, a call to another service that has the same number.
+        let other = [call(at(41, CallBegins, 1, 3), 1), ended(42, 1, 3, Outcome::Unknown)];
+        let half =
+            [&[call(at(40, CallHalf, 1, 3), 3)], other.as_slice(), &[call(at(half_until, CallFull, 1, 3), 3)]].concat();
         let sends = [at(10, Intends, 1, 8), at(20, Accepted, 1, 8)];
         let tail = [at(60, Accepted, 1, 9), at(90, Left, 1, 0)];
         [sends.as_slice(), &half, &tail].concat()
