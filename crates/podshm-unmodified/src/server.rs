@@ -139,7 +139,7 @@ struct Loop {
     next: u64,
     listeners: BTreeMap<u64, Listener>,
     waiting: BTreeMap<u64, Waiting>,
-    idle_since: BTreeMap<i32, i64>,
+    idle_since: BTreeMap<i32, Instant>,
 }
 
 impl Loop {
@@ -202,9 +202,9 @@ impl Loop {
                     grace,
                     "a segment has neither its creator nor an attachment"
                 );
-                now()
+                Instant::now()
             });
-            if now() - since >= grace as i64 {
+            if since.elapsed() >= Duration::from_secs(grace) {
                 tracing::warn!(domain = self.config.name, id = segment.id, size = segment.size, "a segment was reaped");
                 self.memory.store.remove_by_force(segment.id);
                 self.idle_since.remove(&segment.id);
@@ -390,7 +390,7 @@ impl Loop {
             attached: self.memory.store.count(segment.id, now()),
             creator: format!("{}:{}", segment.creator.member, segment.creator.pid),
             creator_gone: creator_gone(&segment),
-            idle_seconds: self.idle_since.get(&segment.id).map(|since| (now() - since).max(0) as u64),
+            idle_seconds: self.idle_since.get(&segment.id).map(|since| since.elapsed().as_secs()),
         };
         let segments = all.into_iter().map(listed).collect();
         Listing {
