@@ -8,6 +8,9 @@ use rustix::process::Signal;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How long anything may take to come back: a bound on a hang, on two cores that others use too.
@@ -218,5 +221,42 @@ impl BrokerPod {
     /// Processes that the kernel has killed there for memory.
     pub fn oom_kills(&self) -> u64 {
         self.pod.oom_kills().unwrap_or(0)
+    }
+}
+
+/// Keeps the kernel ready for processes that go over to another cgroup, as every process that is started in a pod does: the first one
+/// after a pause waits for a grace period of the kernel's RCU, which takes seconds while both cores are busy. One that comes every few
+/// milliseconds, and goes nowhere, makes it that the others don't. (What the mount option `favordynmods` does, for the whole node.)
+#[derive(Debug)]
+pub struct QuickMoves {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl QuickMoves {
+    /// Until it is dropped; nothing where there is no cgroup v1.
+    pub fn start() -> anyhow::Result<QuickMoves> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let memory = own.lines().find_map(|line| line.split_once(":memory:")).map(|(_, path)| path.to_owned());
+        let Some(path) = memory else { return Ok(QuickMoves { stop, thread: None }) };
+        let file = format!("/sys/fs/cgroup/memory{path}/cgroup.procs");
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::Builder::new().name("moves".into()).spawn(move || {
+            // Relaxed: nothing else is told by it.
+            while !stopped.load(Ordering::Relaxed) && fs::write(&file, "0").is_ok() {
+                std::thread::sleep(Duration::from_millis(3));
+            }
+        })?;
+        Ok(QuickMoves { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for QuickMoves {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
     }
 }

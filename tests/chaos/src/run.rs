@@ -5,7 +5,7 @@ mod inject;
 use crate::agents::{Agents, Variant};
 use crate::clients::ClientPod;
 use crate::entry::now;
-use crate::node::{BrokerPod, PATIENCE, Place, Usage};
+use crate::node::{BrokerPod, PATIENCE, Place, QuickMoves, Usage};
 use crate::roles::agent::{RECORD, RING};
 use crate::schedule::{Domain, Kind, Planned, Schedule, Target};
 use crate::verdict::{Fault, Judge, Verdict};
@@ -87,6 +87,7 @@ struct Run<'a> {
     /// Since when the current agent of each domain has been seen to serve.
     serving_since: [Option<Instant>; 2],
     broken: Vec<String>,
+    _moves: QuickMoves,
     /// Last, so that nobody is there to write to it when it is removed.
     place: Place,
 }
@@ -115,11 +116,13 @@ impl<'a> Run<'a> {
     fn start(plan: &'a Plan) -> anyhow::Result<Run<'a>> {
         let place = Place::new(&plan.data)?;
         std::fs::write(place.log("stderr"), "")?;
+        let moves = QuickMoves::start()?;
         let broker = BrokerPod::start(&place, plan.clients, 1)?;
         let agents = [Agents::new(&place, Domain::Work, plan.bug.clone())?, Agents::new(&place, Domain::Routes, None)?];
         let clients = (0..plan.clients).map(|n| ClientPod::new(&place, n, plan.pace)).collect::<Result<_, _>>()?;
         let mut run = Run {
             plan,
+            _moves: moves,
             place,
             broker,
             agents,
@@ -192,6 +195,9 @@ impl<'a> Run<'a> {
                     progress = Instant::now();
                 }
                 None => std::thread::sleep(Duration::from_millis(1)),
+            }
+            if waiting.is_empty() {
+                progress = Instant::now();
             }
             anyhow::ensure!(progress.elapsed() < PATIENCE, "nobody is back: {waiting:?}; {:?}", self.broker.books());
         }
