@@ -62,7 +62,7 @@ impl Ended {
 
     /// It died of what it was told to die of.
     pub fn is_at_step(&self) -> bool {
-        self.is_armed && self.status.signal() == Some(Signal::KILL.as_raw())
+        self.is_armed && !self.is_squeezed && self.status.signal() == Some(Signal::KILL.as_raw())
     }
 
     /// In order, or because another one serves. The route agent has no status of its own for that.
@@ -223,7 +223,8 @@ impl Agents {
         if let Some(current) = &mut self.current {
             let _ = current.process.signal(Signal::USR1);
             current.is_squeezed = true;
-            self.squeezed += 1;
+            // One that is to die at a named step may do that first.
+            self.squeezed += u64::from(!current.is_armed);
         }
     }
 
@@ -244,7 +245,7 @@ impl Agents {
         !self.leaving.is_empty()
     }
 
-    /// Processes that were told to leak, and processes that the kernel has killed in their pod for memory.
+    /// Processes that were told to leak and had no other reason to die, and processes that the kernel has killed in their pod for memory.
     pub fn squeezed(&self) -> (u64, u64) {
         (self.squeezed, self.pod.oom_kills().unwrap_or(self.squeezed))
     }

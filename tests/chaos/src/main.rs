@@ -55,6 +55,9 @@ struct Options {
     /// Only faults whose name begins so; may be given several times.
     #[arg(long)]
     only: Vec<String>,
+    /// Keep the logs when all is well, too.
+    #[arg(long)]
+    keep: bool,
     /// Say what is done.
     #[arg(long)]
     verbose: bool,
@@ -127,6 +130,7 @@ fn chaos(options: Options) -> anyhow::Result<ExitCode> {
         broker_restarts: options.broker_restarts,
         bug: options.bug,
         only: Kind::ALL.iter().copied().filter(|k| options.only.iter().any(|o| k.name().starts_with(o))).collect(),
+        keeps_logs: options.keep,
         is_verbose: options.verbose,
     };
     println!("chaos for {} s with {} client pods; SEED={seed} replays it", options.seconds, options.clients);

@@ -39,6 +39,8 @@ pub struct Plan {
     pub bug: Option<String>,
     /// Only these kinds of faults, where there are any.
     pub only: Vec<Kind>,
+    /// Whether the logs stay when all is well, too.
+    pub keeps_logs: bool,
     /// Whether to say what is done.
     pub is_verbose: bool,
 }
@@ -54,6 +56,9 @@ pub struct Report {
     pub processes: [usize; 3],
     /// How long faults were injected.
     pub took: Duration,
+    /// How often this harness itself stood still for more than a second, and how long at most: while a process went into a pod, or the
+    /// whole machine was. Whoever was to be continued or started again then waited for that.
+    pub stood_still: (u32, Duration),
 }
 
 /// Somebody who is to be continued.
@@ -82,6 +87,9 @@ struct Run<'a> {
     open: Vec<usize>,
     stopped: Vec<Stopped>,
     began: Instant,
+    /// When everybody was looked after last.
+    looked: Instant,
+    stood_still: (u32, Duration),
     /// Agents of each domain that the broker refused.
     refused: [u64; 2],
     /// Since when the current agent of each domain has been seen to serve.
@@ -102,7 +110,9 @@ pub fn run(plan: &Plan) -> anyhow::Result<Report> {
     let mut run = Run::start(plan)?;
     match run.all() {
         Ok(report) => {
-            run.place.keep = !report.verdict.broken.is_empty();
+            // With a planted bug nobody looks for the reason.
+            let is_odd = plan.bug.is_none() && !report.verdict.broken.is_empty();
+            run.place.keep = plan.keeps_logs || is_odd;
             Ok(report)
         }
         Err(error) => {
@@ -131,6 +141,8 @@ impl<'a> Run<'a> {
             open: Vec::new(),
             stopped: Vec::new(),
             began: Instant::now(),
+            looked: Instant::now(),
+            stood_still: (0, Duration::ZERO),
             serving_since: [None; 2],
             refused: [0; 2],
             broken: Vec::new(),
@@ -152,6 +164,7 @@ impl<'a> Run<'a> {
         self.pass(self.plan.control)?;
         let before = self.broker.usage();
         let began = Instant::now();
+        self.looked = began;
         self.disturb(began + self.plan.duration)?;
         let took = began.elapsed();
         let after = self.calm_down()?;
@@ -160,7 +173,8 @@ impl<'a> Run<'a> {
         let verdict = self.judge(&before, &end)?;
         let client_processes = self.clients.iter().map(ClientPod::count).sum();
         let processes = [self.agents[0].count(), self.agents[1].count(), client_processes];
-        Ok(Report { verdict, usage: [before, after, end], processes, took })
+        let stood_still = self.stood_still;
+        Ok(Report { verdict, usage: [before, after, end], processes, took, stood_still })
     }
 
     /// Faults come as the schedule says. Who is not back from his last one keeps nobody else waiting: everybody gets his own in order,
@@ -325,6 +339,11 @@ impl<'a> Run<'a> {
 
     fn look_after(&mut self) -> anyhow::Result<()> {
         let now = now();
+        let since_last = self.looked.elapsed();
+        self.looked = Instant::now();
+        if since_last > Duration::from_secs(1) {
+            self.stood_still = (self.stood_still.0 + 1, self.stood_still.1.max(since_last));
+        }
         for stopped in self.stopped.extract_if(.., |stopped| stopped.due <= now) {
             match stopped.whom {
                 Whom::Agent(domain, generation) => {

@@ -15,6 +15,11 @@ pub fn print(plan: &Plan, report: &Report, least: u64) -> bool {
     let [work, routes, clients] = report.processes;
     println!("\nchaos: {} client pods, {:.1} s of faults, seed {}", plan.clients, report.took.as_secs_f64(), plan.seed);
     row("processes", format!("{work} agents of work, {routes} route agents, {clients} clients, 1 broker"));
+    let (times, longest) = report.stood_still;
+    row(
+        "harness stood still",
+        format!("{times} times, for {:.1} s at most: waits below include that", longest.as_secs_f64()),
+    );
     let (counted, kills) = verdict.counted();
     let injected: u64 = verdict.faults.values().map(|(_, all)| all).sum();
     println!("\nfaults: {injected} injected, {counted} with work in flight, {kills} of those kills");
