@@ -19,7 +19,7 @@ pub mod work;
 use podshm_broker::{Broker, DomainConfig, Identity, Limits, Rights};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A broker, its domain `d`, and a directory that goes with it.
 #[derive(Debug)]
@@ -31,6 +31,14 @@ pub struct Node {
 
 /// How long anything may take here.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Looks without a pause until it is so.
+pub fn until(what: &str, mut good: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !good() {
+        assert!(Instant::now() < deadline, "{what} did not happen");
+    }
+}
 
 /// Domain `d` with a broker that gives its participants the time which a busy machine takes.
 pub fn patient() -> DomainConfig {

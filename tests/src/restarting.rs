@@ -127,6 +127,18 @@ impl Stage {
         self.clients[sender as usize].take().expect("it lives").kill();
     }
 
+    /// The broker is one like any other: one more client comes, another agent takes over in order, and nothing was repeated.
+    pub fn goes_on_in_order(mut self) {
+        self.new_client();
+        self.await_progress("with a newcomer");
+        let old = self.agent.take().expect("an agent");
+        self.new_agent();
+        old.await_end();
+        self.await_progress("with another agent");
+        let tally = self.check();
+        assert_eq!(tally.repeated, 0, "{tally:?}");
+    }
+
     /// Ends everybody, and checks that nothing was lost or repeated without a mark.
     pub fn check(self) -> deliveries::Tally {
         self.check_but(None)

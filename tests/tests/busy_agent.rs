@@ -1,9 +1,9 @@
 //! An agent that some clients keep busy: it sees the others, and a successor, after so many records and not when it is idle.
 
 use podshm::{Agent, Client, ErrorKind, Handler, Progress, QueueSender, Record};
-use podshm_tests::{Node, PATIENCE};
+use podshm_tests::{Node, PATIENCE, until};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Records of the busy client that may be handled until something else is looked at: those between two looks, and a batch.
 const MOST: u64 = 1024 + 256;
@@ -28,13 +28,6 @@ fn agent(directory: &Path) -> Agent {
     let mut agent = Agent::builder().queue("reports", 16 * 1024, 64).connect(directory, PATIENCE).unwrap();
     agent.ready().unwrap();
     agent
-}
-
-fn until(what: &str, mut good: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !good() {
-        assert!(Instant::now() < deadline, "{what} did not happen");
-    }
 }
 
 fn fill(queue: &QueueSender) {

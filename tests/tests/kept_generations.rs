@@ -3,11 +3,11 @@
 use podshm::steps::Step;
 use podshm::{Agent, Answer, Caller, Client, ErrorKind, Handler, Request};
 use podshm_tests::gates::passed;
-use podshm_tests::{Node, PATIENCE};
+use podshm_tests::{Node, PATIENCE, until};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Steps are counted for the process, so one test at a time.
 static TURN: Mutex<()> = Mutex::new(());
@@ -25,13 +25,6 @@ fn agent(directory: &Path) -> Agent {
         Agent::builder().idempotent_call("again", 16 * 1024, 16 * 1024).connect(directory, PATIENCE).unwrap();
     agent.ready().unwrap();
     agent
-}
-
-fn until(what: &str, mut good: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !good() {
-        assert!(Instant::now() < deadline, "{what} did not happen");
-    }
 }
 
 /// Starts a call that waits for its answer by one way or another.

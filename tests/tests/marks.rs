@@ -1,10 +1,10 @@
 //! Marks over several agents: what one may have handled stays marked until it is handled, however its successors end.
 
 use podshm::{Agent, Client, ErrorKind, Handler, Record};
-use podshm_tests::{Node, PATIENCE};
+use podshm_tests::{Node, PATIENCE, until};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 #[derive(Default)]
 struct Seen {
@@ -28,13 +28,6 @@ fn agent(directory: &Path) -> Agent {
     let mut agent = Agent::builder().queue("reports", 16 * 1024, 64).connect(directory, PATIENCE).unwrap();
     agent.ready().unwrap();
     agent
-}
-
-fn until(what: &str, mut good: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !good() {
-        assert!(Instant::now() < deadline, "{what} did not happen");
-    }
 }
 
 #[test]

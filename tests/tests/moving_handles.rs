@@ -4,7 +4,7 @@
 use podshm::steps::Step;
 use podshm::{Agent, Answer, Client, Deferred, Handler, Progress, Record, Request};
 use podshm_tests::gates::{Gate, passed};
-use podshm_tests::{Node, PATIENCE};
+use podshm_tests::{Node, PATIENCE, until};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError};
@@ -39,13 +39,6 @@ impl Handler for Kept {
 
     fn call(&mut self, request: Request<'_>, answer: &mut Answer<'_>) {
         if request.bytes == b"later" { self.later.push(answer.defer()) } else { answer.reply(request.bytes) }
-    }
-}
-
-fn until(what: &str, mut good: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !good() {
-        assert!(Instant::now() < deadline, "{what} did not happen");
     }
 }
 

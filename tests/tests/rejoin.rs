@@ -23,15 +23,7 @@ fn a_broker_that_is_killed_and_started_again_changes_nothing() {
     );
     assert_eq!(before.number("inherited_bytes"), 0);
     stage.await_progress("with the new broker");
-    // It is a broker like any other: one more comes, and another agent takes over in order.
-    stage.new_client();
-    stage.await_progress("with a newcomer");
-    let old = stage.agent.take().expect("an agent");
-    stage.new_agent();
-    old.await_end();
-    stage.await_progress("with another agent");
-    let tally = stage.check();
-    assert_eq!(tally.repeated, 0, "{tally:?}");
+    stage.goes_on_in_order();
 }
 
 #[test]

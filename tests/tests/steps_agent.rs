@@ -65,40 +65,8 @@ fn when(step: Step) -> When {
         Step::HandoverClosing => Closing(3),
         Step::GrowthAsked | Step::GrowthSealed | Step::GrowthCopied | Step::GrowthPublished => Growing,
         Step::FollowMapped | Step::FollowSeen | Step::FollowDone => Moving,
-        Step::PushDoorbell
-        | Step::CallSent
-        | Step::AnswerCopied
-        | Step::AnswerAcknowledged
-        | Step::LinkMapped
-        | Step::LinkSwapped
-        | Step::BrokerLetIn
-        | Step::BrokerSealed
-        | Step::BrokerServed
-        | Step::BrokerPool
-        | Step::BrokerAskedClose
-        | Step::BrokerEpoch
-        | Step::BrokerHanded
-        | Step::BrokerPublished
-        | Step::MoveMapped
-        | Step::MoveCopied
-        | Step::MoveMarked
-        | Step::MoveSleepers
-        | Step::MoveDone
-        | Step::BrokerNext
-        | Step::BrokerTold
-        | Step::BrokerMoved
-        | Step::BrokerLeft
-        | Step::BrokerForgot
-        | Step::RejoinPresented
-        | Step::RejoinMapped
-        | Step::LedgerWriting
-        | Step::LedgerWritten
-        | Step::LedgerRewritten
-        | Step::RejoinClient
-        | Step::RejoinAgent
-        | Step::RejoinSettled
-        | Step::Handing
-        | Step::Handed => Never,
+        other if !other.side().is_agents() => Never,
+        missing => panic!("no {missing:?} is asked for here: say when"),
     }
 }
 

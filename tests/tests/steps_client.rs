@@ -48,60 +48,8 @@ fn when(step: Step) -> When {
         Step::AnswerCopied | Step::AnswerAcknowledged => AtWork(1, 13),
         Step::LinkMapped | Step::LinkSwapped => NewAgent,
         Step::MoveMapped | Step::MoveCopied | Step::MoveMarked | Step::MoveSleepers | Step::MoveDone => Moving,
-        Step::DrainPeeked
-        | Step::DrainClaimed
-        | Step::DrainCopied
-        | Step::DrainHandled
-        | Step::DrainAcknowledging
-        | Step::DrainAcknowledged
-        | Step::CallClaimed
-        | Step::CallCopied
-        | Step::CallHandled
-        | Step::AnswerReserved
-        | Step::AnswerPublished
-        | Step::TableWritten
-        | Step::TableSwung
-        | Step::TableTagged
-        | Step::TableCleared
-        | Step::TableVersioned
-        | Step::TableBatchOpen
-        | Step::GrowthAsked
-        | Step::GrowthSealed
-        | Step::GrowthCopied
-        | Step::GrowthPublished
-        | Step::HandoverReady
-        | Step::HandoverTaken
-        | Step::HandoverStarting
-        | Step::HandoverClient
-        | Step::HandoverAsked
-        | Step::HandoverClosing
-        | Step::HandoverClosed
-        | Step::BrokerLetIn
-        | Step::BrokerSealed
-        | Step::BrokerServed
-        | Step::BrokerPool
-        | Step::BrokerAskedClose
-        | Step::BrokerEpoch
-        | Step::BrokerHanded
-        | Step::BrokerPublished
-        | Step::FollowMapped
-        | Step::FollowSeen
-        | Step::FollowDone
-        | Step::BrokerNext
-        | Step::BrokerTold
-        | Step::BrokerMoved
-        | Step::BrokerLeft
-        | Step::BrokerForgot
-        | Step::RejoinPresented
-        | Step::RejoinMapped
-        | Step::LedgerWriting
-        | Step::LedgerWritten
-        | Step::LedgerRewritten
-        | Step::RejoinClient
-        | Step::RejoinAgent
-        | Step::RejoinSettled
-        | Step::Handing
-        | Step::Handed => Never,
+        other if !other.side().is_clients() => Never,
+        missing => panic!("no {missing:?} is asked for here: say when"),
     }
 }
 

@@ -161,9 +161,7 @@ impl State {
             };
             wanted.push(self.new_table(conn, index, geometry, layout));
         }
-        for _ in 0..spare {
-            wanted.push(self.new_answer(conn));
-        }
+        wanted.extend(self.new_answers(conn, spare));
         self.send_for_writing(conn, wanted);
     }
 

@@ -296,7 +296,7 @@ impl State {
         }
         // It was let in by what the agent before this one offered.
         if let Some(agent) = agent {
-            self.move_clients(agent);
+            self.move_client(agent, id);
         }
         self.commit();
         // Only now, when the client has all it waits for: making regions for the next ones takes as long as its whole join.

@@ -1,7 +1,7 @@
 //! What was decided is written down, and only then said: the one place where messages leave.
 //!
 //! ```text
-//!  message of a participant ─► decisions: state changes, messages are queued ─► commit: one frame in the ledger ─► messages are sent
+//!  messages of one round ─► decisions: state changes, messages are queued ─► commit: one frame in the ledger ─► messages are sent
 //! ```
 
 use crate::clients::Client;
@@ -14,7 +14,8 @@ use podshm_proto::Services;
 use std::time::Instant;
 
 impl State {
-    /// To be called where everything is consistent: after each message, hang-up and look at the clock.
+    /// To be called where everything is consistent: once a round of the event loop, since it compares all clients with what is written, and
+    /// where somebody would wait for no reason.
     pub(crate) fn commit(&mut self) {
         if !self.write_down() {
             // Nothing may be let out that no successor would know of. The next commit tries again.

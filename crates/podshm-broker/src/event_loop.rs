@@ -375,7 +375,6 @@ impl Loop {
                     return false;
                 }
             }
-            self.state.commit();
         }
         true
     }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  podshm ledger 1\n [ length u32 ][ its xxh3 u32 ][ xxh3 of what follows u64 ][ Changes ] …
-//!                    └─ all that one message of a participant has changed: a frame counts whole or not at all
+//!                    └─ all that has changed since the last one: a frame counts whole or not at all
 //! ```
 //! A frame is written before anything that the change lets out: no descriptor, no word that is not in the file. So whatever a
 //! participant has seen, the file says, wherever the broker was killed; the rest never happened. A kill in the midst of a write leaves

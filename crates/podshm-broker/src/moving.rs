@@ -57,9 +57,22 @@ impl State {
         let due = |c: &Client| self.may_move(domain, c) && self.has_to_move(c, agent, services);
         let due: Vec<u64> = domain.clients.iter().filter(|(_, c)| due(c)).map(|(id, _)| *id).collect();
         for client in due {
-            if let Err(error) = self.ask_to_move(agent, client) {
-                tracing::warn!(client, error, "client keeps the region that it has");
-            }
+            self.move_due(agent, client);
+        }
+    }
+
+    /// [`State::move_clients`] of one of them: nothing has changed for the others.
+    pub(crate) fn move_client(&mut self, agent: ConnId, id: u64) {
+        let Some(domain) = self.home(agent).filter(|domain| domain.agent == Some(agent)) else { return };
+        let (Some(services), Some(client)) = (&domain.services, domain.clients.get(&id)) else { return };
+        if self.may_move(domain, client) && self.has_to_move(client, agent, services) {
+            self.move_due(agent, id);
+        }
+    }
+
+    fn move_due(&mut self, agent: ConnId, client: u64) {
+        if let Err(error) = self.ask_to_move(agent, client) {
+            tracing::warn!(client, error, "client keeps the region that it has");
         }
     }
 

@@ -80,6 +80,8 @@ impl Held {
 #[derive(Debug, Default)]
 pub(crate) struct RegionBook {
     all: BTreeMap<u64, Held>,
+    /// The same holders, by holder: a domain's agent has a thousand clients, and each is asked what it holds.
+    holdings: BTreeSet<(ConnId, u64)>,
     last: u64,
     bytes: u64,
     peak: u64,
@@ -135,6 +137,7 @@ impl RegionBook {
         let held = self.all.get_mut(&id).expect("a region is lent only while the broker wants it");
         let fd = held.memory()?.try_clone()?.into_fd();
         held.holders.insert(holder);
+        self.holdings.insert((holder, id));
         Ok((held.region, fd))
     }
 
@@ -158,13 +161,13 @@ impl RegionBook {
     pub(crate) fn drop_holder(&mut self, id: u64, holder: ConnId) {
         if let Some(held) = self.all.get_mut(&id) {
             held.holders.remove(&holder);
+            self.holdings.remove(&(holder, id));
             self.free_if_unused(id);
         }
     }
 
     pub(crate) fn drop_everything_of(&mut self, holder: ConnId) {
-        let ids: Vec<u64> = self.all.iter().filter(|(_, h)| h.holders.contains(&holder)).map(|(id, _)| *id).collect();
-        for id in ids {
+        for id in self.all_of(holder).collect::<Vec<_>>() {
             self.drop_holder(id, holder);
         }
     }
@@ -183,7 +186,11 @@ impl RegionBook {
 
     /// Regions of one kind that a connection holds.
     pub(crate) fn held_by(&self, holder: ConnId, kind: RegionKind) -> usize {
-        self.all.values().filter(|h| h.region.kind == kind as u32 && h.holders.contains(&holder)).count()
+        self.all_of(holder).filter(|id| self.all.get(id).is_some_and(|h| h.region.kind == kind as u32)).count()
+    }
+
+    fn all_of(&self, holder: ConnId) -> impl Iterator<Item = u64> {
+        self.holdings.range((holder, 0)..=(holder, u64::MAX)).map(|(_, id)| *id)
     }
 
     /// Bytes alive.
@@ -276,6 +283,7 @@ impl RegionBook {
     pub(crate) fn hold(&mut self, id: u64, holder: ConnId) {
         if let Some(held) = self.all.get_mut(&id) {
             held.holders.insert(holder);
+            self.holdings.insert((holder, id));
         }
     }
 

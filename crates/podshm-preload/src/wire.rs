@@ -61,3 +61,17 @@ pub fn reply(operation: u32, result: i64, values: [u64; 2]) -> Words {
 
 /// Bit 0 of a token: the attachment is read-only.
 pub const READ_ONLY: u64 = 1;
+
+/// What [`CONTROL`] may be asked for: `shmctl`'s commands, as linux/ipc.h and linux/shm.h number them.
+#[allow(missing_docs)]
+pub mod command {
+    pub const IPC_RMID: i32 = 0;
+    pub const IPC_SET: i32 = 1;
+    pub const IPC_STAT: i32 = 2;
+    pub const IPC_INFO: i32 = 3;
+    pub const SHM_LOCK: i32 = 11;
+    pub const SHM_UNLOCK: i32 = 12;
+    pub const SHM_STAT: i32 = 13;
+    pub const SHM_INFO: i32 = 14;
+    pub const SHM_STAT_ANY: i32 = 15;
+}

@@ -6,20 +6,12 @@ use crate::posix::Posix;
 use crate::segments::{Get, IPC_PRIVATE, Removal, Segment, Segments};
 use crate::shmid_ds;
 use crate::store::Store;
+use podshm_preload::wire::command::*;
 use podshm_preload::wire::{self, FORK_BATCH, READ_ONLY, Words};
 use rustix::io::Errno;
 use std::os::fd::OwnedFd;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-const IPC_RMID: u64 = 0;
-const IPC_SET: u64 = 1;
-const IPC_STAT: u64 = 2;
-const IPC_INFO: u64 = 3;
-const SHM_LOCK: u64 = 11;
-const SHM_UNLOCK: u64 = 12;
-const SHM_STAT: u64 = 13;
-const SHM_INFO: u64 = 14;
-const SHM_STAT_ANY: u64 = 15;
 const SHM_RDONLY: u32 = 0o10000;
 
 /// What goes back.
@@ -77,7 +69,7 @@ impl Memory {
                 }
                 Ok(Answer::default())
             }
-            wire::CONTROL => self.control(peer, id, second, tail),
+            wire::CONTROL => self.control(peer, id, second as i32, tail),
             wire::OPEN => {
                 let name = std::str::from_utf8(tail).map_err(|_| Errno::INVAL)?;
                 let file = self.posix.open_object(peer, name, first as u32, second as u32)?;
@@ -163,7 +155,7 @@ impl Memory {
         Ok(answer)
     }
 
-    fn control(&mut self, peer: &Peer, id: i32, command: u64, tail: &[u8]) -> Result<Answer, Errno> {
+    fn control(&mut self, peer: &Peer, id: i32, command: i32, tail: &[u8]) -> Result<Answer, Errno> {
         if id < 0 {
             return Err(Errno::INVAL);
         }
@@ -203,7 +195,7 @@ impl Memory {
         }
     }
 
-    fn stat(&mut self, peer: &Peer, id: i32, command: u64) -> Result<Answer, Errno> {
+    fn stat(&mut self, peer: &Peer, id: i32, command: i32) -> Result<Answer, Errno> {
         let by_index = command != IPC_STAT;
         if by_index {
             self.store.sweep(now());

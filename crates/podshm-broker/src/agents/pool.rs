@@ -9,20 +9,19 @@ use podshm_proto::{Down, Region, RegionIds, Written};
 use std::collections::VecDeque;
 
 impl State {
-    pub(super) fn new_answer(&mut self, conn: ConnId) -> Region {
+    /// So many answer regions for this agent to map, of the layout that everybody reads now.
+    pub(super) fn new_answers(&mut self, conn: ConnId, count: usize) -> Vec<Region> {
         let layout = self.next_layout(conn);
-        let Some(domain) = self.domain_of(conn) else {
-            return Region::default();
+        let Some(domain) = self.domain_of(conn) else { return Vec::new() };
+        let Some(offered) = domain.agents.get(&conn).map(|agent| &agent.services) else { return Vec::new() };
+        let first = domain.last_place + 1;
+        domain.last_place += count as u64;
+        let (kind, services) = (RegionKind::Agent as u32, offered.count() as u32);
+        let region = |place| {
+            let bytes = offered.channel(0, place, Written::both(layout)).map_or(0, |g| g.agent_bytes);
+            Region { kind, generation: 1, bytes, owner: place, layout: layout.number(), services, ..Region::default() }
         };
-        domain.last_place += 1;
-        let place = domain.last_place;
-        let Some(offered) = domain.agents.get(&conn).map(|agent| &agent.services) else {
-            return Region::default();
-        };
-        let channel = offered.channel(0, place, Written::both(layout)).ok();
-        let (kind, bytes, services) =
-            (RegionKind::Agent as u32, channel.map_or(0, |g| g.agent_bytes), offered.count() as u32);
-        Region { kind, generation: 1, bytes, owner: place, layout: layout.number(), services, ..Region::default() }
+        (first..=domain.last_place).map(region).collect()
     }
 
     /// Takes an answer region that everybody reads from the serving agent's pool. Call [`State::top_up`] when the client that
@@ -87,7 +86,7 @@ impl State {
         if ready < SPARE.div_ceil(2) {
             // Each twice: to keep and to send.
             self.home(conn).map_or(Ok(()), |domain| domain.has_descriptors(2 * (SPARE - ready)))?;
-            let wanted: Vec<Region> = (ready..SPARE).map(|_| self.new_answer(conn)).collect();
+            let wanted = self.new_answers(conn, SPARE - ready);
             self.send_for_writing(conn, wanted);
         }
         Ok(())

@@ -54,7 +54,7 @@ impl State {
         if agent.pool.len() < clients {
             if agent.unmapped.is_empty() {
                 let missing = clients - agent.pool.len() + SPARE;
-                let wanted: Vec<Region> = (0..missing).map(|_| self.new_answer(conn)).collect();
+                let wanted = self.new_answers(conn, missing);
                 self.send_for_writing(conn, wanted);
             }
             return;
@@ -350,7 +350,7 @@ impl State {
             connection.send(Down::NewAgent(NewAgent { epoch, regions, services }), fds);
         }
         if let Some(agent) = agent {
-            self.move_clients(agent);
+            self.move_client(agent, id);
         }
     }
 

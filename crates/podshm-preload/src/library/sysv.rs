@@ -5,18 +5,9 @@ use super::call::{BRIEF, PATIENT, Part, Patience, Reply, Request, call};
 use super::log::{Cause, explain};
 use super::sys::{self, Fd, Sys, errno, nr, raw};
 use super::{domain, fork, libc};
+use crate::wire::command::*;
 use crate::wire::{self, SHMID_DS, request};
 use core::ffi::{c_char, c_int, c_void};
-
-const IPC_RMID: c_int = 0;
-const IPC_SET: c_int = 1;
-const IPC_STAT: c_int = 2;
-const IPC_INFO: c_int = 3;
-const SHM_LOCK: c_int = 11;
-const SHM_UNLOCK: c_int = 12;
-const SHM_STAT: c_int = 13;
-const SHM_INFO: c_int = 14;
-const SHM_STAT_ANY: c_int = 15;
 
 const SHM_RDONLY: c_int = 0o10000;
 const SHM_RND: c_int = 0o20000;
