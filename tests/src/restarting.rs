@@ -4,6 +4,7 @@ use crate::daemon::{Daemon, Stats};
 use crate::participant::Participant;
 use crate::roles::{ask_to_stop, written_down};
 use crate::{PATIENCE, deliveries};
+use podshm::steps::Plan;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -46,9 +47,15 @@ impl Stage {
 
     /// Starts an agent; the one before, if any, is the caller's.
     pub fn new_agent(&mut self) {
+        let agent = self.agent_that(None);
+        self.agent = Some(agent);
+    }
+
+    /// An agent that ends itself as `plan` says.
+    pub fn agent_that(&mut self, plan: Option<Plan>) -> Participant {
         self.agents += 1;
         let (directory, file) = (self.daemon.pod("agent"), self.deliveries());
-        self.agent = Some(Participant::agent(&self.program, &directory, &file, self.agents, None));
+        Participant::agent(&self.program, &directory, &file, self.agents, plan)
     }
 
     /// Starts an agent whose table grows.
@@ -120,6 +127,17 @@ impl Stage {
                 return stats;
             }
         }
+    }
+
+    /// A signal to a client.
+    pub fn signal_client(&self, sender: u32, signal: i32) {
+        self.clients[sender as usize].as_ref().expect("it lives").signal(signal);
+    }
+
+    /// How much of one client was delivered so far.
+    pub fn delivered_of(&self, sender: u32) -> usize {
+        let of_one = |line: &&deliveries::Line| line.sender == sender && line.kind == deliveries::Kind::Record;
+        deliveries::read_so_far(&self.deliveries()).iter().filter(of_one).count()
     }
 
     /// kill -9.

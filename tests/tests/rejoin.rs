@@ -1,7 +1,8 @@
 //! A broker that is killed and started anew is no event: those who are joined go on, come back by themselves, and the books are as before.
 
-use podshm_tests::PATIENCE;
+use podshm::steps::{Action, Plan, Step};
 use podshm_tests::restarting::Stage;
+use podshm_tests::{PATIENCE, until};
 use std::time::Duration;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_podshm-test-participant");
@@ -120,6 +121,33 @@ fn a_client_and_the_agent_that_die_while_the_broker_is_away_leave_the_others_who
         .settle("the dead client's books are free", |s| s.clients() == 2 && s.connected() == 2 && s.has_agent());
     stage.await_progress("with the successor");
     stage.check_but(Some(1));
+}
+
+/// A client that was stopped when its agent changed has the regions of the one before; those of the one that has served it since die with
+/// agent and broker. The next one starts from what the client has, and marks whatever may have been handled.
+#[test]
+fn a_client_that_slept_through_an_agent_that_dies_with_the_broker_goes_on() {
+    let mut stage = Stage::new(PROGRAM, BROKER, 2);
+    stage.daemon.grace = Duration::from_secs(2);
+    stage.books();
+    stage.agent.take().expect("an agent").kill();
+    until("its ring fills", || stage.accepted(1) > stage.delivered_of(1) as u64 + 20);
+    stage.signal_client(1, libc::SIGSTOP);
+    let accepted = stage.accepted(1);
+    // More than a client is sent that lets none go; each serves, and handles nothing.
+    for _ in 0..5 {
+        stage.agent_that(Some(Plan { step: Step::DrainPeeked, nth: 1, action: Action::Kill })).await_death();
+    }
+    stage.new_agent();
+    until("the last one drains it", || stage.delivered_of(1) as u64 >= accepted);
+    stage.daemon.kill();
+    stage.agent.take().expect("an agent").kill();
+    stage.daemon.restart();
+    stage.signal_client(1, libc::SIGCONT);
+    stage.new_agent();
+    stage.await_progress("with the next one");
+    let tally = stage.check();
+    assert!(tally.repeated > 0, "what was handled comes again, marked: {tally:?}");
 }
 
 /// A domain at its budget: what is expected back is charged until it is back or given up, so nobody else gets its place.

@@ -399,6 +399,9 @@ pub struct Serve {
     /// The next generation of C that the client goes over to, or has gone over to by now; its descriptor is the last.
     #[prost(message, optional, tag = "8")]
     pub next: Option<Region>,
+    /// The A shown is not the predecessor's, which is lost, but one before it: everything in the rings may have been handled.
+    #[prost(bool, tag = "9")]
+    pub outdated: bool,
 }
 
 /// What kind of no it is; stable numbers.

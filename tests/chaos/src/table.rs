@@ -33,6 +33,7 @@ pub fn print(plan: &Plan, report: &Report, least: u64) -> bool {
         ("again, marked", verdict.marked),
         ("again, not marked", verdict.unmarked),
         ("lost", verdict.lost),
+        ("lost with all who held them", verdict.buried),
         ("lookups that found their key", verdict.lookups),
     ] {
         row(name, format!("{:>10} {:>12}", counts[0], counts[1]));

@@ -113,6 +113,8 @@ pub struct Verdict {
     pub unmarked: [u64; 2],
     /// Records accepted and never delivered.
     pub lost: [u64; 2],
+    /// Of dead clients whose agent and broker died together: nobody held their rings any more.
+    pub buried: [u64; 2],
     /// Lookups that found their key.
     pub lookups: [u64; 2],
     /// Values with a wrong checksum, or another key's.
@@ -206,6 +208,19 @@ impl Judge {
             };
             *in_flight += u32::from(hits);
         }
+    }
+
+    /// Whether whoever could have held the ring of a client that died then was killed: its broker, and its agent close to that.
+    fn was_buried(&self, domain: Domain, died: u64) -> bool {
+        const CLOSE: u64 = 2_000_000_000;
+        let is_brokers = |fault: &&Fault| fault.target == Target::Broker && fault.kind.is_kill();
+        let ends_agent = |fault: &Fault| {
+            fault.target == Target::Agent(domain) && (fault.kind.is_kill() || fault.kind == Kind::AgentSqueeze)
+        };
+        self.faults.iter().filter(is_brokers).filter(|broker| died < broker.until + CLOSE).any(|broker| {
+            let (from, to) = (broker.at.saturating_sub(CLOSE), broker.until + CLOSE);
+            self.faults.iter().any(|fault| ends_agent(fault) && (from..to).contains(&fault.at))
+        })
     }
 
     fn was_half_sent(&mut self, from: u64, to: u64) {
@@ -400,13 +415,17 @@ impl OneClient {
                 judge.verdict.broken.push(what);
             }
         }
+        let is_buried = Domain::ALL.map(|domain| judge.was_buried(domain, died));
         for domain in Domain::ALL {
             let (d, name) = (domain as usize, domain.name());
             let of = &mut judge.domains[d];
             of.known.insert(self.sender);
             let (accepted, intended) = (self.accepted[d], self.intended[d].max(self.accepted[d]));
-            let (report, beyond) =
+            let (mut report, beyond) =
                 (of.checker.report(self.sender, accepted), of.checker.report(self.sender, intended).beyond);
+            if report.lost > 0 && is_buried[d] {
+                judge.verdict.buried[d] += std::mem::take(&mut report.lost);
+            }
             let verdict = &mut judge.verdict;
             verdict.accepted[d] += accepted;
             verdict.delivered[d] += report.delivered;

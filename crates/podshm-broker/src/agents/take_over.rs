@@ -143,14 +143,18 @@ impl State {
         let (Some(answer), Some(client)) = (answer, domain.clients.get_mut(&client_id)) else {
             return;
         };
-        let old = client.answer.replace(answer);
-        let before = client.before.take();
+        let (last, before, linked) = (client.answer.replace(answer), client.before.take(), client.linked.take());
         let forced = domain.passed_over || domain.agents.values().any(|a| a.forced);
         let epoch = domain.epoch;
         let (c, member, gone) = (client.region, client.member.name(), client.conn.is_none());
         let rings_for = client.handed;
         self.regions.give(answer, client_id);
-        let old = self.last_that_began(conn, before, old, rings_for);
+        let here = |id: &u64| self.regions.at(*id).is_some_and(Held::is_here);
+        // An A that its client had not got yet dies with agent and broker. The client has the one before it.
+        let outdated = linked.filter(|linked| !last.iter().chain(&before).any(here) && here(linked));
+        let (last, before) = (outdated.or(last.filter(here)), before.filter(here));
+        outdated.iter().for_each(|linked| self.regions.want(*linked));
+        let old = self.last_that_began(conn, before, last, rings_for);
         let next = self.home(conn).and_then(|d| self.next_for(conn, d.clients.get(&client_id)?));
         let cursors = old.map(|old| self.readable_cursors(conn, old));
         let handed = self.regions.at(c).map_or(0, |held| held.region.services);
@@ -183,7 +187,8 @@ impl State {
             region
         });
         if let Some(connection) = self.connections.get_mut(&conn) {
-            let serve = Serve { client: client_id, member, regions, answer, gone, epoch, forced, next };
+            let outdated = outdated.is_some();
+            let serve = Serve { client: client_id, member, regions, answer, gone, epoch, forced, next, outdated };
             connection.send(Down::Serve(serve), fds);
         }
         if let Some(client) = self.domain_of(conn).and_then(|d| d.clients.get_mut(&client_id)) {

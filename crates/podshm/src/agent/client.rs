@@ -106,6 +106,8 @@ impl AgentClient {
                     }
                 }
             };
+            // A client that was never told of the predecessor has accepted no more than its ring holds past these cursors.
+            let maybe_seen = if serve.outdated { maybe_seen.max(start + u64::from(ring.bytes)) } else { maybe_seen };
             step::at(Step::HandoverStarting);
             ring.cursor_line().inherit(&own, start, maybe_seen);
             let consumer = Consumer::new(region.part(ring.offset as usize, ring.bytes as usize), &ring, start);

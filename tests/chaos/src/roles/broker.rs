@@ -71,7 +71,8 @@ pub fn read_books(file: &Path) -> Option<(u64, [Books; 2])> {
 /// Serves pods in directories below `root` until it is killed: `agent-DOMAIN/DOMAIN` for agents, `client-N/DOMAIN` for clients.
 pub fn run(root: &Path, books: &Path, clients: u32, processes: u32) -> anyhow::Result<()> {
     // The next one goes on from here.
-    let broker = Broker::start_with(BrokerConfig { state: Some(books.with_extension("state")), ..Default::default() })?;
+    let (state, rejoin_grace) = (Some(books.with_extension("state")), BrokerConfig::LEAST_GRACE);
+    let broker = Broker::start_with(BrokerConfig { state, rejoin_grace })?;
     let limits = Limits {
         budget: 4 << 30,
         member_share: 2 << 30,

@@ -54,6 +54,28 @@ fn what_is_accepted_and_delivered_is_well() {
 }
 
 #[test]
+fn what_nobody_held_any_more_is_no_promise() {
+    let fault = |kind, target, at| Fault { kind, target, at, until: at };
+    let second = 1_000_000_000;
+    let broker = fault(Kind::BrokerKill, Target::Broker, 10 * second);
+    let agent = |at| fault(Kind::AgentKill, Target::Agent(Domain::Work), at);
+    let lost = |faults, leaving| {
+        let mut judge = Judge::new(faults, [1000, 1000]);
+        judge.generation(Domain::Work, End::Died, true, delivered(0..3).into_iter());
+        judge.client(1, 0, leaving, accepted(8).into_iter().take(2));
+        let verdict = judge.conclude(0);
+        (verdict.lost[0], verdict.buried[0])
+    };
+    let dead = Leaving::Died(9 * second);
+    assert_eq!(lost(vec![broker.clone(), agent(11 * second)], dead), (0, 5));
+    // Each of the three that lives holds it.
+    assert_eq!(lost(vec![broker.clone(), agent(20 * second)], dead), (5, 0));
+    assert_eq!(lost(vec![agent(11 * second)], dead), (5, 0));
+    assert_eq!(lost(vec![broker.clone(), agent(11 * second)], Leaving::Died(20 * second)), (5, 0));
+    assert_eq!(lost(vec![broker, agent(11 * second)], Leaving::Left), (5, 0));
+}
+
+#[test]
 fn a_lost_record_is_found() {
     let some = [delivered(0..3), delivered(4..8)].concat();
     breaks(&judged(vec![(End::Closed, some)], accepted(8), Leaving::Left), "1 records of client 0x1 accepted and lost");
