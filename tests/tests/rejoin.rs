@@ -179,9 +179,18 @@ fn an_agent_that_slept_through_a_restart_does_no_harm() {
     let mut stage = Stage::new(PROGRAM, BROKER, 2);
     stage.daemon.grace = Duration::from_secs(2);
     stage.books();
-    for _ in 0..3 {
+    for turn in 0..3 {
         let slept = stage.agent.take().expect("an agent");
-        slept.signal(libc::SIGSTOP);
+        if turn == 1 {
+            // In its sleep, from which a signal wakes it before it hears that the broker has hung up.
+            let signal = |signal| (0..2).for_each(|sender| stage.signal_client(sender, signal));
+            signal(libc::SIGSTOP);
+            std::thread::sleep(Duration::from_millis(200));
+            slept.signal(libc::SIGSTOP);
+            signal(libc::SIGCONT);
+        } else {
+            slept.signal(libc::SIGSTOP);
+        }
         stage.daemon.kill();
         stage.daemon.restart();
         stage.new_agent();

@@ -210,13 +210,12 @@ impl Judge {
         }
     }
 
-    /// Whether whoever could have held the ring of a client that died then was killed: its broker, and its agent close to that.
+    /// Whether nobody may have held the ring of a client that died then: its broker was killed, and its agent ended close to that, in order
+    /// too, before the next one had been given its clients.
     fn was_buried(&self, domain: Domain, died: u64) -> bool {
         const CLOSE: u64 = 2_000_000_000;
         let is_brokers = |fault: &&Fault| fault.target == Target::Broker && fault.kind.is_kill();
-        let ends_agent = |fault: &Fault| {
-            fault.target == Target::Agent(domain) && (fault.kind.is_kill() || fault.kind == Kind::AgentSqueeze)
-        };
+        let ends_agent = |fault: &Fault| fault.target == Target::Agent(domain) && fault.kind != Kind::AgentStop;
         self.faults.iter().filter(is_brokers).filter(|broker| died < broker.until + CLOSE).any(|broker| {
             let (from, to) = (broker.at.saturating_sub(CLOSE), broker.until + CLOSE);
             self.faults.iter().any(|fault| ends_agent(fault) && (from..to).contains(&fault.at))

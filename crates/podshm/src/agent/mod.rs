@@ -54,6 +54,9 @@ const TIMER: u64 = u64::MAX;
 /// waits for more of them than this, however many the hot clients send.
 const ROUNDS: u32 = 1024;
 
+/// Most that one look takes up.
+const AT_ONCE: usize = 64;
+
 /// How long an agent serves without making sure that its broker is the one that it was, in ns: one that was started anew lets nobody
 /// else serve for longer than this (see `BrokerConfig::LEAST_GRACE`). It matters to an agent that was stopped: it can't see an epoch on
 /// a notice page whose writer is dead.
@@ -284,16 +287,15 @@ impl Agent {
         }
         self.hear();
         let timeout = self.until_next_look(timeout);
-        let mut events = Vec::with_capacity(64);
+        let mut events = Vec::with_capacity(AT_ONCE);
         let timeout = Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: i64::from(timeout.subsec_nanos()) };
-        match epoll::wait(&self.poll, rustix::buffer::spare_capacity(&mut events), Some(&timeout)) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+        let is_whole = match epoll::wait(&self.poll, rustix::buffer::spare_capacity(&mut events), Some(&timeout)) {
+            Ok(found) => found < AT_ONCE,
+            // Also where it was stopped in its sleep: what came meanwhile is not told.
+            Err(rustix::io::Errno::INTR) => false,
             Err(e) => return Err(Error::system("epoll_wait")(e.into())),
-        }
+        };
         let found = events.len();
-        if timeout != Timespec::default() {
-            began = clock::now_coarse();
-        }
         for event in events {
             match event.data.u64() {
                 BROKER => {
@@ -305,7 +307,13 @@ impl Agent {
                 token => self.doorbell(token - 2, event.flags),
             }
         }
-        // It would have been heard to hang up.
+        // It may have hung up by now where the look was long, or not whole. The clock first: it may be stopped between the two.
+        let now = clock::now_coarse();
+        if !is_whole || now.saturating_sub(began) > LEASE / 2 {
+            began = now;
+            self.flush_broker();
+            self.read_broker()?;
+        }
         if self.broker.is_some() {
             self.sure = began;
         }
@@ -321,7 +329,7 @@ impl Agent {
     #[inline]
     fn serve_hot(&mut self, handler: &mut impl Handler) -> Result<usize, Error> {
         let mut handled = 0;
-        if clock::now_coarse().saturating_sub(self.sure) > LEASE {
+        if serve::is_late(self.sure) {
             // It was stopped, or its author was busy. What comes of the look is known before anything is handled.
             self.rounds = ROUNDS;
             return Ok(0);
@@ -342,6 +350,7 @@ impl Agent {
                 deferral: &mut self.deferral,
                 notice: &self.notice,
                 epoch: self.epoch,
+                sure: self.sure,
             };
             let done = client.serve(&mut tools, handler);
             if !self.deferral.is_served_here() {

@@ -4,6 +4,7 @@ use super::answer::Deferral;
 use super::client::{AgentClient, BATCH};
 use super::desk::{Desk, Partial};
 use super::{Handler, Own, Record};
+use crate::clock;
 use crate::frames::{REQUEST, RequestHead};
 use podshm_layout::RingGeometry;
 use podshm_layout::cursor::CursorLine;
@@ -24,6 +25,8 @@ pub(super) struct Tools<'a> {
     pub(super) deferral: &'a mut Deferral,
     pub(super) notice: &'a ReadMap,
     pub(super) epoch: u64,
+    /// When its broker was surely there, in coarse time.
+    pub(super) sure: u64,
 }
 
 /// Whether the agent of this epoch is the one that serves, by the broker's notice page: one cached word.
@@ -35,6 +38,12 @@ pub(super) struct Tools<'a> {
 pub(super) fn serves(notice: &ReadMap, epoch: u64) -> bool {
     fence(Ordering::Acquire); // the copied bytes first, then the epoch
     notice.load(NOTICE_AGENT_EPOCH, Ordering::Acquire) == epoch
+}
+
+/// Whether it is too long ago that its broker was surely there to serve without asking.
+#[inline(always)]
+pub(super) fn is_late(sure: u64) -> bool {
+    clock::now_coarse().saturating_sub(sure) > super::LEASE
 }
 
 /// A ring that the client writes.
@@ -249,6 +258,10 @@ impl AgentClient {
         let service = tools.services.at(ring.service).map_or("", |(s, _)| s.name.as_str());
         let claim = ring.claim(&first, own);
         step::at(Step::CallClaimed);
+        // With a message in hand it reads on from further than a successor assumes who has not seen this claim.
+        if ring.partial.is_some() && is_late(tools.sure) {
+            return 0;
+        }
         let mut desk = Desk { service, client: *client, member, to, deferral: tools.deferral };
         let mut handled = 0;
         let mut next = Some(first);
