@@ -150,6 +150,37 @@ fn a_client_that_slept_through_an_agent_that_dies_with_the_broker_goes_on() {
     assert!(tally.repeated > 0, "what was handled comes again, marked: {tally:?}");
 }
 
+/// A client whose last agent died before it began on it has no A any more that says where to go on from: it says so itself.
+#[test]
+fn a_client_whose_last_agent_never_began_goes_on_after_agent_and_broker() {
+    let mut stage = Stage::new(PROGRAM, BROKER, 2);
+    stage.daemon.grace = Duration::from_secs(2);
+    stage.books();
+    let first = stage.agent.take().expect("an agent");
+    first.signal(libc::SIGSTOP);
+    until("their rings fill", || (0..2).all(|sender| stage.accepted(sender) > stage.delivered_of(sender) as u64 + 20));
+    first.kill();
+    stage.agent_that(Some(Plan { step: Step::HandoverStarting, nth: 1, action: Action::Kill })).await_death();
+    // Time to get the A of that one.
+    std::thread::sleep(Duration::from_millis(300));
+    let accepted = [stage.accepted(0), stage.accepted(1)];
+    (0..2).for_each(|sender| stage.signal_client(sender, libc::SIGSTOP));
+    // More than a client is sent that lets none go.
+    for _ in 0..3 {
+        stage.agent_that(Some(Plan { step: Step::DrainPeeked, nth: 1, action: Action::Kill })).await_death();
+    }
+    stage.new_agent();
+    until("it drains both", || (0..2).all(|sender| stage.delivered_of(sender) as u64 >= accepted[sender as usize]));
+    stage.daemon.kill();
+    stage.agent.take().expect("an agent").kill();
+    stage.daemon.restart();
+    (0..2).for_each(|sender| stage.signal_client(sender, libc::SIGCONT));
+    stage.new_agent();
+    stage.await_progress("with the next one");
+    let tally = stage.check();
+    assert!(tally.repeated > 0, "what was handled comes again, marked: {tally:?}");
+}
+
 /// A domain at its budget: what is expected back is charged until it is back or given up, so nobody else gets its place.
 #[test]
 fn a_domain_at_its_budget_stays_within_it() {

@@ -21,7 +21,7 @@ fn back(agent: bool, rejoin: Rejoin) -> Up {
 }
 
 fn client(client: u64) -> Rejoin {
-    Rejoin { client, epoch: 1, ready: false, hung_up: false }
+    Rejoin { client, epoch: 1, ..Rejoin::default() }
 }
 
 fn offer(id: u64, used: Use) -> Offer {

@@ -1,5 +1,6 @@
 //! Agents: coming, mapping what they are to write, leaving.
 
+mod cursors;
 mod pool;
 mod tables;
 mod take_over;

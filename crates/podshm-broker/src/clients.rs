@@ -7,7 +7,7 @@ use crate::state::State;
 use podshm_domain::{Identity, Spoken};
 use podshm_layout::step::{self, Step};
 use podshm_layout::{Layout, RegionKind};
-use podshm_proto::{Down, Left, RefusalKind, Region, RegionIds, Serve, Welcome, Written};
+use podshm_proto::{Down, Left, RefusalKind, Region, RegionIds, Serve, Stood, Welcome, Written};
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
@@ -48,6 +48,10 @@ pub(crate) struct Client {
     pub(crate) vouched: bool,
     /// The A that it had when it came back.
     pub(crate) linked: Option<u64>,
+    /// Where the last agent stood that had begun, if the one of that A has not.
+    pub(crate) began: Vec<Stood>,
+    /// An A that it was given is gone with agent and broker.
+    pub(crate) lost: bool,
     /// When it came back, the doorbell of its agent had hung up.
     pub(crate) says_hung_up: bool,
 }
@@ -230,6 +234,8 @@ impl State {
                     absent: false,
                     vouched: false,
                     linked: None,
+                    began: Vec::new(),
+                    lost: false,
                     says_hung_up: false,
                 },
             );

@@ -19,6 +19,7 @@ use crate::connections::Role;
 use crate::regions::ConnId;
 use crate::state::State;
 use podshm_layout::RegionKind;
+use podshm_layout::geometry::MAX_SERVICES;
 use podshm_layout::step::{self, Step};
 use podshm_proto::{Down, Offer, PROTOCOL_REJOINS, Present, RefusalKind, Region, Rejoin, Rejoined, Service, Use};
 use podshm_region::Memory;
@@ -242,10 +243,11 @@ impl State {
         let Some(connection) = self.connections.get_mut(&conn) else { return Ok(()) };
         connection.role = Role::Client(id);
         let speaks = connection.layouts;
+        let began = returning.rejoin.began.iter().take(MAX_SERVICES).copied().collect();
         self.send_rejoined(conn, returning)?;
         let Some(client) = self.domain_of(conn).and_then(|d| d.clients.get_mut(&id)) else { return Ok(()) };
         (client.conn, client.absent, client.vouched, client.speaks) = (Some(conn), false, false, speaks);
-        client.linked = offered(Use::Answer);
+        (client.linked, client.began) = (offered(Use::Answer), began);
         client.says_hung_up = hung_up;
         let gone = match client.next.take() {
             Some(next) if went_over => {

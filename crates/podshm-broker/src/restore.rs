@@ -131,6 +131,8 @@ impl State {
             absent: !shape.left,
             vouched: false,
             linked: None,
+            began: Vec::new(),
+            lost: false,
             says_hung_up: false,
         })
     }

@@ -141,7 +141,7 @@ fn step(broker: &mut Decisions, all: &mut Vec<Participant>, input: &mut Input<'_
         22 => {
             let hello = hello(p.agent, input);
             let client = p.clients.first().copied().unwrap_or_else(|| u64::from(input.u8()));
-            let rejoin = Rejoin { client, epoch: u64::from(input.choice(3)), ready: true, hung_up: false };
+            let rejoin = Rejoin { client, epoch: u64::from(input.choice(3)), ready: true, ..Rejoin::default() };
             Up::Hello(Hello { rejoin: Some(rejoin), ..hello })
         }
         23 => {

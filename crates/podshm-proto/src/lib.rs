@@ -8,7 +8,7 @@
 mod rejoin;
 mod services;
 
-pub use rejoin::{Offer, Present, Rejoin, Rejoined, Use};
+pub use rejoin::{Offer, Present, Rejoin, Rejoined, Stood, Use};
 pub use services::{BadService, Contradiction, ServiceKind, Services, Written};
 
 use prost::Message;

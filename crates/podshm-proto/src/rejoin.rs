@@ -3,7 +3,7 @@
 use prost::Message;
 
 /// Who comes back.
-#[derive(Clone, Copy, PartialEq, Eq, Message)]
+#[derive(Clone, PartialEq, Eq, Message)]
 pub struct Rejoin {
     /// Client: its number.
     #[prost(uint64, tag = "1")]
@@ -17,6 +17,23 @@ pub struct Rejoin {
     /// Client: the doorbell of that agent has hung up.
     #[prost(bool, tag = "4")]
     pub hung_up: bool,
+    /// Client: where the last agent stood that had begun, by ring; empty where the one that it is linked with has, or none had.
+    #[prost(message, repeated, tag = "5")]
+    pub began: Vec<Stood>,
+}
+
+/// An agent's cursors over one ring, as its client has seen them.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct Stood {
+    /// Every record before this position was handled.
+    #[prost(uint64, tag = "1")]
+    pub acked: u64,
+    /// Those from there up to this one may have been.
+    #[prost(uint64, tag = "2")]
+    pub claim: u64,
+    /// Where it closed.
+    #[prost(uint64, optional, tag = "3")]
+    pub closed: Option<u64>,
 }
 
 /// Regions that a participant holds.

@@ -6,16 +6,14 @@
 //! ```
 
 use super::SPARE;
+use super::cursors::Known;
 use crate::clients::Client;
 use crate::connections::Role;
-use crate::regions::{ConnId, Held, Owner};
+use crate::regions::ConnId;
 use crate::state::State;
-use podshm_layout::header::HEADER_BYTES;
-use podshm_layout::mem::Load;
+use podshm_layout::RegionKind;
 use podshm_layout::step::{self, Step};
-use podshm_layout::sync::Ordering;
-use podshm_layout::{CACHE_LINE, Layouts, PAGE, RegionKind};
-use podshm_proto::{Down, NewAgent, Nothing, RefusalKind, Region, Serve, Services, TakeOver, Written};
+use podshm_proto::{Down, NewAgent, Nothing, RefusalKind, Region, Serve, Services, TakeOver};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::os::fd::OwnedFd;
 use std::time::Instant;
@@ -143,18 +141,12 @@ impl State {
         let (Some(answer), Some(client)) = (answer, domain.clients.get_mut(&client_id)) else {
             return;
         };
-        let (last, before, linked) = (client.answer.replace(answer), client.before.take(), client.linked.take());
+        let known = Known::take(client, answer);
         let forced = domain.passed_over || domain.agents.values().any(|a| a.forced);
         let epoch = domain.epoch;
         let (c, member, gone) = (client.region, client.member.name(), client.conn.is_none());
-        let rings_for = client.handed;
         self.regions.give(answer, client_id);
-        let here = |id: &u64| self.regions.at(*id).is_some_and(Held::is_here);
-        // An A that its client had not got yet dies with agent and broker. The client has the one before it.
-        let outdated = linked.filter(|linked| !last.iter().chain(&before).any(here) && here(linked));
-        let (last, before) = (outdated.or(last.filter(here)), before.filter(here));
-        outdated.iter().for_each(|linked| self.regions.want(*linked));
-        let old = self.last_that_began(conn, before, last, rings_for);
+        let (old, outdated) = self.last_that_began(conn, client_id, known);
         let next = self.home(conn).and_then(|d| self.next_for(conn, d.clients.get(&client_id)?));
         let cursors = old.map(|old| self.readable_cursors(conn, old));
         let handed = self.regions.at(c).map_or(0, |held| held.region.services);
@@ -187,7 +179,6 @@ impl State {
             region
         });
         if let Some(connection) = self.connections.get_mut(&conn) {
-            let outdated = outdated.is_some();
             let serve = Serve { client: client_id, member, regions, answer, gone, epoch, forced, next, outdated };
             connection.send(Down::Serve(serve), fds);
         }
@@ -198,60 +189,6 @@ impl State {
                 self.catch_up(client_conn);
             }
         }
-    }
-
-    /// The region with the predecessor's cursors, or what they say at a layout that this agent reads.
-    fn readable_cursors(&mut self, conn: ConnId, old: u64) -> u64 {
-        let Some((region, owner)) = self.regions.at(old).map(|held| (held.region, held.owner.clone())) else {
-            return old;
-        };
-        let owner = Owner { writer: None, ..owner };
-        let speaks = self.connections.get(&conn).map(|c| c.layouts);
-        if speaks.is_none_or(|speaks| speaks.reads(region.layout)) {
-            return old;
-        }
-        let (Ok(from), to) = (Layouts::ALL.parse(region.layout), self.next_layout(conn)) else { return old };
-        let rings = from.max_rings().min(to.max_rings());
-        let Some(read) = self.regions.at(old).map(Held::read) else { return old };
-        let copy = read.and_then(|map| {
-            let page = Region { bytes: PAGE as u64, layout: to.number(), ..region };
-            let mut bytes = [0; PAGE];
-            for ring in 0..rings {
-                for word in (0..CACHE_LINE).step_by(8) {
-                    let value = map.load(from.cursor(ring) + word, Ordering::Acquire);
-                    let at = to.cursor(ring) + word;
-                    bytes[at..at + 8].copy_from_slice(&value.to_ne_bytes());
-                }
-            }
-            self.regions.make_with(page, owner, &bytes[HEADER_BYTES..])
-        });
-        match copy.and_then(|copy| self.regions.seal(copy).map(|()| copy)) {
-            Ok(copy) => copy,
-            Err(error) => {
-                tracing::error!(%error, "a predecessor's cursors could not be written at another layout");
-                old
-            }
-        }
-    }
-
-    /// Which of a client's last two answer regions has the cursors that count, and lets the other go. An agent that died while it took
-    /// over has begun on some clients and not on others.
-    fn last_that_began(&mut self, conn: ConnId, before: Option<u64>, last: Option<u64>, services: u32) -> Option<u64> {
-        let (Some(before), Some(last)) = (before, last) else { return before.or(last) };
-        let (kept, other) = if self.has_begun(conn, last, services) { (last, before) } else { (before, last) };
-        self.regions.unwant(other);
-        Some(kept)
-    }
-
-    /// Whether an agent has begun on the client that it got this answer region for, with rings for so many services: it starts every
-    /// ring before it looks into one.
-    fn has_begun(&mut self, conn: ConnId, answer: u64, services: u32) -> bool {
-        let Some(held) = self.regions.at(answer) else { return false };
-        let (Ok(layout), Ok(map)) = (Layouts::ALL.parse(held.region.layout), Held::read(held)) else { return false };
-        let offered = self.domain_of(conn).and_then(|d| d.services.as_ref());
-        offered
-            .and_then(|s| s.first(services as usize).channel(0, 0, Written::both(layout)).ok())
-            .is_some_and(|g| g.to_agent.iter().all(|ring| ring.cursor_line().started(&map).is_some()))
     }
 
     /// The agent has let regions go: a predecessor's cursors among them are not needed any more, if it serves that client.

@@ -98,6 +98,7 @@ impl State {
                 domain.unclaimed += 1;
                 domain.tables.retain(|_, table| *table != id);
                 for client in domain.clients.values_mut() {
+                    client.lost |= [client.answer, client.before].contains(&Some(id));
                     for part in [&mut client.answer, &mut client.before, &mut client.shown] {
                         part.take_if(|part| *part == id);
                     }

@@ -54,7 +54,7 @@ impl Agent {
         let offers = self.offers();
         let serves = self.state.is_some();
         let epoch = if serves { self.epoch } else { 0 };
-        let rejoin = Rejoin { client: 0, epoch, ready: self.said_ready, hung_up: false };
+        let rejoin = Rejoin { epoch, ready: self.said_ready, ..Rejoin::default() };
         let services = self.services.to_message();
         let who = Returning { is_agent: true, services, layouts: self.layouts, rejoin };
         let sent = broker.present(who, offers);

@@ -11,7 +11,7 @@ use podshm_layout::step::{self, Step};
 use podshm_layout::table::TableReader;
 use podshm_layout::wake::Waker;
 use podshm_layout::{PAGE, RegionKind};
-use podshm_proto::{Region, Services, Written};
+use podshm_proto::{Region, Services, Stood, Written};
 use podshm_region::fork::{self, ProcessFd};
 use podshm_region::{Memory, ReadMap, barrier};
 use rustix::event::{EventfdFlags, eventfd};
@@ -248,6 +248,16 @@ impl Channel {
     #[inline(always)]
     pub(crate) fn cursors(&self) -> Cursors<'_> {
         Cursors(self)
+    }
+
+    /// Where the agent stands in every ring to it, once it has begun on all of them.
+    pub(crate) fn stands(&self) -> Option<Vec<Stood>> {
+        let of_one = |line: &CursorLine| {
+            line.started(&self.head)?;
+            let podshm_layout::cursor::Cursors { acked, claim, closed } = line.read(&self.head);
+            Some(Stood { acked, claim, closed })
+        };
+        self.cursors.iter().map(of_one).collect()
     }
 
     /// Where the agent's cursors of ring number `ring` are.

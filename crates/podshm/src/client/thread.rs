@@ -11,7 +11,7 @@ use crate::wakes::{self, WakeStats, Wakes};
 use podshm_layout::geometry::ARMED;
 use podshm_layout::step::{self, Step};
 use podshm_layout::wake::Waker;
-use podshm_proto::{Down, Offer, RefusalKind, RegionIds, Rejoin, Rejoined, Service, Services, Up, Use};
+use podshm_proto::{Down, Offer, RefusalKind, RegionIds, Rejoin, Rejoined, Service, Services, Stood, Up, Use};
 use podshm_region::{Memory, WriteMap, barrier};
 use rustix::event::PollFlags;
 use std::os::fd::AsFd;
@@ -111,6 +111,7 @@ impl Waiting {
             tries: 0,
             heard: 0,
             wakes: Wakes::new(clock::now()),
+            began: Vec::new(),
         };
         for received in broker.early {
             worker.message(received);
@@ -137,6 +138,8 @@ struct Worker {
     /// Epoch of the agent whose wakes are counted.
     heard: u64,
     wakes: Wakes,
+    /// Where the last agent stood that had begun, once another has come.
+    began: Vec<Stood>,
 }
 
 impl Worker {
@@ -322,7 +325,8 @@ impl Worker {
             offer(id, Use::Held, Some(memory));
         }
         let hung_up = self.hung_up == link.epoch;
-        let rejoin = Rejoin { client: self.shared.id, epoch: link.epoch, ready: false, hung_up };
+        let began = if link.channel.stands().is_some() { Vec::new() } else { self.began.clone() };
+        let rejoin = Rejoin { client: self.shared.id, epoch: link.epoch, hung_up, began, ..Rejoin::default() };
         let who = Returning { is_agent: false, services: Vec::new(), layouts: self.speaks.layouts, rejoin };
         match broker.present(who, offers) {
             Ok(()) => self.broker = Some(broker),
@@ -348,13 +352,18 @@ impl Worker {
     fn message(&mut self, mut received: Received) {
         let result = match received.message.clone() {
             Down::NewAgent(new) => {
-                let (shared, speaks) = (&self.shared, self.speaks);
+                let speaks = self.speaks;
                 self.offered(new.services).and_then(|services| {
+                    let (shared, began) = (&self.shared, &mut self.began);
                     let (notice, released) = (&shared.notice, &shared.released);
                     let regions = new.regions;
                     let link =
                         Link::from_message(&services, regions, &mut received, new.epoch, speaks, notice, released)?;
                     link.channel.lighten();
+                    // Its A may be gone with broker and agents before the next one has begun.
+                    if let Some(stood) = shared.link.load().channel.stands() {
+                        *began = stood;
+                    }
                     self.swap(link);
                     // Tables are there with the link; what needs rings comes with a region that has them.
                     shared.offer.store(Arc::new(shared.offer.load().with_tables(&services)));
