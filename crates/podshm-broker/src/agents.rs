@@ -139,7 +139,8 @@ impl State {
             ..Welcome::default()
         };
         let notice = domain.notice();
-        let spare = domain.clients.len() + SPARE;
+        // Where nobody serves it begins with those, and gets the others with their clients.
+        let spare = SPARE + domain.agent.map_or(0, |_| domain.clients.len());
         let grown: BTreeMap<usize, Region> =
             domain.tables.clone().into_iter().filter_map(|(i, id)| Some((i, self.regions.at(id)?.region))).collect();
         let layout = self.next_layout(conn);

@@ -34,6 +34,8 @@ pub(crate) struct Client {
     pub(crate) agent_doorbell: Option<OwnedFd>,
     /// The client's end of a new agent's doorbell until it may have it.
     pub(crate) next_doorbell: Option<OwnedFd>,
+    /// The agent that was given it last.
+    pub(crate) given_to: Option<ConnId>,
     /// It has not got the serving agent's regions.
     pub(crate) stale: bool,
     /// Its process died while somebody kept its socket open.
@@ -233,6 +235,7 @@ impl State {
                     speaks,
                     absent: false,
                     vouched: false,
+                    given_to: None,
                     linked: None,
                     began: Vec::new(),
                     lost: false,
@@ -294,6 +297,9 @@ impl State {
                     let serve = Serve { client: id, member, regions, answer, epoch, ..Serve::default() };
                     connection.send(Down::Serve(serve), vec![fd, doorbell]);
                     step::at(Step::BrokerServed);
+                    if let Some(client) = self.domain_of(conn).and_then(|d| d.clients.get_mut(&id)) {
+                        client.given_to = Some(agent);
+                    }
                 }
             }
             // The agent that the client was let in by is gone: its successor takes the client over from here.
@@ -326,11 +332,13 @@ impl State {
         let left = Left { client: id, held_open: client.held_open };
         step::at(Step::BrokerLeft);
         let (sealed, agent, name) = (client.sealed, domain.agent, domain.config.name.clone());
+        let given_to = client.given_to;
         if !sealed {
             self.forget_client(&name, id);
-        } else if let Some(agent) = agent {
+        } else if let Some(agent) = agent.filter(|agent| given_to == Some(*agent) || self.is_served(*agent, id)) {
             self.tell_left(agent, left);
         }
+        // Whoever it has yet to be given to drains it then.
         self.forget_coming(&name, id);
         self.settle_books_of(&name);
     }

@@ -130,6 +130,7 @@ impl State {
             speaks: shape.speaks.map_or(Spoken::OURS, Spoken::from),
             absent: !shape.left,
             vouched: false,
+            given_to: None,
             linked: None,
             began: Vec::new(),
             lost: false,

@@ -9,7 +9,7 @@ use super::SPARE;
 use super::cursors::Known;
 use crate::clients::Client;
 use crate::connections::Role;
-use crate::regions::ConnId;
+use crate::regions::{ConnId, Held};
 use crate::state::State;
 use podshm_layout::RegionKind;
 use podshm_layout::step::{self, Step};
@@ -49,17 +49,19 @@ impl State {
         let Some(agent) = domain.agents.get(&conn) else {
             return;
         };
-        if agent.pool.len() < clients {
-            if agent.unmapped.is_empty() {
-                let missing = clients - agent.pool.len() + SPARE;
-                let wanted = self.new_answers(conn, missing);
-                self.send_for_writing(conn, wanted);
-            }
+        let (has, old, is_busy) = (agent.pool.len(), domain.agent, !agent.unmapped.is_empty());
+        if has < clients && !is_busy {
+            let wanted = self.new_answers(conn, clients - has + SPARE);
+            self.send_for_writing(conn, wanted);
+        }
+        // Where nobody serves, clients come to it as their regions do; one that serves goes on until all are there.
+        if has < clients && (old.is_some() || has == 0) {
             return;
         }
-        match domain.agent {
+        match old {
             None => self.take_over(conn),
             Some(old) => {
+                let Some(domain) = self.domain_of(conn) else { return };
                 let Some(asked) = domain.agents.get_mut(&old).map(|old| &mut old.asked_to_close) else { return };
                 if asked.is_none() {
                     *asked = Some(Instant::now());
@@ -116,9 +118,7 @@ impl State {
             self.hand_over_client(conn, client);
             step::at(Step::BrokerHanded);
         }
-        if let Some(domain) = self.domain_of(conn) {
-            domain.passed_over = false;
-        }
+        self.all_may_be_served(conn);
         self.settle_books(conn);
         self.serve_waiting(conn);
         let _ = self.top_up(conn); // tried again when the next one is wanted
@@ -130,6 +130,11 @@ impl State {
     pub(super) fn hand_over_client(&mut self, conn: ConnId, client_id: u64) {
         let Some(name) = self.connections.get(&conn).map(|c| c.domain.clone()) else { return };
         self.settle_move(&name, client_id);
+        let is_here = |client: &Client| self.regions.at(client.region).is_some_and(Held::is_here);
+        if self.home(conn).and_then(|d| d.clients.get(&client_id)).is_some_and(|c| c.conn.is_none() && !is_here(c)) {
+            // Dead, and what it wrote is gone with it or has yet to be presented: then it is served, or given up with the others.
+            return;
+        }
         let unread = |client: &Client| !self.reads_c(conn, client) || self.is_lost_to(conn, client);
         if self.home(conn).and_then(|d| d.clients.get(&client_id)).is_some_and(unread) {
             return self.leave_behind(client_id, conn);
@@ -183,7 +188,7 @@ impl State {
             connection.send(Down::Serve(serve), fds);
         }
         if let Some(client) = self.domain_of(conn).and_then(|d| d.clients.get_mut(&client_id)) {
-            client.next_doorbell = mine;
+            (client.next_doorbell, client.given_to) = (mine, Some(conn));
             client.stale = client.conn.is_some();
             if let Some(client_conn) = client.conn {
                 self.catch_up(client_conn);
@@ -236,12 +241,31 @@ impl State {
         if domain.agent != Some(conn) {
             return;
         }
-        let sealed: Vec<(u64, Option<u64>)> =
-            domain.clients.iter().filter(|(_, c)| c.sealed && !c.absent).map(|(id, c)| (*id, c.answer)).collect();
-        for (client, answer) in sealed {
-            if !answer.is_some_and(|a| self.regions.is_held_by(a, conn)) {
-                self.adopt(conn, client);
+        let unserved: Vec<u64> =
+            domain.clients.iter().filter(|(_, c)| c.sealed && !c.absent).map(|(id, _)| *id).collect();
+        for client in unserved {
+            if self.is_served(conn, client) {
+                continue;
             }
+            self.adopt(conn, client);
+        }
+        self.all_may_be_served(conn);
+    }
+
+    /// Whether this agent has the client.
+    pub(crate) fn is_served(&self, conn: ConnId, client: u64) -> bool {
+        let client = self.home(conn).and_then(|d| d.clients.get(&client));
+        client.and_then(|c| c.answer).is_some_and(|answer| self.regions.is_held_by(answer, conn))
+    }
+
+    /// That its predecessor was passed over concerns the clients that it has not got yet.
+    fn all_may_be_served(&mut self, conn: ConnId) {
+        let Some(domain) = self.home(conn).filter(|domain| domain.passed_over) else { return };
+        let mut sealed = domain.clients.iter().filter(|(_, c)| c.sealed);
+        if sealed.all(|(id, _)| self.is_served(conn, *id))
+            && let Some(domain) = self.domain_of(conn)
+        {
+            domain.passed_over = false;
         }
     }
 
