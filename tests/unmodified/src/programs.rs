@@ -1,5 +1,8 @@
 //! Programs in C, compiled once for each test process.
 
+use std::fs::Permissions;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::{Mutex, PoisonError};
@@ -20,9 +23,10 @@ pub fn compile(name: &str, build: Build) -> PathBuf {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("c").join(format!("{name}.c"));
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _held = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    // Beside this test: where members of other uids can run it.
-    let beside = std::env::current_exe().expect("this test's path").parent().expect("its directory").to_owned();
-    let program = beside.join(format!("c-{name}-{build:?}-{}", std::process::id()).to_lowercase());
+    // Where members of other uids can run it, which they can't below a home directory that is its owner's alone.
+    let mut hash = DefaultHasher::new();
+    std::fs::read(&source).unwrap_or_else(|error| panic!("{}: {error}", source.display())).hash(&mut hash);
+    let program = std::env::temp_dir().join(format!("podshm-c-{name}-{build:?}-{:x}", hash.finish()).to_lowercase());
     if program.exists() {
         return program;
     }
@@ -31,14 +35,17 @@ pub fn compile(name: &str, build: Build) -> PathBuf {
         Build::Static => ("cc", &["-static"]),
         Build::Musl => ("musl-gcc", &[]),
     };
+    let unfinished = program.with_extension(std::process::id().to_string());
     let output = Command::new(compiler)
         .args(["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O1", "-pthread", "-o"])
-        .arg(&program)
+        .arg(&unfinished)
         .arg(source)
         .args(extra)
         .output()
         .unwrap_or_else(|error| panic!("{compiler}: {error}; `make setup` installs it"));
     assert!(output.status.success(), "{compiler}: {}", String::from_utf8_lossy(&output.stderr));
+    std::fs::set_permissions(&unfinished, Permissions::from_mode(0o755)).expect("the compiled program");
+    std::fs::rename(&unfinished, &program).expect("the compiled program");
     program
 }
 
