@@ -76,7 +76,8 @@ pub fn run(root: &Path, books: &Path, clients: u32, processes: u32) -> anyhow::R
     let limits = Limits {
         budget: 4 << 30,
         member_share: 2 << 30,
-        clients: clients * processes * 4,
+        // Dead ones count until they are drained, and a pod may die faster than its stopped agent drains.
+        clients: clients * processes * 16,
         member_clients: processes.max(Limits::default().member_clients),
         ..Limits::default()
     };
