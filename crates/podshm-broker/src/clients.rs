@@ -382,7 +382,7 @@ impl State {
     pub(crate) fn check_clients(&mut self, now: Instant) {
         let (mut late, mut discard) = (Vec::new(), Vec::new());
         for (name, domain) in &self.domains {
-            for (id, client) in &domain.clients {
+            for (id, client) in domain.clients.iter() {
                 if let Some(conn) = client.conn
                     && !client.sealed
                     && now - client.joined > domain.config.map_deadline

@@ -5,17 +5,17 @@
 //! ```
 
 use crate::clients::Client;
-use crate::ledger::Ledger;
 use crate::ledger::records::{
     Changes, ClientKey, ClientRecord, DomainRecord, EpochRecord, OfService, Range, Shape, Who,
 };
+use crate::ledger::{Entries, Ledger};
 use crate::state::{Domain, State};
 use podshm_proto::Services;
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 impl State {
-    /// To be called where everything is consistent: once a round of the event loop, since it compares all clients with what is written, and
-    /// where somebody would wait for no reason.
+    /// To be called where everything is consistent: once a round of the event loop, and where somebody would wait for no reason.
     pub(crate) fn commit(&mut self) {
         if !self.write_down() {
             // Nothing may be let out that no successor would know of. The next commit tries again.
@@ -27,7 +27,10 @@ impl State {
     }
 
     fn write_down(&mut self) -> bool {
-        let Some(mut ledger) = self.ledger.take() else { return true };
+        let Some(mut ledger) = self.ledger.take() else {
+            self.domains.values_mut().for_each(|domain| domain.clients.written());
+            return true;
+        };
         let regions = self.regions.take_changed();
         let changes = self.changes(&ledger, &regions);
         let written = if changes == (Changes { last_region: changes.last_region, ..Changes::default() }) {
@@ -39,6 +42,7 @@ impl State {
         match written {
             Ok(()) => {
                 self.unwritten = None;
+                self.domains.values_mut().for_each(|domain| domain.clients.written());
                 true
             }
             Err(error) => {
@@ -67,7 +71,7 @@ impl State {
     }
 
     /// Everything that the ledger does not say yet.
-    fn changes(&self, ledger: &Ledger, regions: &std::collections::BTreeSet<u64>) -> Changes {
+    fn changes(&self, ledger: &Ledger, regions: &BTreeSet<u64>) -> Changes {
         let known = ledger.entries();
         let mut changes = Changes { last_region: self.regions.last(), ..Changes::default() };
         for &id in regions {
@@ -81,32 +85,45 @@ impl State {
             if known.domains.get(name) != Some(&record) {
                 changes.domains.push(record);
             }
-            let from = ClientKey { domain: name.clone(), client: 0 };
-            let mut written = known.clients.range(from..).take_while(|(key, _)| key.domain == *name).peekable();
-            for (&id, client) in &domain.clients {
-                while let Some((gone, _)) = written.next_if(|(key, _)| key.client < id) {
-                    changes.gone_clients.push(gone.clone());
-                }
-                let shape = client.shape(domain.books.held_by(id));
-                let same = written.next_if(|(key, _)| key.client == id).is_some_and(|(_, w)| w.shape == Some(shape));
-                if !same {
-                    changes.clients.push(ClientRecord {
-                        domain: name.clone(),
-                        client: id,
-                        member: Some(Who::from(&client.member)),
-                        shape: Some(shape),
-                        previous: client.previous.clone(),
-                    });
+            match domain.clients.touched() {
+                Some(touched) => touched.iter().for_each(|id| self.change_of(known, name, domain, *id, &mut changes)),
+                None => {
+                    let from = ClientKey { domain: name.clone(), client: 0 };
+                    let written = known.clients.range(from..).take_while(|(key, _)| key.domain == *name);
+                    let all: BTreeSet<u64> =
+                        written.map(|(key, _)| key.client).chain(domain.clients.keys().copied()).collect();
+                    all.iter().for_each(|id| self.change_of(known, name, domain, *id, &mut changes));
                 }
             }
-            changes.gone_clients.extend(written.map(|(key, _)| key.clone()));
         }
         // Those that nobody has added again have their time, too.
         let kept = |name: &String| self.domains.contains_key(name) || self.restored.domains.contains_key(name);
         changes.gone_domains.extend(known.domains.keys().filter(|name| !kept(name)).cloned());
-        let gone = known.clients.keys().filter(|key| !kept(&key.domain));
-        changes.gone_clients.extend(gone.cloned());
+        if !changes.gone_domains.is_empty() {
+            let gone = known.clients.keys().filter(|key| !kept(&key.domain));
+            changes.gone_clients.extend(gone.cloned());
+        }
         changes
+    }
+
+    /// What of a client the ledger does not say yet.
+    fn change_of(&self, known: &Entries, name: &str, domain: &Domain, id: u64, changes: &mut Changes) {
+        let key = ClientKey { domain: name.to_owned(), client: id };
+        let written = known.clients.get(&key);
+        let Some(client) = domain.clients.get(&id) else {
+            changes.gone_clients.extend(written.map(|_| key));
+            return;
+        };
+        let shape = client.shape(domain.books.held_by(id));
+        if written.is_none_or(|written| written.shape != Some(shape)) {
+            changes.clients.push(ClientRecord {
+                domain: key.domain,
+                client: id,
+                member: Some(Who::from(&client.member)),
+                shape: Some(shape),
+                previous: client.previous.clone(),
+            });
+        }
     }
 
     fn domain_record(&self, domain: &Domain) -> DomainRecord {

@@ -24,6 +24,7 @@ mod place;
 mod regions;
 mod rejoin;
 mod restore;
+mod roster;
 mod state;
 mod upgrade;
 

@@ -343,9 +343,14 @@ impl State {
     /// Some regions were let go; a client or a successor may have waited for one of them.
     pub(crate) fn previous_released(&mut self, domain: &str, ids: &[u64]) {
         let Some(found) = self.domains.get_mut(domain) else { return };
-        let waited = found.clients.values_mut().filter(|c| c.previous.iter().any(|id| ids.contains(id)));
-        let regions = &self.regions;
-        if waited.map(|client| client.previous.retain(|id| regions.at(*id).is_some())).count() > 0 {
+        let waits = |c: &Client| c.previous.iter().any(|id| ids.contains(id));
+        let waited: Vec<u64> = found.clients.iter().filter(|(_, c)| waits(c)).map(|(id, _)| *id).collect();
+        for client in &waited {
+            if let Some(client) = found.clients.get_mut(client) {
+                client.previous.retain(|id| self.regions.at(*id).is_some());
+            }
+        }
+        if !waited.is_empty() {
             self.settle_books_of(domain);
             self.go_on_moving(domain);
         }
@@ -413,7 +418,9 @@ impl State {
     pub(crate) fn admit_moves(&mut self, conn: ConnId, services: &Services) -> Result<(), Refusal> {
         let Some(domain) = self.home(conn) else { return Ok(()) };
         let sizes = self.sizes(domain, Some((conn, services)));
-        self.domain_of(conn).map_or(Ok(()), |domain| domain.books.resize_clients(&sizes))
+        let Some(domain) = self.domain_of(conn) else { return Ok(()) };
+        domain.clients.touch(sizes.iter().map(|(id, ..)| *id));
+        domain.books.resize_clients(&sizes)
     }
 
     /// Books what the clients need as things are.
@@ -427,7 +434,9 @@ impl State {
     pub(crate) fn settle_books_of(&mut self, name: &str) {
         let Some(domain) = self.domains.get(name) else { return };
         let sizes = self.sizes(domain, None);
-        if let Some(Err(refusal)) = self.domains.get_mut(name).map(|domain| domain.books.resize_clients(&sizes)) {
+        let Some(domain) = self.domains.get_mut(name) else { return };
+        domain.clients.touch(sizes.iter().map(|(id, ..)| *id));
+        if let Err(refusal) = domain.books.resize_clients(&sizes) {
             tracing::error!(%refusal, "what was admitted does not fit any more");
         }
     }

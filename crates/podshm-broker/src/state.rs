@@ -2,11 +2,11 @@
 
 use crate::BrokerError;
 use crate::agents::AgentState;
-use crate::clients::Client;
 use crate::connections::{Connection, Role};
 use crate::descriptors;
 use crate::ledger::{Entries, Ledger};
 use crate::regions::{ConnId, RegionBook};
+use crate::roster::Roster;
 use podshm_domain::{Books, Identity, Limits, Refusal, Spoken};
 use podshm_layout::geometry::{NOTICE_AGENT_EPOCH, NOTICE_TABLES};
 use podshm_layout::mem::Store;
@@ -104,7 +104,7 @@ pub(crate) struct Domain {
     /// Service index to region: the tables that joins get.
     pub(crate) tables: BTreeMap<usize, u64>,
     pub(crate) table_generation: u64,
-    pub(crate) clients: BTreeMap<u64, Client>,
+    pub(crate) clients: Roster,
     pub(crate) waiting: VecDeque<ConnId>,
     pub(crate) last_client: u64,
     pub(crate) last_place: u64,
@@ -151,7 +151,7 @@ impl Domain {
             agents: BTreeMap::new(),
             tables: BTreeMap::new(),
             table_generation: 0,
-            clients: BTreeMap::new(),
+            clients: Roster::default(),
             waiting: VecDeque::new(),
             last_client: 0,
             last_place: 0,

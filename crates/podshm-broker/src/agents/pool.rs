@@ -8,6 +8,9 @@ use podshm_layout::RegionKind;
 use podshm_proto::{Down, Region, RegionIds, Written};
 use std::collections::VecDeque;
 
+/// Answer regions that an agent maps before it looks at what else there is to do.
+const AT_ONCE: usize = 64;
+
 impl State {
     /// So many answer regions for this agent to map, of the layout that everybody reads now.
     pub(super) fn new_answers(&mut self, conn: ConnId, count: usize) -> Vec<Region> {
@@ -75,6 +78,22 @@ impl State {
         for id in surplus {
             self.discard_answer(conn, id);
         }
+    }
+
+    /// Asks the agent for answer regions for the clients that it has yet to be given, some at a time: it serves in between.
+    pub(super) fn ask_for_answers(&mut self, conn: ConnId) {
+        let Some(domain) = self.home(conn) else { return };
+        let unserved = domain.clients.iter().filter(|(id, c)| c.sealed && !self.is_served(conn, **id)).count();
+        let Some(agent) = domain.agents.get(&conn) else { return };
+        let out = agent.unmapped.len();
+        let due = (unserved + SPARE).saturating_sub(agent.pool.len() + out).min(2 * AT_ONCE.saturating_sub(out));
+        if unserved > 0 && due > 0 && domain.has_descriptors(2 * due).is_ok() {
+            let wanted = self.new_answers(conn, due);
+            for some in wanted.chunks(AT_ONCE) {
+                self.send_for_writing(conn, some.to_vec());
+            }
+        }
+        let _ = self.top_up(conn); // tried again when the next one is wanted
     }
 
     /// Asks the agent for more answer regions when few are left; refuses where the broker has no descriptors for them.

@@ -50,7 +50,7 @@ impl State {
             return;
         };
         let (has, old, is_busy) = (agent.pool.len(), domain.agent, !agent.unmapped.is_empty());
-        if has < clients && !is_busy {
+        if has < clients && !is_busy && (old.is_some() || has == 0) {
             let wanted = self.new_answers(conn, clients - has + SPARE);
             self.send_for_writing(conn, wanted);
         }
@@ -121,7 +121,7 @@ impl State {
         self.all_may_be_served(conn);
         self.settle_books(conn);
         self.serve_waiting(conn);
-        let _ = self.top_up(conn); // tried again when the next one is wanted
+        self.ask_for_answers(conn);
         self.trim(conn);
         self.move_clients(conn);
     }
@@ -235,20 +235,20 @@ impl State {
 
     /// Clients that were sealed while this agent had no answer region ready.
     pub(super) fn adopt_unserved(&mut self, conn: ConnId) {
-        let Some(domain) = self.domain_of(conn) else {
-            return;
-        };
-        if domain.agent != Some(conn) {
+        let Some(domain) = self.home(conn).filter(|domain| domain.agent == Some(conn)) else { return };
+        let sealed = domain.clients.iter().filter(|(_, c)| c.sealed && !c.absent).map(|(id, _)| *id);
+        let unserved: Vec<u64> = sealed.filter(|id| !self.is_served(conn, *id)).collect();
+        if unserved.is_empty() {
             return;
         }
-        let unserved: Vec<u64> =
-            domain.clients.iter().filter(|(_, c)| c.sealed && !c.absent).map(|(id, _)| *id).collect();
+        self.sort_out(conn);
         for client in unserved {
-            if self.is_served(conn, client) {
-                continue;
+            if self.agent_state(conn).is_none_or(|agent| agent.pool.is_empty()) {
+                break;
             }
-            self.adopt(conn, client);
+            self.hand_over_client(conn, client);
         }
+        self.ask_for_answers(conn);
         self.all_may_be_served(conn);
     }
 

@@ -182,7 +182,7 @@ impl State {
             offers.iter().filter(|o| o.used == Use::Answer as i32).map(|o| (o.client, o.hung_up)).collect();
         let Some(domain) = self.domain_of(conn) else { return };
         let name = domain.config.name.clone();
-        for (id, client) in &mut domain.clients {
+        for (id, client) in domain.clients.iter_mut() {
             client.vouched = client.absent && hung_up.get(id) == Some(&false);
         }
         let clients: Vec<(u64, bool, bool)> = domain
