@@ -24,7 +24,10 @@ mod frames;
 pub mod fuzzing;
 mod wakes;
 
-pub use agent::{Agent, AgentBuilder, Answer, DEFAULT_RING, Deferred, Handler, Progress, Record, Request, TableWriter};
+pub use agent::{
+    Agent, AgentBuilder, Answer, DEFAULT_CALL_RING, DEFAULT_RING, Deferred, Handler, Progress, Record, Request,
+    TableWriter,
+};
 pub use client::{Caller, Client, Key, QueueSender, Spin, Table};
 pub use error::{Error, ErrorKind};
 pub use podshm_proto::ServiceKind;

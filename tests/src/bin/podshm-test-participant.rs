@@ -15,6 +15,7 @@ fn main() -> ExitCode {
     };
     let (directory, file) = (PathBuf::from(directory), PathBuf::from(file));
     let number = number.parse().expect("a number");
+    podshm_tests::roles::leak_when_told(&file);
     let agent = |variant| podshm_tests::roles::agent(&directory, &file, number, variant);
     let ended = match role.split('+').collect::<Vec<_>>()[..] {
         ["agent"] => agent(Variant::default()),

@@ -27,7 +27,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Result;
-use podshm::{Agent, Answer, DEFAULT_RING, Handler, Record, Request};
+use podshm::{Agent, Answer, DEFAULT_CALL_RING, DEFAULT_RING, Handler, Record, Request};
 use podshm_broker::{Broker, DomainConfig, Identity, Limits, Rights};
 
 use crate::control::Control;
@@ -88,7 +88,7 @@ fn default_agent(directory: &Path) -> Result<Agent> {
     let mut agent = Agent::builder()
         .table("table", 1000, 1 << 20)
         .queue("queue", DEFAULT_RING, 1024)
-        .call("call", DEFAULT_RING, 64 * 1024)
+        .call("call", DEFAULT_CALL_RING, 64 * 1024)
         .connect(directory, PATIENCE)?;
     agent.table("table")?.put(b"key", &[7; 200])?;
     agent.ready()?;

@@ -24,7 +24,7 @@ mod serve;
 mod table;
 
 pub use answer::{Answer, Deferred};
-pub use connect::{AgentBuilder, DEFAULT_RING};
+pub use connect::{AgentBuilder, DEFAULT_CALL_RING, DEFAULT_RING};
 pub use handler::{Handler, Record, Request};
 pub use table::TableWriter;
 
