@@ -1,6 +1,6 @@
 # The only way in; CI calls the same targets. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fmt bench chaos chaos-scale loom fuzz clean
+.PHONY: help setup demo test check fmt bench chaos chaos-scale vm-test loom fuzz clean
 
 ARGS ?=
 
@@ -31,6 +31,10 @@ chaos: setup ## kills, stops, upgrades, squeezes under load for DURATION=600 s (
 
 chaos-scale: setup ## longest gaps with 1, 100 and 1,000 clients, and when a dead client's memory is back
 	@scripts/chaos.sh scale $(ARGS)
+
+vm-test: ## charges and memory limits on Debian's kernel 6.1 with cgroup v2, under QEMU (ARGS='charges seals')
+	@scripts/setup.sh vm
+	@scripts/vm-test.sh $(ARGS)
 
 loom: setup ## the loom models of ring, table and wake-up (LOOM_MAX_PREEMPTIONS=3)
 	@scripts/loom.sh $(ARGS)

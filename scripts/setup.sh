@@ -4,6 +4,7 @@
 #   scripts/setup.sh            what `make demo` and `make test` need
 #   scripts/setup.sh deny       also cargo-deny, for `make check`
 #   scripts/setup.sh unmodified also the programs that the tier `foreign` runs
+#   scripts/setup.sh vm         also QEMU and what a virtual machine is put together with, for `make vm-test`
 #   scripts/setup.sh fuzz       also cargo-fuzz (and checks for a nightly), for `make fuzz`
 #
 # Run it as often as you like. It changes the machine only through apt-get (as root or
@@ -30,6 +31,12 @@ stress-ng stress-ng
 perl perl
 python3-dev /usr/bin/python3-config
 python3-pip /usr/bin/pip3
+'
+# What boots another kernel.
+VM='
+qemu-system-x86 qemu-system-x86_64
+busybox-static  /bin/busybox
+cpio            cpio
 '
 SYSV_IPC_VERSION=1.2.0
 CARGO_DENY_VERSION=0.20.2
@@ -113,6 +120,7 @@ install_fuzz() {
 
 for extra in "$@"; do
     if [ "$extra" = unmodified ]; then PACKAGES+=$UNMODIFIED; fi
+    if [ "$extra" = vm ]; then PACKAGES+=$VM; fi
 done
 install_packages
 check_rust
@@ -121,6 +129,7 @@ for extra in "$@"; do
         deny) install_deny ;;
         fuzz) install_fuzz ;;
         unmodified) install_sysv_ipc ;;
-        *) die "unknown extra '$extra': expected deny, fuzz or unmodified" ;;
+        vm) ;;
+        *) die "unknown extra '$extra': expected deny, fuzz, unmodified or vm" ;;
     esac
 done

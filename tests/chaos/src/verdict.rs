@@ -153,8 +153,9 @@ impl Judge {
         for entry in entries {
             match entry.what {
                 What::Delivered => {
+                    let is_wide = self.is_near_broker(entry.time);
                     let of = &mut self.domains[domain as usize];
-                    if of.deliver(&entry, generation) == Seen::Duplicate {
+                    if of.deliver(&entry, generation, is_wide) == Seen::Duplicate && !is_wide {
                         let span = again.entry(entry.sender).or_insert((entry.extra, entry.extra));
                         *span = (span.0.min(entry.extra), span.1.max(entry.extra));
                     }
@@ -222,6 +223,14 @@ impl Judge {
         })
     }
 
+    /// Whether the broker was killed a moment before: clients are on their way back, and who came late may be given more than a batch again,
+    /// all of it marked (SEMANTICS.md, "The broker's restart").
+    fn is_near_broker(&self, at: u64) -> bool {
+        const CLOSE: u64 = 5_000_000_000;
+        let is_brokers = |fault: &&Fault| fault.target == Target::Broker && fault.kind.is_kill();
+        self.faults.iter().filter(is_brokers).any(|fault| (fault.at..fault.until + CLOSE).contains(&at))
+    }
+
     fn was_half_sent(&mut self, from: u64, to: u64) {
         for cut in self.cuts.iter_mut().filter(|cut| (from..to).contains(&cut.at)) {
             cut.half_sent += 1;
@@ -230,6 +239,7 @@ impl Judge {
 
     /// The verdict. `least_marked` repeated and marked records are expected at least.
     pub fn conclude(mut self, least_marked: u64) -> Verdict {
+        let judged: Vec<Cut> = self.cuts.iter().filter(|cut| !self.is_near_broker(cut.at)).copied().collect();
         let verdict = &mut self.verdict;
         let mut broken = |is_so: bool, what: String| {
             if is_so {
@@ -246,11 +256,7 @@ impl Judge {
             let (widest, batch) = (of.widest_again, self.batch[*domain as usize]);
             broken(widest > batch, format!("{name}: records again over {widest} bytes, a batch has {batch}"));
         }
-        // Where the broker has just been killed, clients are on their way back.
-        let (faults, close) = (&self.faults, 2_000_000_000);
-        let is_brokers = |fault: &&Fault| fault.target == Target::Broker && fault.kind.is_kill();
-        let is_near = |at: u64| faults.iter().filter(is_brokers).any(|f| (f.at..f.until + close).contains(&at));
-        for cut in self.cuts.iter().filter(|cut| !is_near(cut.at)) {
+        for cut in &judged {
             let is_short = cut.in_handler == 0 || cut.half_sent == 0 || cut.backlog == 0;
             broken(is_short, format!("a hand-over of work without work in flight proves little: {cut:?}"));
         }
@@ -284,7 +290,7 @@ impl Verdict {
 }
 
 impl InDomain {
-    fn deliver(&mut self, entry: &Entry, generation: usize) -> Seen {
+    fn deliver(&mut self, entry: &Entry, generation: usize, is_wide: bool) -> Seen {
         let seen = self.checker.observe(entry.sender, entry.number, entry.flags & MARKED != 0);
         let sender = self.senders.entry(entry.sender).or_default();
         if seen == Seen::New {
@@ -293,7 +299,8 @@ impl InDomain {
             }
         } else {
             let by = sender.again_by.insert(entry.number, generation).or_else(|| sender.first_given_to(entry.number));
-            self.after_close += u64::from(by.is_some_and(|by| by != generation && self.ends[by] == End::Closed));
+            let is_closed = by.is_some_and(|by| by != generation && self.ends[by] == End::Closed);
+            self.after_close += u64::from(is_closed && !is_wide);
         }
         seen
     }
