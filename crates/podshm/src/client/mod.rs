@@ -19,6 +19,7 @@ mod moving;
 mod outlet;
 mod own;
 mod queue;
+mod spinners;
 mod table;
 mod thread;
 mod waiting;

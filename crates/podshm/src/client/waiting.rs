@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 
 use super::link::Channel;
 use super::own::Own;
+use super::spinners::{self, Place};
 
 /// How long a wait spins before it sleeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Spin {
     /// Sleep at once: no CPU, some 50 µs of latency.
     Never,
-    /// Spin for so long, then sleep. Up to 50 µs this is for an agent that is awake: one that sleeps takes longer to wake up, and
+    /// Spin for so long, then sleep; at once where half as many threads of the process spin already as it has processors. Up to 50 µs this is for an agent that is awake: one that sleeps takes longer to wake up, and
     /// may need this very core for it, so the caller sleeps at once.
     For(Duration),
     /// Never sleep: a core for the lowest latency.
@@ -55,14 +56,19 @@ pub(crate) struct Patience {
     spin: Spin,
     start: Option<Instant>,
     looks_for_room: u32,
+    /// Among the process's threads that spin.
+    place: Option<Place>,
 }
+
+/// A wait that spins for longer than this needs a place to do so: see [`super::spinners`].
+const FREE: Duration = Duration::from_micros(5);
 
 /// Looks for room that a sender spins for before it sleeps, whatever its budget is: the agent is at work on the ring then.
 const LOOKS_FOR_ROOM: u32 = 2000;
 
 impl Patience {
     pub(crate) fn new(timeout: Duration, spin: Spin) -> Self {
-        Patience { timeout, spin, start: None, looks_for_room: 0 }
+        Patience { timeout, spin, start: None, looks_for_room: 0, place: None }
     }
 
     fn waited(&mut self) -> Duration {
@@ -86,13 +92,28 @@ impl Patience {
     /// Whether to spin on: neither the budget nor the time is over, and the agent is awake or the budget outlasts its waking up.
     pub(crate) fn spins(&mut self, channel: &Channel) -> bool {
         let waited = self.waited();
-        waited < self.timeout && self.spin.goes_on(waited) && (self.spin.outlasts_waking() || !channel.agent_sleeps())
+        let goes_on = waited < self.timeout
+            && self.spin.goes_on(waited)
+            && (self.spin.outlasts_waking() || !channel.agent_sleeps());
+        self.has_place(goes_on, waited < FREE)
+    }
+
+    /// Whether a wait that would spin may: nobody is kept from it for a moment, or where the caller has said "always".
+    fn has_place(&mut self, spins: bool, is_short: bool) -> bool {
+        if !spins {
+            self.place = None;
+        } else if self.place.is_none() && !is_short && self.spin != Spin::Always {
+            self.place = spinners::place();
+            return self.place.is_some();
+        }
+        spins
     }
 
     /// Whether to look for room once more before sleeping.
     pub(crate) fn spins_for_room(&mut self) -> bool {
         self.looks_for_room += 1;
-        self.spin != Spin::Never && !self.looks_for_room.is_multiple_of(LOOKS_FOR_ROOM)
+        let spins = self.spin != Spin::Never && !self.looks_for_room.is_multiple_of(LOOKS_FOR_ROOM);
+        self.has_place(spins, false)
     }
 }
 
