@@ -48,8 +48,10 @@ pub fn list(arguments: &List) -> anyhow::Result<()> {
         );
         if let Ok(fill) = place.fill() {
             let percent = fill.used * 100 / fill.size.max(1);
+            let level = config.shm_alert_percent;
+            let alert = if fill.percent() >= level { format!(": past {level} %") } else { String::new() };
             println!(
-                "  /dev/shm {} of {} bytes ({percent} %), {} of {} files",
+                "  /dev/shm {} of {} bytes ({percent} %), {} of {} files{alert}",
                 fill.used, fill.size, fill.inodes_used, fill.inodes
             );
         }

@@ -6,6 +6,7 @@
 //!                                                └─ once a second: what went without a word, what is to be reaped
 //! ```
 
+use crate::alert::{Alert, Crossing};
 use crate::answer::{Answer, Memory, now};
 use crate::control::{LONGEST, Listed, Listing, Question, Response};
 use crate::peer::{Peer, started};
@@ -73,6 +74,7 @@ impl Server {
         epoll::add(&epoll, &listener, epoll::EventData::new_u64(CONTROL), readable).doing(setting_up)?;
         let mut serving = Loop {
             place,
+            alert: Alert::at(config.shm_alert_percent),
             config,
             memory: Memory { store, posix },
             epoll,
@@ -133,6 +135,7 @@ struct Waiting {
 struct Loop {
     place: Place,
     config: Config,
+    alert: Alert,
     memory: Memory,
     epoll: OwnedFd,
     control: UnixListener,
@@ -178,6 +181,27 @@ impl Loop {
         self.waiting.retain(|_, waiting| waiting.since.elapsed() < DAWDLING);
         self.memory.store.sweep(now());
         self.reap();
+        self.watch_fill();
+    }
+
+    fn watch_fill(&mut self) {
+        let Ok(fill) = self.place.fill() else { return };
+        let (domain, percent, level) = (&self.config.name, fill.percent(), self.config.shm_alert_percent);
+        match self.alert.look(&fill) {
+            Some(Crossing::Rose) => tracing::warn!(
+                domain,
+                percent,
+                level,
+                used = fill.used,
+                size = fill.size,
+                files = fill.inodes_used,
+                of = fill.inodes,
+                "the domain's /dev/shm is filling up; once it is full ftruncate is ENOSPC over the preload, and a touch is \
+                 SIGBUS without it: see `podshm ls`, remove what is left with `podshm rm`"
+            ),
+            Some(Crossing::Fell) => tracing::info!(domain, percent, level, "the domain's /dev/shm has room again"),
+            None => {}
+        }
     }
 
     /// Names, ages and, after the domain's grace, removes what nobody will come back to.
@@ -352,7 +376,15 @@ impl Loop {
     fn respond(&mut self, question: Question) -> Response {
         match question {
             Question::AddMember(member) => match self.add_member(&member) {
-                Ok(()) => Response::Done,
+                Ok(()) => {
+                    tracing::info!(
+                        domain = self.config.name,
+                        member,
+                        "a member; System V calls that do not come through the library (static programs, raw calls) are an \
+                         errno in it: its own IPC namespace has shmmni, shmall, sem and msgmni of 0"
+                    );
+                    Response::Done
+                }
                 Err(error) => Response::Refused(error.to_string()),
             },
             Question::RemoveMember(member) => {
@@ -361,6 +393,10 @@ impl Loop {
             }
             Question::List => Response::Listing(self.list()),
             Question::Remove(id, force) => self.remove(id, force),
+            Question::NotStarted(member, why) => {
+                tracing::warn!(domain = self.config.name, member, why, "a member was not started");
+                Response::Done
+            }
         }
     }
 

@@ -163,6 +163,9 @@ fn what_a_preload_cannot_reach_gets_an_errno_or_does_not_start() {
     let (fixed, dynamic) = (compile("sysv", Build::Static), compile("sysv", Build::Dynamic));
     let refused = said(machine.member("d", &[], &fixed).args(["write", "3", "x"]));
     assert!(refused.contains("statically linked") && refused.contains("--mode native"), "{refused}");
+    let why = machine.log("d");
+    assert!(why.contains("a member was not started") && why.contains("statically linked"), "{why}");
+    assert!(why.contains("System V calls that do not come through the library"), "{why}");
     // Behind a shell it starts, and the kernel gives it nothing: ENOSPC, and EINVAL where a set may have no semaphore.
     let line = format!("{} write 3 x; {} sem", fixed.display(), fixed.display());
     let behind = said(machine.member("d", &[], "/bin/sh".as_ref()).args(["-c", &line]));
@@ -227,6 +230,34 @@ fn in_native_mode_a_full_dev_shm_is_sigbus() {
     };
     assert_eq!(touch("/small", "500000"), Some(0));
     assert_eq!(touch("/large", "2000000"), Some(128 + 7), "ftruncate succeeds, the touch does not");
+}
+
+#[test]
+fn a_dev_shm_that_fills_up_is_warned_of_once_each_time() {
+    let mut machine = Machine::new("alert");
+    let options = ["--shm-mib", "1", "--shm-alert-percent", "50"];
+    let posix = compile("posix", Build::Dynamic);
+    for (domain, mode) in [("p", "preload"), ("n", "native")] {
+        machine.serve_in(mode, domain, &options);
+        let fill = |bytes: &str| {
+            assert!(machine.member(domain, &[], &posix).args(["touch", "/a", bytes]).status().unwrap().success());
+        };
+        let said = |what: &str, times: usize| {
+            until(what, || machine.log(domain).matches(what).count() >= times);
+            assert_eq!(machine.log(domain).matches(what).count(), times, "{}", machine.log(domain));
+        };
+        fill("100000");
+        assert!(!machine.ls(domain).contains("past 50 %"), "{}", machine.ls(domain));
+        fill("600000");
+        assert!(machine.ls(domain).contains(": past 50 %"), "{}", machine.ls(domain));
+        said("is filling up", 1);
+        fill("900000");
+        assert_eq!(run(machine.command("rm").args(["--domain", domain, "/a"])), "");
+        said("has room again", 1);
+        fill("900000");
+        said("is filling up", 2);
+        assert!(machine.log(domain).contains("percent=57") && machine.log(domain).contains("level=50"));
+    }
 }
 
 #[test]
