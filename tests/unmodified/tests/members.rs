@@ -3,6 +3,7 @@
 
 use podshm_unmodified_tests::cli::{Machine, Talk, said, until};
 use podshm_unmodified_tests::programs::{Build, compile, run};
+use podshm_unmodified_tests::{Domain, small};
 use std::process::Command;
 
 #[test]
@@ -177,6 +178,38 @@ fn what_a_preload_cannot_reach_gets_an_errno_or_does_not_start() {
     // A library that can't be loaded: the member does not start.
     let missing = said(machine.member("d", &["--library", "/nonexistent.so"], &dynamic).args(["write", "3", "x"]));
     assert!(missing.contains("does not load /nonexistent.so"), "{missing}");
+}
+
+/// Loaded as a container runtime loads it, by libseccomp.
+#[test]
+fn the_seccomp_profile_refuses_what_goes_past_the_library() {
+    let own = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (confine, profile) = (own.join("confine.py"), own.join("../../deploy/seccomp/podshm-preload.json"));
+    let domain = Domain::start("seccomp", small());
+    let confined = |program: &std::path::Path, args: &[&str]| {
+        // An IPC namespace with the kernel's limits: what is refused is refused by the profile.
+        let mut command = domain.command("a", "/usr/bin/unshare".as_ref());
+        command.args(["--ipc", "python3"]).arg(&confine).arg(&profile);
+        said(command.arg(program).args(args))
+    };
+    let (fixed, dynamic) = (compile("sysv", Build::Static), compile("sysv", Build::Dynamic));
+    let open =
+        said(domain.command("a", "/usr/bin/unshare".as_ref()).arg("--ipc").arg(&fixed).args(["write", "7", "x"]));
+    assert_eq!(open, "written\n", "without the profile: a private segment");
+    assert_eq!(confined(&fixed, &["write", "7", "x"]), "shmget: errno 38\n");
+    assert_eq!(confined(&fixed, &["sem"]), "semget -1 errno 38 msgget -1 errno 38\n");
+    assert_eq!(confined(&dynamic, &["write", "7", "shared"]), "written\n");
+    assert_eq!(said(domain.command("b", &dynamic).args(["read", "7"])), "read shared\n");
+    assert_eq!(confined(&dynamic, &["threads", "8"]), "failed 0 attached 1\n", "threads and children go on");
+    let namespaces = confined("/usr/bin/unshare".as_ref(), &["--user", "true"]);
+    assert!(namespaces.contains("Operation not permitted"), "as by a runtime's own profile: {namespaces}");
+    // All twelve calls, raw: shm{get,at,ctl,dt}, sem{get,op,ctl,timedop}, msg{get,snd,rcv,ctl}.
+    let numbers = match cfg!(target_arch = "x86_64") {
+        true => "29,30,31,67,64,65,66,220,68,69,70,71",
+        false => "194,196,195,197,190,193,191,192,186,189,188,187",
+    };
+    let raw = format!("print map {{ $! = 0; syscall($_, 0, 0, 0, 0, 0); $! + 0 }} ({numbers})");
+    assert_eq!(confined("/usr/bin/perl".as_ref(), &["-e", &raw]), "38".repeat(12));
 }
 
 #[test]
