@@ -23,6 +23,8 @@ pub enum Question {
     List,
     /// Remove a segment: the id, and whether attachments don't matter.
     Remove(i32, bool),
+    /// POSIX objects without creator and user.
+    Idle,
     /// A member could not be started, and why; for the daemon's log.
     NotStarted(String, String),
 }
@@ -35,6 +37,8 @@ pub enum Response {
     Done,
     /// What there is.
     Listing(Listing),
+    /// Names of POSIX objects without creator and user, and for how many seconds.
+    Idle(Vec<(String, u64)>),
     /// It was not done, and why.
     Refused(String),
 }

@@ -12,6 +12,7 @@ use crate::control::{LONGEST, Listed, Listing, Question, Response};
 use crate::peer::{Peer, started};
 use crate::place::{Config, Doing, Place, PlaceError, make_directory};
 use crate::posix::Posix;
+use crate::reaper::{Reaper, Shared};
 use crate::segments::Segment;
 use crate::store::Store;
 use podshm_preload::wire::{self, HEAD, TAIL, WORDS, Words};
@@ -50,6 +51,7 @@ const WAITING: usize = 1024;
 pub struct Server {
     stop: OwnedFd,
     thread: Option<JoinHandle<()>>,
+    _reaper: Option<Reaper>,
 }
 
 impl Server {
@@ -61,7 +63,11 @@ impl Server {
         let store =
             Store::open(&path, config.limits).doing(|| format!("taking over the segments at {}", path.display()))?;
         let path = place.path("shm");
-        let posix = Posix::open(&path).doing(|| format!("opening {}", path.display()))?;
+        let idle = Shared::default();
+        let told = config.reap_after.map(|_| idle.clone());
+        let posix = Posix::open(&path, told).doing(|| format!("opening {}", path.display()))?;
+        let reaper =
+            config.reap_after.map(|grace| Reaper::start(&config.name, path, grace, idle.clone())).transpose()?;
         let control = place.path("control.sock");
         let listener = replace_socket(&control, |path| UnixListener::bind(path), 0o600)
             .doing(|| format!("listening at {}", control.display()))?;
@@ -83,6 +89,7 @@ impl Server {
             listeners: BTreeMap::new(),
             waiting: BTreeMap::new(),
             idle_since: BTreeMap::new(),
+            idle,
         };
         // Members that a predecessor served.
         let members = std::fs::read_dir(serving.place.path("members"));
@@ -93,7 +100,7 @@ impl Server {
             .name("podshm-unmodified".into())
             .spawn(move || serving.run())
             .doing(|| "starting the server's thread".into())?;
-        Ok(Server { stop, thread: Some(thread) })
+        Ok(Server { stop, thread: Some(thread), _reaper: reaper })
     }
 }
 
@@ -143,6 +150,7 @@ struct Loop {
     listeners: BTreeMap<u64, Listener>,
     waiting: BTreeMap<u64, Waiting>,
     idle_since: BTreeMap<i32, Instant>,
+    idle: Shared,
 }
 
 impl Loop {
@@ -391,6 +399,7 @@ impl Loop {
                 self.remove_member(&member);
                 Response::Done
             }
+            Question::Idle => Response::Idle(self.idle.idle()),
             Question::List => Response::Listing(self.list()),
             Question::Remove(id, force) => self.remove(id, force),
             Question::NotStarted(member, why) => {

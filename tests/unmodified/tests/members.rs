@@ -325,6 +325,47 @@ fn what_nobody_comes_back_to_is_reaped_after_its_grace() {
 }
 
 #[test]
+fn posix_objects_too_are_reaped_once_creator_and_users_are_gone() {
+    let mut machine = Machine::new("reapp");
+    let program = compile("posix", Build::Dynamic);
+    for (domain, mode) in [("p", "preload"), ("n", "native")] {
+        machine.serve_in(mode, domain, &["--reap-after", "2"]);
+        machine.serve_in(mode, &format!("kept-{domain}"), &[]);
+        let shell = |user: &str, line: String| {
+            let mut command = machine.member(domain, &["--user", user], "/bin/sh".as_ref());
+            let mut talk = Talk::start(command.args(["-c", &format!("{line}; echo up; read line; exit 0")]));
+            assert_eq!(talk.line(), "up");
+            talk
+        };
+        let put = |name: &str| format!("{} put {name} x >/dev/null", program.display());
+        // Made by processes that end; one shell stays with what it may have made, and one has an object open.
+        let creator = shell("0", put("/podshm-kept"));
+        let user = shell("1235", "exec 3</dev/shm/podshm-kept".into());
+        assert_eq!(
+            said(machine.member(&format!("kept-{domain}"), &[], &program).args(["put", "/podshm-off", "x"])),
+            "put\n"
+        );
+        let mut other = machine.member(domain, &["--user", "1234"], &program);
+        assert_eq!(said(other.args(["put", "/podshm-gone", "x"])), "put\n");
+        let aged = |line: &str| line.contains("posix /podshm-gone") && line.contains(" idle ");
+        until("it is aged", || machine.ls(domain).lines().any(aged));
+        until("it is reaped", || !machine.ls(domain).contains("/podshm-gone"));
+        let log = machine.log(domain);
+        assert!(log.contains("an object was reaped") && log.contains("name=\"podshm-gone\""), "{log}");
+        assert!(machine.ls(domain).contains("/podshm-kept"), "{}", machine.ls(domain));
+        creator.end();
+        let reaped = || !machine.ls(domain).contains("/podshm-kept");
+        // Longer than its grace and a look: what is open is not idle.
+        std::thread::sleep(std::time::Duration::from_secs(5));
+        assert!(!reaped(), "open in another member");
+        user.end();
+        until("nobody has it any more", reaped);
+        let kept = machine.ls(&format!("kept-{domain}"));
+        assert!(kept.contains("posix /podshm-off"), "off unless asked for: {kept}");
+    }
+}
+
+#[test]
 fn other_preloaded_libraries_are_kept_and_without_a_domain_ours_does_nothing() {
     let mut machine = Machine::new("kept");
     machine.serve("d", &[]);
