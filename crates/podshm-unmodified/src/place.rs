@@ -293,3 +293,15 @@ fn tmpfs(path: &Path, flags: MountFlags, options: &str) -> Result<(), PlaceError
         .or_else(|_| try_with(options.to_owned()))
         .doing(|| format!("mounting a tmpfs at {} (needs root)", path.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_domain_of_a_release_without_alerts_is_taken_over() {
+        let mut json = serde_json::to_value(Config::new("d", Mode::Preload)).unwrap();
+        json.as_object_mut().unwrap().remove("shm_alert_percent").unwrap();
+        assert_eq!(serde_json::from_value::<Config>(json).unwrap(), Config::new("d", Mode::Preload));
+    }
+}

@@ -1,5 +1,5 @@
 /* System V calls alone:  sysv write KEY TEXT | sysv read KEY | sysv hold KEY | sysv forks KEY | sysv daemon KEY
- * | sysv threads KEY | sysv sem | sysv speed KEY | sysv ftok PATH */
+ * | sysv threads KEY | sysv sem | sysv speed KEY [BESIDE] | sysv ftok PATH | sysv refused: a call for each way to be refused, twice */
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <errno.h>
@@ -99,6 +99,17 @@ int main(int argc, char **argv)
         printf("semget %d errno %d msgget %d", sem, sem < 0 ? error : 0, msgget(1, IPC_CREAT | 0600));
         return printf(" errno %d\n", errno), 0;
     }
+    if (!strcmp(what, "refused")) {
+        struct shmid_ds ds;
+        for (int twice = 0; twice < 2; twice++) {
+            printf("%d", (shmget(0x77, (size_t)1 << 60, IPC_CREAT), errno)); /* absurd size */
+            printf(" %d", (shmget(0x78, 0, 0), errno));                     /* wrong key */
+            printf(" %d", (shmget(0x79, 4096, 0600), errno));               /* another's */
+            printf(" %d", (shmget(0x7a, 128 << 10, IPC_CREAT), errno));     /* full */
+            printf(" %d\n", (shmctl(4711, IPC_STAT, &ds), errno));          /* no such id */
+        }
+        return 0;
+    }
     if (!strcmp(what, "ftok"))
         return printf("%x\n", (unsigned)ftok(argv[2], 7)), 0;
     int creates = strcmp(what, "read") ? IPC_CREAT : 0;
@@ -141,16 +152,17 @@ int main(int argc, char **argv)
     }
     if (!strcmp(what, "speed")) {
         double best = 1e9;
-        void *at_once[50];
-        for (int round = 0; round < 20; round++) {
+        int beside = argc > 3 ? atoi(argv[3]) : 1;
+        void *at_once[64];
+        for (int round = 0; round < 200; round++) {
             struct timespec a, b;
             clock_gettime(CLOCK_MONOTONIC, &a);
-            for (int i = 0; i < 50; i++)
+            for (int i = 0; i < beside && i < 64; i++)
                 at_once[i] = shmat(shmget((key_t)strtol(argv[2], NULL, 0), 4096, 0666), NULL, 0);
             clock_gettime(CLOCK_MONOTONIC, &b);
-            for (int i = 0; i < 50; i++)
+            for (int i = 0; i < beside && i < 64; i++)
                 shmdt(at_once[i]);
-            double took = ((double)(b.tv_sec - a.tv_sec) * 1e6 + (double)(b.tv_nsec - a.tv_nsec) / 1e3) / 50;
+            double took = ((double)(b.tv_sec - a.tv_sec) * 1e6 + (double)(b.tv_nsec - a.tv_nsec) / 1e3) / beside;
             best = took < best ? took : best;
         }
         return printf("shmget and shmat: %.1f us\n", best), 0;

@@ -55,7 +55,7 @@ impl Machine {
     }
 
     fn log_path(&self, domain: &str) -> PathBuf {
-        self.root.join(format!("{domain}.log"))
+        self.path(&format!("{domain}.log"))
     }
 
     /// What a domain's daemons have logged.
@@ -68,6 +68,21 @@ impl Machine {
         let index = self.daemons.iter().position(|(name, _)| name == domain).expect("it runs");
         let (_, mut child) = self.daemons.remove(index);
         child.kill().and_then(|()| child.wait()).expect("it is killed");
+    }
+
+    /// Ends a domain's daemon in order, and starts the next without waiting for that.
+    pub fn upgrade(&mut self, domain: &str) {
+        let index = self.daemons.iter().position(|(name, _)| name == domain).expect("it runs");
+        let (_, mut old) = self.daemons.remove(index);
+        let pid = rustix::process::Pid::from_child(&old);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it is told");
+        self.serve(domain, &[]);
+        assert!(old.wait().expect("it ends").success());
+    }
+
+    /// A file of this machine.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.root.join(name)
     }
 
     /// A program as a member.

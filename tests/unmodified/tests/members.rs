@@ -142,6 +142,39 @@ fn nothing_is_lost_when_the_daemon_is_killed() {
     assert!(listed.contains("key 0x00000001") && !listed.contains("attached 1"), "{listed}");
 }
 
+/// As an upgrade goes: the old daemon is told to end, the new one is started at once.
+#[test]
+fn an_upgrade_of_the_daemon_loses_nothing_and_fails_no_call() {
+    let mut machine = Machine::new("upgrade");
+    machine.serve("d", &[]);
+    let (sysv, posix) = (compile("sysv", Build::Dynamic), compile("posix", Build::Dynamic));
+    let member = |program, args: &[&str]| said(machine.member("d", &[], program).args(args));
+    assert_eq!(member(&sysv, &["write", "1", "unattached"]), "written\n");
+    assert_eq!(member(&sysv, &["write", "2", "attached"]), "written\n");
+    assert_eq!(member(&posix, &["put", "/podshm-up", "object"]), "put\n");
+    let mut holder = Talk::start(machine.member("d", &["--member", "holder"], &sysv).args(["hold", "2"]));
+    assert_eq!(holder.line(), "holding");
+    let calls =
+        "$a = 0; while (!-e $ARGV[0]) { defined shmget(1, 0, 0) or die 'errno ' . ($! + 0); $a++ } print $a > 0";
+    let done = machine.path("done");
+    let mut caller = machine.member("d", &["--member", "caller"], "/usr/bin/perl".as_ref());
+    let caller = Talk::start(caller.args(["-e", &format!("$| = 1; print \"up\\n\"; {calls}")]).arg(&done));
+    let mut caller = caller;
+    assert_eq!(caller.line(), "up");
+    for _ in 0..3 {
+        machine.upgrade("d");
+        assert_eq!(holder.ask(), "1 attached");
+    }
+    std::fs::write(&done, "").unwrap();
+    assert_eq!(caller.end(), "1", "a call has failed");
+    let member = |program, args: &[&str]| said(machine.member("d", &[], program).args(args));
+    assert_eq!(member(&sysv, &["read", "1"]), "read unattached\n");
+    assert_eq!(member(&sysv, &["read", "2"]), "read attached\n");
+    assert_eq!(member(&posix, &["see", "/podshm-up"]), "seen object\n");
+    holder.end();
+    until("its end is seen", || !machine.ls("d").contains("attached 1"));
+}
+
 #[test]
 fn a_call_without_a_daemon_is_an_errno_and_is_explained_once() {
     let mut machine = Machine::new("away");
@@ -155,6 +188,30 @@ fn a_call_without_a_daemon_is_an_errno_and_is_explained_once() {
     let said = holder.end();
     assert!(said.contains("nobody answers") && said.contains("shmget: errno 12"), "{said}");
     assert_eq!(said.matches("podshm:").count(), 1, "{said}");
+}
+
+#[test]
+fn each_refusal_is_as_the_man_page_says_and_explained_once() {
+    let mut machine = Machine::new("refused");
+    machine.serve("d", &["--shmall-mib", "1"]);
+    let program = compile("sysv", Build::Dynamic);
+    let perl = "shmget(0x79, 4096, 0x200 | 0600) // die; shmget(5, 900 << 10, 0x200 | 0600) // die";
+    assert_eq!(said(machine.member("d", &[], "/usr/bin/perl".as_ref()).args(["-e", perl])), "");
+    let mut user = machine.member("d", &["--user", "1234"], &program);
+    let quiet = said(user.arg("refused"));
+    assert_eq!(quiet, "22 2 13 28 22\n22 2 13 28 22\n", "EINVAL, ENOENT, EACCES, ENOSPC, EINVAL");
+    let mut user = machine.member("d", &["--user", "1234"], &program);
+    let told = said(user.env("PODSHM_LOG", "info").arg("refused"));
+    for why in
+        ["over the domain's shmmax", "no segment of this key", "denied by the segment's owner", "shmall or shmmni"]
+    {
+        assert_eq!(told.matches(why).count(), 1, "{why}: {told}");
+    }
+    assert_eq!(told.matches("podshm: ").count(), 5, "{told}");
+    let posix = compile("posix", Build::Dynamic);
+    let mut full = machine.member("d", &[], &posix);
+    let full = said(full.env("PODSHM_LOG", "info").args(["grow", "/podshm-f", "1099511627776"]));
+    assert!(full.contains("errno 28") && full.contains("/dev/shm is full"), "{full}");
 }
 
 #[test]

@@ -16,6 +16,11 @@ pub enum Cause {
     HugePages,
     Fork,
     Full,
+    Limits,
+    Size,
+    NoKey,
+    NoId,
+    Denied,
 }
 
 static SAID: AtomicU32 = AtomicU32::new(0);

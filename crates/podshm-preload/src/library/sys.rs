@@ -111,6 +111,9 @@ pub mod errno {
     pub const ENOENT: c_int = 2;
     pub const EINTR: c_int = 4;
     pub const ENOMEM: c_int = 12;
+    pub const EPERM: c_int = 1;
+    pub const EACCES: c_int = 13;
+    pub const EIDRM: c_int = 43;
     pub const EFAULT: c_int = 14;
     pub const EEXIST: c_int = 17;
     pub const EXDEV: c_int = 18;

@@ -34,7 +34,30 @@ pub unsafe extern "C" fn shmget(key: c_int, size: usize, flags: c_int) -> c_int 
         explain(Cause::HugePages, &[b"SHM_HUGETLB: a domain has no huge pages; ENOMEM, as where none are configured"]);
     }
     let result = ask(wire::GET, [key as u32 as u64, size as u64, flags as u32 as u64], PATIENT, &mut []);
-    libc::to_c(result.map(|reply| reply.result)) as c_int
+    libc::to_c(result.map(|reply| reply.result).inspect_err(|error| refused(b"shmget", *error))) as c_int
+}
+
+/// Why the daemon has said no, for whoever asks.
+fn refused(call: &[u8], error: c_int) {
+    let (cause, why): (_, &[u8]) = match (call, error) {
+        (_, errno::EACCES | errno::EPERM) => (
+            Cause::Denied,
+            b": denied by the segment's owner and mode (EACCES, EPERM); uids are compared as the node counts them, see `podshm ls`",
+        ),
+        (_, errno::ENOSPC) => {
+            (Cause::Limits, b": the domain's shmall or shmmni is reached (ENOSPC); `podshm ls` shows what lies in it")
+        }
+        (b"shmget", errno::EINVAL) => (
+            Cause::Size,
+            b": the size is 0, over the domain's shmmax, or more than the segment of this key has (EINVAL); see `podshm ls`",
+        ),
+        (b"shmget", errno::ENOENT) => (Cause::NoKey, b": the domain has no segment of this key (ENOENT); see `podshm ls`"),
+        (_, errno::EINVAL | errno::EIDRM) => {
+            (Cause::NoId, b": the domain has no segment of this id, or the address or command is wrong (EINVAL, EIDRM)")
+        }
+        _ => return,
+    };
+    explain(cause, &[call, why]);
 }
 
 /// # Safety
@@ -47,7 +70,8 @@ pub unsafe extern "C" fn shmat(id: c_int, address: *const c_void, flags: c_int) 
         return libc::to_c(unsafe { raw(nr::SHMAT, [id as usize, address, flags as usize, 0, 0, 0]) }) as *mut c_void;
     }
     // SAFETY: passed on from the caller.
-    libc::to_c(unsafe { attach(id, address, flags) }) as *mut c_void
+    let attached = unsafe { attach(id, address, flags) };
+    libc::to_c(attached.inspect_err(|error| refused(b"shmat", *error))) as *mut c_void
 }
 
 /// # Safety
@@ -174,7 +198,7 @@ pub unsafe extern "C" fn shmctl(id: c_int, command: c_int, buffer: *mut c_void) 
     };
     let words = request(wire::CONTROL, [id as u32 as u64, command as u64, 0], sys::pid());
     let result = call(Request { words, tail, fd: None, into, fds: &mut [] }, PATIENT);
-    libc::to_c(result.map(|reply| reply.result)) as c_int
+    libc::to_c(result.map(|reply| reply.result).inspect_err(|error| refused(b"shmctl", *error))) as c_int
 }
 
 /// The same key for the same path and id in every member, which the device and inode numbers of different pods would not give.
