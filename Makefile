@@ -1,6 +1,6 @@
 # The only way in; CI calls the same targets. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fmt bench chaos chaos-scale vm-test loom fuzz clean
+.PHONY: help setup demo test check fmt bench bench-unmodified chaos chaos-scale vm-test loom fuzz clean
 
 ARGS ?=
 
@@ -22,6 +22,10 @@ check: ## fmt, clippy, docs, licences, crate direction (ONLY=clippy picks one)
 
 fmt: ## format the sources
 	cargo fmt --all
+
+bench-unmodified: ## unmodified programs, preload beside native in one run: shmget+shmat, pgbench (ROUNDS=8, SECONDS_EACH=6)
+	@scripts/setup.sh unmodified
+	@scripts/bench-unmodified.sh
 
 bench: setup ## podshm beside its peers, in one run (ARGS=... for podshm-bench)
 	cargo run --release -p podshm-bench -- $(ARGS)

@@ -38,6 +38,9 @@ pub struct Setup {
     /// Lets what lies in /dev/shm be executed.
     #[arg(long)]
     pub shm_exec: bool,
+    /// How full /dev/shm may be, in percent of its size or its files, before the daemon warns.
+    #[arg(long, value_name = "PERCENT", default_value_t = 90, value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub shm_alert_percent: u8,
     /// Largest System V segment in MiB; as much as all of them unless said.
     #[arg(long)]
     pub shmmax_mib: Option<u64>,
@@ -66,6 +69,7 @@ impl Setup {
             shm_size: self.shm_mib << 20,
             shm_inodes: self.shm_inodes,
             shm_exec: self.shm_exec,
+            shm_alert_percent: self.shm_alert_percent,
             reap_after: self.reap_after,
             ..Config::new(name, mode)
         }

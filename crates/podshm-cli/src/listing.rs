@@ -4,6 +4,7 @@ use crate::domain::Where;
 use anyhow::{Context, bail};
 use podshm_unmodified::control::{Listing, Question, Response, ask};
 use podshm_unmodified::{Mode, Place};
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::process::Command;
@@ -48,8 +49,10 @@ pub fn list(arguments: &List) -> anyhow::Result<()> {
         );
         if let Ok(fill) = place.fill() {
             let percent = fill.used * 100 / fill.size.max(1);
+            let level = config.shm_alert_percent;
+            let alert = if fill.percent() >= level { format!(": past {level} %") } else { String::new() };
             println!(
-                "  /dev/shm {} of {} bytes ({percent} %), {} of {} files",
+                "  /dev/shm {} of {} bytes ({percent} %), {} of {} files{alert}",
                 fill.used, fill.size, fill.inodes_used, fill.inodes
             );
         }
@@ -70,12 +73,16 @@ fn posix(place: &Place) -> anyhow::Result<()> {
     let mut files: Vec<_> =
         fs::read_dir(place.path("shm")).context("reading the domain's /dev/shm")?.flatten().collect();
     files.sort_by_key(fs::DirEntry::file_name);
+    let idle = match ask(place, &Question::Idle) {
+        Ok(Response::Idle(idle)) => BTreeMap::from_iter(idle),
+        _ => BTreeMap::new(), // without a daemon nothing is reaped
+    };
     for file in files {
         let Ok(data) = file.metadata() else { continue };
-        let name = file.file_name();
+        let name = file.file_name().to_string_lossy().into_owned();
+        let idle = idle.get(&name).map_or(String::new(), |seconds| format!(" idle {seconds} s"));
         println!(
-            "  posix /{} owner {}:{} mode {:o} size {} allocated {}",
-            name.to_string_lossy(),
+            "  posix /{name} owner {}:{} mode {:o} size {} allocated {}{idle}",
             data.uid(),
             data.gid(),
             data.mode() & 0o7777,

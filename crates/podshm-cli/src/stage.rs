@@ -11,6 +11,7 @@
 
 use anyhow::{Context, bail};
 use podshm_preload::{FILE_NAME, POSIX_ENV, SOCKET_ENV};
+use podshm_unmodified::control::{Question, ask_at};
 use podshm_unmodified::server::SOCKET;
 use podshm_unmodified::{Mode, Place, native, probe};
 use rustix::fs::CWD;
@@ -26,7 +27,7 @@ use rustix::thread::{
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -90,6 +91,8 @@ pub fn run(stage: &str) -> anyhow::Result<ExitCode> {
             native::set_limits(&native::nothing()).context("setting the member's own System V limits to nothing")?;
         }
     }
+    // Kept open: below, its path is hidden.
+    let directory = fs::File::open(place.path("")).context("opening the domain's directory")?;
     let library = mounts(&stage, &place)?;
     let search = std::env::var("PATH").unwrap_or_else(|_| "/usr/local/bin:/usr/bin:/bin".into());
     let [program, arguments @ ..] = &stage.command[..] else { bail!("no command") };
@@ -98,8 +101,11 @@ pub fn run(stage: &str) -> anyhow::Result<ExitCode> {
     command.args(arguments).env("PODSHM_DOMAIN", &stage.domain);
     if let Some(library) = library {
         let socket = Path::new(INSIDE).join("member").join(SOCKET);
-        probe::hello(&socket)?;
-        probe::loads(&program, &library)?;
+        if let Err(why) = probe::hello(&socket).and_then(|()| probe::loads(&program, &library)) {
+            let control = format!("/proc/self/fd/{}/control.sock", directory.as_raw_fd());
+            let _ = ask_at(control.as_ref(), &Question::NotStarted(stage.member, why.to_string()));
+            return Err(why.into());
+        }
         let mut preload = OsString::from(&library);
         if let Some(others) = std::env::var_os("LD_PRELOAD").filter(|others| !others.is_empty()) {
             preload.push(":");

@@ -5,6 +5,7 @@ use crate::posix::Fill;
 use serde::{Deserialize, Serialize};
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 /// Longest line.
@@ -22,6 +23,10 @@ pub enum Question {
     List,
     /// Remove a segment: the id, and whether attachments don't matter.
     Remove(i32, bool),
+    /// POSIX objects without creator and user.
+    Idle,
+    /// A member could not be started, and why; for the daemon's log.
+    NotStarted(String, String),
 }
 
 /// What is answered.
@@ -32,6 +37,8 @@ pub enum Response {
     Done,
     /// What there is.
     Listing(Listing),
+    /// Names of POSIX objects without creator and user, and for how many seconds.
+    Idle(Vec<(String, u64)>),
     /// It was not done, and why.
     Refused(String),
 }
@@ -76,7 +83,12 @@ pub struct Listed {
 
 /// Asks.
 pub fn ask(place: &Place, question: &Question) -> io::Result<Response> {
-    let mut stream = UnixStream::connect(place.path("control.sock"))?;
+    ask_at(&place.path("control.sock"), question)
+}
+
+/// Asks where the socket is known by another path.
+pub fn ask_at(socket: &Path, question: &Question) -> io::Result<Response> {
+    let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(Duration::from_secs(60)))?;
     let mut line = serde_json::to_vec(question)?;
     line.push(b'\n');

@@ -5,13 +5,15 @@
 //!  place.rs     where a domain is on the node: two tmpfs, the library, a pinned IPC namespace
 //!  segments.rs  System V's rules (with ids.rs, permissions.rs): pure
 //!  store.rs     segments as files, who has them attached by locks (with record.rs)
-//!  posix.rs     shm_open, and ftruncate that allocates
+//!  posix.rs     shm_open, and ftruncate that allocates; alert.rs when it is nearly full,
+//!               reaper.rs what nobody comes back to
 //!  answer.rs    one request, one answer (with peer.rs, shmid_ds.rs)
 //!  server.rs    the event loop; control.rs what `podshm run`, `ls` and `rm` ask
 //! ```
 //! The memory outlives this process: files on a tmpfs, and locks that the mappings keep. A restarted daemon reads both.
 #![forbid(unsafe_code)]
 
+pub mod alert;
 pub mod answer;
 pub mod control;
 pub mod ids;
@@ -21,6 +23,7 @@ pub mod permissions;
 pub mod place;
 pub mod posix;
 pub mod probe;
+pub mod reaper;
 pub mod record;
 pub mod segments;
 pub mod server;

@@ -56,16 +56,33 @@ pub struct Config {
     pub shm_inodes: u64,
     /// Whether what lies in /dev/shm may be executed.
     pub shm_exec: bool,
+    /// How full /dev/shm may be, in percent, before the daemon warns.
+    #[serde(default = "alert_percent")]
+    pub shm_alert_percent: u8,
     /// After how many seconds a segment goes whose creator is gone and that nobody has attached; never, where it is not said.
     pub reap_after: Option<u64>,
 }
 
+/// Of a domain that was set up by a release without such a level, and of one that does not say.
+fn alert_percent() -> u8 {
+    90
+}
+
 impl Config {
-    /// 256 MiB of each kind, 4,096 segments and files.
+    /// 256 MiB of each kind, 4,096 segments and files, a warning at 90 %.
     pub fn new(name: &str, mode: Mode) -> Self {
         let limits = Limits { shmmax: 256 << 20, shmall: (256 << 20) / PAGE, shmmni: 4096 };
         let (shm_size, shm_inodes) = (256 << 20, 4096);
-        Config { name: name.to_owned(), mode, limits, shm_size, shm_inodes, shm_exec: false, reap_after: None }
+        Config {
+            name: name.to_owned(),
+            mode,
+            limits,
+            shm_size,
+            shm_inodes,
+            shm_exec: false,
+            shm_alert_percent: alert_percent(),
+            reap_after: None,
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::peer::Peer;
 use crate::permissions::Owned;
+use crate::reaper::Shared;
 use rustix::fs::{AtFlags, FallocateFlags, FileType, Gid, Mode, OFlags, Uid, fcntl_getfl, fstat};
 use rustix::io::Errno;
 use std::os::fd::OwnedFd;
@@ -12,6 +13,8 @@ use std::path::Path;
 pub struct Posix {
     directory: OwnedFd,
     device: u64,
+    /// Told who had what made.
+    reaper: Option<Shared>,
 }
 
 /// How full it is.
@@ -40,11 +43,11 @@ pub fn fill(directory: &Path) -> std::io::Result<Fill> {
 
 impl Posix {
     /// Opens it.
-    pub fn open(directory: &Path) -> rustix::io::Result<Self> {
+    pub fn open(directory: &Path, reaper: Option<Shared>) -> rustix::io::Result<Self> {
         let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
         let directory = rustix::fs::open(directory, flags, Mode::empty())?;
         let device = fstat(&directory)?.st_dev;
-        Ok(Posix { directory, device })
+        Ok(Posix { directory, device, reaper })
     }
 
     /// `ftruncate` to more: all of it is allocated here, at the daemon's charge, or nothing.
@@ -114,6 +117,9 @@ impl Posix {
         let (uid, gid) = (Uid::from_raw(peer.caller.uid), Gid::from_raw(peer.caller.gid));
         rustix::fs::fchown(&file, Some(uid), Some(gid))?;
         rustix::fs::fchmod(&file, Mode::from_raw_mode(mode & 0o777 & !peer.umask()))?;
+        if let Some(reaper) = &self.reaper {
+            reaper.made(fstat(&file)?.st_ino, peer.node_pid);
+        }
         Ok(file)
     }
 

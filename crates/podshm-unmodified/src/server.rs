@@ -6,11 +6,13 @@
 //!                                                └─ once a second: what went without a word, what is to be reaped
 //! ```
 
+use crate::alert::{Alert, Crossing};
 use crate::answer::{Answer, Memory, now};
 use crate::control::{LONGEST, Listed, Listing, Question, Response};
 use crate::peer::{Peer, started};
 use crate::place::{Config, Doing, Place, PlaceError, make_directory};
 use crate::posix::Posix;
+use crate::reaper::{Reaper, Shared};
 use crate::segments::Segment;
 use crate::store::Store;
 use podshm_preload::wire::{self, HEAD, TAIL, WORDS, Words};
@@ -49,6 +51,7 @@ const WAITING: usize = 1024;
 pub struct Server {
     stop: OwnedFd,
     thread: Option<JoinHandle<()>>,
+    _reaper: Option<Reaper>,
 }
 
 impl Server {
@@ -60,7 +63,11 @@ impl Server {
         let store =
             Store::open(&path, config.limits).doing(|| format!("taking over the segments at {}", path.display()))?;
         let path = place.path("shm");
-        let posix = Posix::open(&path).doing(|| format!("opening {}", path.display()))?;
+        let idle = Shared::default();
+        let told = config.reap_after.map(|_| idle.clone());
+        let posix = Posix::open(&path, told).doing(|| format!("opening {}", path.display()))?;
+        let reaper =
+            config.reap_after.map(|grace| Reaper::start(&config.name, path, grace, idle.clone())).transpose()?;
         let control = place.path("control.sock");
         let listener = replace_socket(&control, |path| UnixListener::bind(path), 0o600)
             .doing(|| format!("listening at {}", control.display()))?;
@@ -73,6 +80,7 @@ impl Server {
         epoll::add(&epoll, &listener, epoll::EventData::new_u64(CONTROL), readable).doing(setting_up)?;
         let mut serving = Loop {
             place,
+            alert: Alert::at(config.shm_alert_percent),
             config,
             memory: Memory { store, posix },
             epoll,
@@ -81,6 +89,7 @@ impl Server {
             listeners: BTreeMap::new(),
             waiting: BTreeMap::new(),
             idle_since: BTreeMap::new(),
+            idle,
         };
         // Members that a predecessor served.
         let members = std::fs::read_dir(serving.place.path("members"));
@@ -91,7 +100,7 @@ impl Server {
             .name("podshm-unmodified".into())
             .spawn(move || serving.run())
             .doing(|| "starting the server's thread".into())?;
-        Ok(Server { stop, thread: Some(thread) })
+        Ok(Server { stop, thread: Some(thread), _reaper: reaper })
     }
 }
 
@@ -133,6 +142,7 @@ struct Waiting {
 struct Loop {
     place: Place,
     config: Config,
+    alert: Alert,
     memory: Memory,
     epoll: OwnedFd,
     control: UnixListener,
@@ -140,6 +150,7 @@ struct Loop {
     listeners: BTreeMap<u64, Listener>,
     waiting: BTreeMap<u64, Waiting>,
     idle_since: BTreeMap<i32, Instant>,
+    idle: Shared,
 }
 
 impl Loop {
@@ -178,6 +189,27 @@ impl Loop {
         self.waiting.retain(|_, waiting| waiting.since.elapsed() < DAWDLING);
         self.memory.store.sweep(now());
         self.reap();
+        self.watch_fill();
+    }
+
+    fn watch_fill(&mut self) {
+        let Ok(fill) = self.place.fill() else { return };
+        let (domain, percent, level) = (&self.config.name, fill.percent(), self.config.shm_alert_percent);
+        match self.alert.look(&fill) {
+            Some(Crossing::Rose) => tracing::warn!(
+                domain,
+                percent,
+                level,
+                used = fill.used,
+                size = fill.size,
+                files = fill.inodes_used,
+                of = fill.inodes,
+                "the domain's /dev/shm is filling up; once it is full ftruncate is ENOSPC over the preload, and a touch is \
+                 SIGBUS without it: see `podshm ls`, remove what is left with `podshm rm`"
+            ),
+            Some(Crossing::Fell) => tracing::info!(domain, percent, level, "the domain's /dev/shm has room again"),
+            None => {}
+        }
     }
 
     /// Names, ages and, after the domain's grace, removes what nobody will come back to.
@@ -352,15 +384,28 @@ impl Loop {
     fn respond(&mut self, question: Question) -> Response {
         match question {
             Question::AddMember(member) => match self.add_member(&member) {
-                Ok(()) => Response::Done,
+                Ok(()) => {
+                    tracing::info!(
+                        domain = self.config.name,
+                        member,
+                        "a member; System V calls that do not come through the library (static programs, raw calls) are an \
+                         errno in it: its own IPC namespace has shmmni, shmall, sem and msgmni of 0"
+                    );
+                    Response::Done
+                }
                 Err(error) => Response::Refused(error.to_string()),
             },
             Question::RemoveMember(member) => {
                 self.remove_member(&member);
                 Response::Done
             }
+            Question::Idle => Response::Idle(self.idle.idle()),
             Question::List => Response::Listing(self.list()),
             Question::Remove(id, force) => self.remove(id, force),
+            Question::NotStarted(member, why) => {
+                tracing::warn!(domain = self.config.name, member, why, "a member was not started");
+                Response::Done
+            }
         }
     }
 

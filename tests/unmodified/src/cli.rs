@@ -38,13 +38,29 @@ impl Machine {
 
     /// Starts a domain's daemon, in preload mode.
     pub fn serve(&mut self, domain: &str, options: &[&str]) {
+        self.serve_in("preload", domain, options);
+    }
+
+    /// Starts a domain's daemon.
+    pub fn serve_in(&mut self, mode: &str, domain: &str, options: &[&str]) {
+        let log = std::fs::File::options().create(true).append(true).open(self.log_path(domain)).expect("a log");
         let mut command = self.command("domain");
-        command.args(["--domain", domain, "--mode", "preload"]).args(options).stdout(Stdio::piped());
+        command.args(["--domain", domain, "--mode", mode]).args(options).stdout(Stdio::piped());
+        command.env("PODSHM_LOG", "info").env("NO_COLOR", "1").stderr(log);
         let mut child = command.spawn().expect("podshm domain");
         let mut line = String::new();
         BufReader::new(child.stdout.as_mut().expect("piped")).read_line(&mut line).expect("a line");
         assert!(line.starts_with("ready"), "{line}");
         self.daemons.push((domain.to_owned(), child));
+    }
+
+    fn log_path(&self, domain: &str) -> PathBuf {
+        self.root.join(format!("{domain}.log"))
+    }
+
+    /// What a domain's daemons have logged.
+    pub fn log(&self, domain: &str) -> String {
+        std::fs::read_to_string(self.log_path(domain)).expect("a log")
     }
 
     /// kill -9 of a domain's daemon.
@@ -69,6 +85,9 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.daemons.iter().for_each(|(name, _)| eprintln!("log of {name}:\n{}", self.log(name)));
+        }
         for (_, child) in &mut self.daemons {
             let _ = child.kill().and_then(|()| child.wait());
         }

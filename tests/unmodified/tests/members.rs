@@ -3,6 +3,7 @@
 
 use podshm_unmodified_tests::cli::{Machine, Talk, said, until};
 use podshm_unmodified_tests::programs::{Build, compile, run};
+use podshm_unmodified_tests::{Domain, small};
 use std::process::Command;
 
 #[test]
@@ -163,6 +164,9 @@ fn what_a_preload_cannot_reach_gets_an_errno_or_does_not_start() {
     let (fixed, dynamic) = (compile("sysv", Build::Static), compile("sysv", Build::Dynamic));
     let refused = said(machine.member("d", &[], &fixed).args(["write", "3", "x"]));
     assert!(refused.contains("statically linked") && refused.contains("--mode native"), "{refused}");
+    let why = machine.log("d");
+    assert!(why.contains("a member was not started") && why.contains("statically linked"), "{why}");
+    assert!(why.contains("System V calls that do not come through the library"), "{why}");
     // Behind a shell it starts, and the kernel gives it nothing: ENOSPC, and EINVAL where a set may have no semaphore.
     let line = format!("{} write 3 x; {} sem", fixed.display(), fixed.display());
     let behind = said(machine.member("d", &[], "/bin/sh".as_ref()).args(["-c", &line]));
@@ -174,6 +178,38 @@ fn what_a_preload_cannot_reach_gets_an_errno_or_does_not_start() {
     // A library that can't be loaded: the member does not start.
     let missing = said(machine.member("d", &["--library", "/nonexistent.so"], &dynamic).args(["write", "3", "x"]));
     assert!(missing.contains("does not load /nonexistent.so"), "{missing}");
+}
+
+/// Loaded as a container runtime loads it, by libseccomp.
+#[test]
+fn the_seccomp_profile_refuses_what_goes_past_the_library() {
+    let own = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (confine, profile) = (own.join("confine.py"), own.join("../../deploy/seccomp/podshm-preload.json"));
+    let domain = Domain::start("seccomp", small());
+    let confined = |program: &std::path::Path, args: &[&str]| {
+        // An IPC namespace with the kernel's limits: what is refused is refused by the profile.
+        let mut command = domain.command("a", "/usr/bin/unshare".as_ref());
+        command.args(["--ipc", "python3"]).arg(&confine).arg(&profile);
+        said(command.arg(program).args(args))
+    };
+    let (fixed, dynamic) = (compile("sysv", Build::Static), compile("sysv", Build::Dynamic));
+    let open =
+        said(domain.command("a", "/usr/bin/unshare".as_ref()).arg("--ipc").arg(&fixed).args(["write", "7", "x"]));
+    assert_eq!(open, "written\n", "without the profile: a private segment");
+    assert_eq!(confined(&fixed, &["write", "7", "x"]), "shmget: errno 38\n");
+    assert_eq!(confined(&fixed, &["sem"]), "semget -1 errno 38 msgget -1 errno 38\n");
+    assert_eq!(confined(&dynamic, &["write", "7", "shared"]), "written\n");
+    assert_eq!(said(domain.command("b", &dynamic).args(["read", "7"])), "read shared\n");
+    assert_eq!(confined(&dynamic, &["threads", "8"]), "failed 0 attached 1\n", "threads and children go on");
+    let namespaces = confined("/usr/bin/unshare".as_ref(), &["--user", "true"]);
+    assert!(namespaces.contains("Operation not permitted"), "as by a runtime's own profile: {namespaces}");
+    // All twelve calls, raw: shm{get,at,ctl,dt}, sem{get,op,ctl,timedop}, msg{get,snd,rcv,ctl}.
+    let numbers = match cfg!(target_arch = "x86_64") {
+        true => "29,30,31,67,64,65,66,220,68,69,70,71",
+        false => "194,196,195,197,190,193,191,192,186,189,188,187",
+    };
+    let raw = format!("print map {{ $! = 0; syscall($_, 0, 0, 0, 0, 0); $! + 0 }} ({numbers})");
+    assert_eq!(confined("/usr/bin/perl".as_ref(), &["-e", &raw]), "38".repeat(12));
 }
 
 #[test]
@@ -230,6 +266,34 @@ fn in_native_mode_a_full_dev_shm_is_sigbus() {
 }
 
 #[test]
+fn a_dev_shm_that_fills_up_is_warned_of_once_each_time() {
+    let mut machine = Machine::new("alert");
+    let options = ["--shm-mib", "1", "--shm-alert-percent", "50"];
+    let posix = compile("posix", Build::Dynamic);
+    for (domain, mode) in [("p", "preload"), ("n", "native")] {
+        machine.serve_in(mode, domain, &options);
+        let fill = |bytes: &str| {
+            assert!(machine.member(domain, &[], &posix).args(["touch", "/a", bytes]).status().unwrap().success());
+        };
+        let said = |what: &str, times: usize| {
+            until(what, || machine.log(domain).matches(what).count() >= times);
+            assert_eq!(machine.log(domain).matches(what).count(), times, "{}", machine.log(domain));
+        };
+        fill("100000");
+        assert!(!machine.ls(domain).contains("past 50 %"), "{}", machine.ls(domain));
+        fill("600000");
+        assert!(machine.ls(domain).contains(": past 50 %"), "{}", machine.ls(domain));
+        said("is filling up", 1);
+        fill("900000");
+        assert_eq!(run(machine.command("rm").args(["--domain", domain, "/a"])), "");
+        said("has room again", 1);
+        fill("900000");
+        said("is filling up", 2);
+        assert!(machine.log(domain).contains("percent=57") && machine.log(domain).contains("level=50"));
+    }
+}
+
+#[test]
 fn rm_refuses_what_is_attached_unless_forced() {
     let mut machine = Machine::new("rm");
     machine.serve("d", &[]);
@@ -258,6 +322,47 @@ fn what_nobody_comes_back_to_is_reaped_after_its_grace() {
     until("it is reaped", || !machine.ls("d").contains("key 0x00000008"));
     assert!(machine.ls("d").contains("sysv 0 of"), "the budget is whole again: {}", machine.ls("d"));
     assert!(machine.ls("kept").contains("key 0x00000008"), "off unless asked for");
+}
+
+#[test]
+fn posix_objects_too_are_reaped_once_creator_and_users_are_gone() {
+    let mut machine = Machine::new("reapp");
+    let program = compile("posix", Build::Dynamic);
+    for (domain, mode) in [("p", "preload"), ("n", "native")] {
+        machine.serve_in(mode, domain, &["--reap-after", "2"]);
+        machine.serve_in(mode, &format!("kept-{domain}"), &[]);
+        let shell = |user: &str, line: String| {
+            let mut command = machine.member(domain, &["--user", user], "/bin/sh".as_ref());
+            let mut talk = Talk::start(command.args(["-c", &format!("{line}; echo up; read line; exit 0")]));
+            assert_eq!(talk.line(), "up");
+            talk
+        };
+        let put = |name: &str| format!("{} put {name} x >/dev/null", program.display());
+        // Made by processes that end; one shell stays with what it may have made, and one has an object open.
+        let creator = shell("0", put("/podshm-kept"));
+        let user = shell("1235", "exec 3</dev/shm/podshm-kept".into());
+        assert_eq!(
+            said(machine.member(&format!("kept-{domain}"), &[], &program).args(["put", "/podshm-off", "x"])),
+            "put\n"
+        );
+        let mut other = machine.member(domain, &["--user", "1234"], &program);
+        assert_eq!(said(other.args(["put", "/podshm-gone", "x"])), "put\n");
+        let aged = |line: &str| line.contains("posix /podshm-gone") && line.contains(" idle ");
+        until("it is aged", || machine.ls(domain).lines().any(aged));
+        until("it is reaped", || !machine.ls(domain).contains("/podshm-gone"));
+        let log = machine.log(domain);
+        assert!(log.contains("an object was reaped") && log.contains("name=\"podshm-gone\""), "{log}");
+        assert!(machine.ls(domain).contains("/podshm-kept"), "{}", machine.ls(domain));
+        creator.end();
+        let reaped = || !machine.ls(domain).contains("/podshm-kept");
+        // Longer than its grace and a look: what is open is not idle.
+        std::thread::sleep(std::time::Duration::from_secs(5));
+        assert!(!reaped(), "open in another member");
+        user.end();
+        until("nobody has it any more", reaped);
+        let kept = machine.ls(&format!("kept-{domain}"));
+        assert!(kept.contains("posix /podshm-off"), "off unless asked for: {kept}");
+    }
 }
 
 #[test]

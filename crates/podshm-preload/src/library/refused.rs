@@ -80,7 +80,7 @@ pub unsafe extern "C" fn sem_open(name: *const c_char, flags: c_int, mode: usize
     if domain::present() && !domain::posix_mounted() {
         explain(
             Cause::NamedSemaphores,
-            &[b"sem_open: this member's /dev/shm is its own (ENOSYS); mount the domain's, as `podshm run` does"],
+            &[b"sem_open: this member's /dev/shm is its own, and a semaphore there would be private (ENOSYS); mount the domain's as /dev/shm, as `podshm run` does in either mode, or run the domain in native mode"],
         );
         libc::set_errno(errno::ENOSYS);
         return core::ptr::null_mut();
