@@ -181,6 +181,25 @@ fn a_client_whose_last_agent_never_began_goes_on_after_agent_and_broker() {
     assert!(tally.repeated > 0, "what was handled comes again, marked: {tally:?}");
 }
 
+/// Agent and successor are back before the clients are, which the agent says are there: nobody takes over before they had the time to come.
+#[test]
+fn clients_that_come_back_after_their_agents_are_not_given_up() {
+    let mut stage = Stage::new(PROGRAM, BROKER, 2);
+    stage.books();
+    let signal = |stage: &Stage, signal| (0..2).for_each(|sender| stage.signal_client(sender, signal));
+    stage.daemon.kill();
+    signal(&stage, libc::SIGSTOP);
+    stage.daemon.restart();
+    let old = stage.agent.take().expect("an agent");
+    stage.new_agent();
+    std::thread::sleep(Duration::from_millis(700));
+    signal(&stage, libc::SIGCONT);
+    old.await_end();
+    stage.await_progress("with the successor");
+    let tally = stage.check();
+    assert_eq!(tally.repeated, 0, "{tally:?}");
+}
+
 /// A domain at its budget: what is expected back is charged until it is back or given up, so nobody else gets its place.
 #[test]
 fn a_domain_at_its_budget_stays_within_it() {

@@ -11,7 +11,7 @@ impl State {
     /// Whether nobody may take over yet: somebody who is expected back has a part in it.
     pub(crate) fn waits_for_returns(&self, successor: ConnId) -> bool {
         let Some(domain) = self.home(successor).filter(|_| self.expecting_until.is_some()) else { return false };
-        domain.absent_agent.is_some() || domain.clients.values().any(|c| c.absent && !c.vouched)
+        domain.absent_agent.is_some() || domain.clients.values().any(|c| c.absent)
     }
 
     /// Ends the waiting where there is nothing more to wait for, or the time is over. While participants have messages here that are not
@@ -143,7 +143,12 @@ impl State {
 
     /// The agent that vouched for clients which have not come back serves no more: what they left is drained by the next.
     pub(crate) fn give_up_vouched(&mut self, name: &str) {
-        let Some(domain) = self.domains.get(name) else { return };
+        let is_early = self.expecting_until.is_some();
+        let Some(domain) = self.domains.get_mut(name) else { return };
+        if is_early {
+            // They may be on their way back.
+            return domain.clients.values_mut().for_each(|c| c.vouched = false);
+        }
         let vouched: Vec<u64> = domain.clients.iter().filter(|(_, c)| c.vouched).map(|(id, _)| *id).collect();
         for id in vouched {
             self.client_gone(name, id);
