@@ -30,12 +30,13 @@ trap cleanup EXIT
 chown postgres "$work"
 chmod 755 "$work"
 
-# member DOMAIN COMMAND...: domain `again` is a second native one.
+# member DOMAIN COMMAND...: domain `again` is a second native one. In the background with in_place=exec, so that $! is `podshm run`
+# and not a shell around it.
 member() {
     local domain=$1 mode=$1
     shift
     [ "$mode" != again ] || mode=native
-    "$podshm" run --root "$work/root" --domain "$domain" --mode "$mode" --shmall-mib 512 --user postgres -- "$@"
+    ${in_place:-} "$podshm" run --root "$work/root" --domain "$domain" --mode "$mode" --shmall-mib 512 --user postgres -- "$@"
 }
 median() { sort -n | awk '{ v[NR] = $1 } END { print (v[int((NR + 1) / 2)] + v[int(NR / 2) + 1]) / 2 }'; }
 
@@ -57,7 +58,7 @@ step "pgbench -S, transactions per second, $rounds rounds of $each s for each of
 member native "$bin/initdb" -D "$work/native.data" --no-sync -A trust >/dev/null 2>&1 || die "initdb"
 # serve DOMAIN PORT
 serve() {
-    member "$1" "$bin/postgres" -D "$work/$1.data" -k "$work" -p "$2" -c listen_addresses= -c shared_memory_type=sysv \
+    in_place=exec member "$1" "$bin/postgres" -D "$work/$1.data" -k "$work" -p "$2" -c listen_addresses= -c shared_memory_type=sysv \
         -c dynamic_shared_memory_type=sysv -c shared_buffers=128MB -c fsync=off -c autovacuum=off >>"$work/server.log" 2>&1 &
     servers+=($!)
     for _ in $(seq 150); do
@@ -72,6 +73,7 @@ serve native 21001
 bench native -i -s 4 -q >/dev/null || die "pgbench -i"
 kill "${servers[0]}" && wait "${servers[0]}" || true
 servers=()
+[ ! -e "$work/native.data/postmaster.pid" ] || die "the first server did not end"
 for domain in preload again; do cp -a "$work/native.data" "$work/$domain.data"; done
 for domain in native preload again; do serve "$domain" "$(port "$domain")"; done
 for domain in native preload again; do bench "$domain" -S -c 2 -j 2 -T 2 >/dev/null; done # what is read first is read
