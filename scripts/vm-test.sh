@@ -116,5 +116,6 @@ say "$passed passed, $failed failed, $ignored ignored"
 if grep '^SKIPPED' "$VM/console.log"; then die "a test that is skipped here proves nothing"; fi
 grep -q '^vm-test: all done' "$VM/console.log" || die "the machine did not come to its end (qemu: $status); see $VM/console.log"
 if grep '^vm-test: end' "$VM/console.log" | grep -v ' 0$'; then die "these have failed; see $VM/console.log"; fi
+if grep '^test result: .* 0 passed' "$VM/console.log"; then die "a test program in which nothing ran proves nothing"; fi
 ended=$(grep -c '^vm-test: end' "$VM/console.log")
 [ "$ended" = "${#TESTS[@]}" ] && [ "$passed" -gt 0 ] || die "expected ${#TESTS[@]} test programs to run, found $ended with $passed tests"

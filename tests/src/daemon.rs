@@ -1,6 +1,7 @@
 //! A broker in a process of its own that keeps its state, to be killed and started again on the same directory.
 
 use crate::PATIENCE;
+use crate::participant::send;
 use podshm::steps::{Plan, VARIABLE};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::ExitStatusExt;
@@ -161,9 +162,7 @@ impl Daemon {
 
     /// Sends it a signal.
     pub fn signal(&self, signal: i32) {
-        let pid = self.running.as_ref().expect("a broker").child.id() as i32;
-        // SAFETY: a signal to a child that this value owns and has not reaped.
-        assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+        send(&self.running.as_ref().expect("a broker").child, signal);
     }
 
     /// Waits until it has killed itself at its step.

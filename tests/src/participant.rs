@@ -3,10 +3,17 @@
 use crate::PATIENCE;
 use crate::roles::LAYOUTS;
 use podshm::steps::{Plan, VARIABLE};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
+
+/// Sends a child that has not been reaped a signal.
+pub(crate) fn send(child: &Child, signal: i32) {
+    let signal = Signal::from_named_raw(signal).expect("a signal with a name");
+    kill_process(Pid::from_child(child), signal).expect("a child");
+}
 
 /// Exit status of a participant that the broker has refused.
 pub const REFUSED: u8 = 3;
@@ -96,8 +103,7 @@ impl Participant {
 
     /// Sends it a signal.
     pub fn signal(&self, signal: i32) {
-        // SAFETY: a signal to a child that this value owns and has not reaped.
-        assert_eq!(unsafe { libc::kill(self.child.id() as i32, signal) }, 0, "{}", self.what);
+        send(&self.child, signal);
     }
 
     /// Kills it and waits for its end.
@@ -129,12 +135,11 @@ impl Participant {
 
     /// Whether it has stopped since this was asked last; fails where it has ended.
     pub fn is_stopped(&mut self) -> bool {
-        let mut status = 0;
-        // SAFETY: waits for a child of this value's, which is reaped here only where it has ended, and the test with it.
-        let pid = unsafe { libc::waitpid(self.child.id() as i32, &mut status, libc::WNOHANG | libc::WUNTRACED) };
-        let stopped = pid != 0 && libc::WIFSTOPPED(status);
-        assert!(pid == 0 || stopped, "{} ended and was to stop: {}", self.what, ExitStatus::from_raw(status));
-        stopped
+        let options = WaitOptions::NOHANG | WaitOptions::UNTRACED;
+        let changed = waitpid(Some(Pid::from_child(&self.child)), options).expect("it is a child");
+        let Some((_, status)) = changed else { return false };
+        assert!(status.stopped(), "{} ended and was to stop: {}", self.what, ExitStatus::from_raw(status.as_raw()));
+        true
     }
 
     /// Waits until it ends in order.

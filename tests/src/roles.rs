@@ -164,23 +164,25 @@ pub fn ask_to_stop(file: &Path) {
     std::fs::write(stop_file(file), []).unwrap();
 }
 
+/// Where this is set, a participant looks for its [`leak_file`].
+pub const LEAKS: &str = "PODSHM_TEST_LEAKS";
+
 /// Where this file is, the participant that writes `file` takes memory until it is killed for it.
 pub fn leak_file(file: &Path) -> PathBuf {
     file.with_extension("leak")
 }
 
-/// Waits for [`leak_file`] in a thread of its own.
+/// Waits for [`leak_file`] in a thread of its own, where [`LEAKS`] asks for it.
 pub fn leak_when_told(file: &Path) {
+    if std::env::var_os(LEAKS).is_none() {
+        return;
+    }
     let told = leak_file(file);
     std::thread::spawn(move || {
         while !told.exists() {
             std::thread::sleep(Duration::from_millis(20));
         }
-        let mut all: Vec<Vec<u8>> = Vec::new();
-        loop {
-            all.push(vec![1; 1 << 20]);
-            std::hint::black_box(&all);
-        }
+        podshm_testkit::cgroup::leak()
     });
 }
 

@@ -1,7 +1,7 @@
 //! Whoever runs into its pod's memory limit dies alone: real pods, real cgroups, v1 or v2.
 
 use podshm_testkit::{Isolation, Pod};
-use podshm_tests::roles::{ask_to_stop, leak_file, written_down};
+use podshm_tests::roles::{LEAKS, ask_to_stop, leak_file, written_down};
 use podshm_tests::{Node, deliveries, patient, until};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
@@ -44,6 +44,7 @@ impl Stage {
             .socket_dir(directory)
             .bind(&self.files, &self.files, false)
             .memory_limit(LIMIT)
+            .env(LEAKS, "1")
             .spawn(PROGRAM, [role, directory_inside, file.to_str().unwrap(), &number.to_string()])
             .expect("a pod");
         if pod.isolation() == Isolation::None || pod.oom_kills().is_none() {

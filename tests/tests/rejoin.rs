@@ -3,7 +3,7 @@
 use podshm::steps::{Action, Plan, Step};
 use podshm_tests::restarting::Stage;
 use podshm_tests::{PATIENCE, until};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_podshm-test-participant");
 const BROKER: &str = env!("CARGO_BIN_EXE_podshm-test-broker");
@@ -123,34 +123,44 @@ fn a_client_and_the_agent_that_die_while_the_broker_is_away_leave_the_others_who
     stage.check_but(Some(1));
 }
 
-/// A client that was stopped when its agent changed has the regions of the one before; those of the one that has served it since die with
-/// agent and broker. The next one starts from what the client has, and marks whatever may have been handled.
-#[test]
-fn a_client_that_slept_through_an_agent_that_dies_with_the_broker_goes_on() {
-    let mut stage = Stage::new(PROGRAM, BROKER, 2);
-    stage.daemon.grace = Duration::from_secs(2);
-    stage.books();
-    stage.agent.take().expect("an agent").kill();
-    until("its ring fills", || stage.accepted(1) > stage.delivered_of(1) as u64 + 20);
-    stage.signal_client(1, libc::SIGSTOP);
-    let accepted = stage.accepted(1);
-    // More than a client is sent that lets none go; each serves, and handles nothing.
+/// These clients are stopped while agents change: more than a client is sent that lets none go, each of which serves and handles nothing. The
+/// last one drains them, and dies with the broker. The next starts from what the clients have, and marks whatever may have been handled.
+fn sleep_through_agents(mut stage: Stage, clients: &[u32]) {
+    let signal = |stage: &Stage, signal| clients.iter().for_each(|sender| stage.signal_client(*sender, signal));
+    signal(&stage, libc::SIGSTOP);
+    let accepted: Vec<u64> = clients.iter().map(|sender| stage.accepted(*sender)).collect();
     for _ in 0..5 {
         stage.agent_that(Some(Plan { step: Step::DrainPeeked, nth: 1, action: Action::Kill })).await_death();
     }
     stage.new_agent();
-    until("the last one drains it", || stage.delivered_of(1) as u64 >= accepted);
+    let all = clients.iter().zip(accepted);
+    until("they are drained", || all.clone().all(|(sender, accepted)| stage.delivered_of(*sender) as u64 >= accepted));
     stage.daemon.kill();
     stage.agent.take().expect("an agent").kill();
     stage.daemon.restart();
-    stage.signal_client(1, libc::SIGCONT);
+    signal(&stage, libc::SIGCONT);
     stage.new_agent();
     stage.await_progress("with the next one");
     let tally = stage.check();
     assert!(tally.repeated > 0, "what was handled comes again, marked: {tally:?}");
 }
 
-/// A client whose last agent died before it began on it has no A any more that says where to go on from: it says so itself.
+fn fill_ring(stage: &Stage, sender: u32) {
+    until("its ring fills", || stage.accepted(sender) > stage.delivered_of(sender) as u64 + 20);
+}
+
+/// It has the regions of the agent before those that it slept through.
+#[test]
+fn a_client_that_slept_through_an_agent_that_dies_with_the_broker_goes_on() {
+    let mut stage = Stage::new(PROGRAM, BROKER, 2);
+    stage.daemon.grace = Duration::from_secs(2);
+    stage.books();
+    stage.agent.take().expect("an agent").kill();
+    fill_ring(&stage, 1);
+    sleep_through_agents(stage, &[1]);
+}
+
+/// They have the regions of an agent that died before it began on them, which don't say where to go on from: they say so themselves.
 #[test]
 fn a_client_whose_last_agent_never_began_goes_on_after_agent_and_broker() {
     let mut stage = Stage::new(PROGRAM, BROKER, 2);
@@ -158,27 +168,12 @@ fn a_client_whose_last_agent_never_began_goes_on_after_agent_and_broker() {
     stage.books();
     let first = stage.agent.take().expect("an agent");
     first.signal(libc::SIGSTOP);
-    until("their rings fill", || (0..2).all(|sender| stage.accepted(sender) > stage.delivered_of(sender) as u64 + 20));
+    (0..2).for_each(|sender| fill_ring(&stage, sender));
     first.kill();
     stage.agent_that(Some(Plan { step: Step::HandoverStarting, nth: 1, action: Action::Kill })).await_death();
-    // Time to get the A of that one.
+    // Time to get its regions.
     std::thread::sleep(Duration::from_millis(300));
-    let accepted = [stage.accepted(0), stage.accepted(1)];
-    (0..2).for_each(|sender| stage.signal_client(sender, libc::SIGSTOP));
-    // More than a client is sent that lets none go.
-    for _ in 0..3 {
-        stage.agent_that(Some(Plan { step: Step::DrainPeeked, nth: 1, action: Action::Kill })).await_death();
-    }
-    stage.new_agent();
-    until("it drains both", || (0..2).all(|sender| stage.delivered_of(sender) as u64 >= accepted[sender as usize]));
-    stage.daemon.kill();
-    stage.agent.take().expect("an agent").kill();
-    stage.daemon.restart();
-    (0..2).for_each(|sender| stage.signal_client(sender, libc::SIGCONT));
-    stage.new_agent();
-    stage.await_progress("with the next one");
-    let tally = stage.check();
-    assert!(tally.repeated > 0, "what was handled comes again, marked: {tally:?}");
+    sleep_through_agents(stage, &[0, 1]);
 }
 
 /// Agent and successor are back before the clients are, which the agent says are there: nobody takes over before they had the time to come.
@@ -249,4 +244,26 @@ fn an_agent_that_slept_through_a_restart_does_no_harm() {
         slept.await_end();
     }
     stage.check();
+}
+
+#[test]
+fn a_minute_without_a_broker_is_not_noticed_by_open_channels_and_joins_wait() {
+    let mut stage = Stage::new(PROGRAM, BROKER, 2);
+    let before = stage.books();
+    stage.daemon.kill();
+    let directory = stage.daemon.pod("late");
+    let join = std::thread::spawn(move || podshm::Client::join(directory, Duration::from_secs(120)).map(drop));
+    let gone = Instant::now();
+    while gone.elapsed() < Duration::from_secs(60) {
+        stage.await_progress("without a broker");
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    assert!(!join.is_finished(), "nobody is there to let it in");
+    stage.daemon.restart();
+    join.join().unwrap().expect("it joins once the broker is back");
+    stage.daemon.settle("who joined meanwhile has left", |s| s.clients() == 2 && s.connected() == 2);
+    let after = stage.books();
+    assert_eq!(after.number("reserved"), before.number("reserved"));
+    assert_eq!(after.number("discarded") + after.number("unclaimed"), 0, "{after:?}");
+    stage.goes_on_in_order();
 }

@@ -170,7 +170,7 @@ impl State {
     /// Makes regions and sends them to their writer, in messages that hold as many as fit.
     fn send_for_writing(&mut self, conn: ConnId, wanted: Vec<Region>) {
         let Some(owner) = self.connections.get(&conn).map(|c| Owner::new(&c.domain, Some(&c.who))) else { return };
-        for chunk in wanted.chunks(128) {
+        for chunk in wanted.chunks(pool::AT_ONCE) {
             let (mut regions, mut fds) = (Vec::new(), Vec::new());
             for region in chunk {
                 match self.regions.make(*region, owner.clone()).and_then(|id| self.regions.lend(id, conn)) {

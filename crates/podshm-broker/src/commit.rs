@@ -85,15 +85,8 @@ impl State {
             if known.domains.get(name) != Some(&record) {
                 changes.domains.push(record);
             }
-            match domain.clients.touched() {
-                Some(touched) => touched.iter().for_each(|id| self.change_of(known, name, domain, *id, &mut changes)),
-                None => {
-                    let from = ClientKey { domain: name.clone(), client: 0 };
-                    let written = known.clients.range(from..).take_while(|(key, _)| key.domain == *name);
-                    let all: BTreeSet<u64> =
-                        written.map(|(key, _)| key.client).chain(domain.clients.keys().copied()).collect();
-                    all.iter().for_each(|id| self.change_of(known, name, domain, *id, &mut changes));
-                }
+            for id in domain.clients.touched() {
+                self.change_of(known, name, domain, *id, &mut changes);
             }
         }
         // Those that nobody has added again have their time, too.

@@ -64,6 +64,8 @@ impl State {
         let mut wanted: BTreeSet<u64> = domain.tables.values().copied().collect();
         for record in theirs {
             let id = record.client;
+            // In the ledger, whether or not it goes on.
+            domain.clients.touch([id]);
             let shape = record.shape.unwrap_or_default();
             // A half-joined client has been told of nothing yet: it joins anew.
             if !shape.sealed {

@@ -9,7 +9,6 @@ use std::ops::Deref;
 pub(crate) struct Roster {
     all: BTreeMap<u64, Client>,
     touched: BTreeSet<u64>,
-    is_written: bool,
 }
 
 impl Deref for Roster {
@@ -51,14 +50,13 @@ impl Roster {
         self.touched.extend(ids);
     }
 
-    /// Those that may have changed, or are gone, since [`Roster::written`]; `None` where that was never.
-    pub(crate) fn touched(&self) -> Option<&BTreeSet<u64>> {
-        self.is_written.then_some(&self.touched)
+    /// Those that may have changed, or are gone, since [`Roster::written`].
+    pub(crate) fn touched(&self) -> &BTreeSet<u64> {
+        &self.touched
     }
 
     /// All is written down as it is.
     pub(crate) fn written(&mut self) {
         self.touched.clear();
-        self.is_written = true;
     }
 }

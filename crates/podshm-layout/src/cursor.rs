@@ -25,6 +25,14 @@ pub struct Cursors {
     pub closed: Option<u64>,
 }
 
+impl Cursors {
+    /// The first words of a line of a consumer that has started and stands here, for a page that nobody writes any more.
+    pub fn words(self) -> [u64; 4] {
+        let closed = self.closed.map_or(0, |at| at.saturating_add(1));
+        [self.acked, self.claim, closed, self.acked.max(1)]
+    }
+}
+
 /// The place of a cursor line in a region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CursorLine {

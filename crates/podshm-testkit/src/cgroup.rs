@@ -125,6 +125,15 @@ impl Cgroup {
     }
 }
 
+/// Takes memory, touching it, until its pod's limit kills this process.
+pub fn leak() -> ! {
+    let mut all: Vec<Vec<u8>> = Vec::new();
+    loop {
+        all.push(vec![1; 1 << 20]);
+        std::hint::black_box(&all);
+    }
+}
+
 fn field(text: &str, key: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
 }

@@ -48,12 +48,3 @@ impl Flag {
         self.0.load(Ordering::Relaxed)
     }
 }
-
-/// Takes memory, touching it, until the pod's limit kills this process.
-pub fn leak() -> ! {
-    let mut all: Vec<Vec<u8>> = Vec::new();
-    loop {
-        all.push(vec![1; 1 << 20]);
-        std::hint::black_box(&all);
-    }
-}

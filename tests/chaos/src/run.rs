@@ -8,7 +8,7 @@ use crate::entry::now;
 use crate::node::{BrokerPod, PATIENCE, Place, QuickMoves, Usage};
 use crate::roles::agent::{RECORD, RING};
 use crate::schedule::{Domain, Kind, Planned, Schedule, Target};
-use crate::verdict::{Fault, Judge, Verdict};
+use crate::verdict::{Fault, Judge, Reach, Verdict};
 use anyhow::Context;
 use rustix::process::Signal;
 use std::path::PathBuf;
@@ -268,8 +268,9 @@ impl<'a> Run<'a> {
     }
 
     fn judge(&mut self, before: &Usage, end: &Usage) -> anyhow::Result<Verdict> {
-        let batch = u64::from(RING / 4 + 2 * RECORD);
-        let mut judge = Judge::new(std::mem::take(&mut self.faults), [batch, 16 * 1024 + 512]);
+        let work = Reach { batch: u64::from(RING / 4 + 2 * RECORD), ring: RING.into() };
+        let routes = Reach { batch: 16 * 1024 + 512, ring: route_agent::serve::REPORT_RING.into() };
+        let mut judge = Judge::new(std::mem::take(&mut self.faults), [work, routes]);
         self.agents.iter().try_for_each(|agents| agents.tell(&mut judge))?;
         self.clients.iter().try_for_each(|client| client.tell(&mut judge))?;
         let kills = judge.kills_of_agents();

@@ -79,9 +79,18 @@ struct InDomain {
     senders: BTreeMap<u32, Sender>,
     ends: Vec<End>,
     known: BTreeSet<u32>,
-    /// Longest way, in bytes of a ring, between two records that one generation was given again.
-    widest_again: u64,
+    /// The longest way, in bytes of a ring, between two records that one generation was given again, where it is too long; and what is not.
+    too_wide: Option<(u64, u64)>,
     after_close: u64,
+}
+
+/// How many bytes of a ring may be given again.
+#[derive(Clone, Copy, Debug)]
+pub struct Reach {
+    /// After an agent that died: what it may have had in hand.
+    pub batch: u64,
+    /// After a broker that died with agents: whatever the ring can hold (SEMANTICS.md, "The broker's restart").
+    pub ring: u64,
 }
 
 /// Collects, then judges.
@@ -89,8 +98,8 @@ struct InDomain {
 pub struct Judge {
     faults: Vec<Fault>,
     in_flight: Vec<u32>,
-    /// Most bytes of a ring that an agent of each domain may have in hand.
-    batch: [u64; 2],
+    /// Of each domain.
+    reach: [Reach; 2],
     domains: [InDomain; 2],
     handled: BTreeMap<(u32, u16, u64), u32>,
     cuts: Vec<Cut>,
@@ -130,13 +139,13 @@ pub struct Verdict {
 }
 
 impl Judge {
-    /// Of these faults, where an agent of each domain has at most `batch` bytes of a ring in hand.
-    pub fn new(mut faults: Vec<Fault>, batch: [u64; 2]) -> Judge {
+    /// Of these faults.
+    pub fn new(mut faults: Vec<Fault>, reach: [Reach; 2]) -> Judge {
         faults.sort_by_key(|fault| fault.at);
         Judge {
             in_flight: vec![0; faults.len()],
             faults,
-            batch,
+            reach,
             domains: Default::default(),
             handled: BTreeMap::new(),
             cuts: Vec::new(),
@@ -149,15 +158,18 @@ impl Judge {
     pub fn generation(&mut self, domain: Domain, end: End, hands_over: bool, entries: impl Iterator<Item = Entry>) {
         let generation = self.domains[domain as usize].ends.len();
         self.domains[domain as usize].ends.push(end);
-        let mut again: BTreeMap<u32, (u64, u64)> = BTreeMap::new();
+        let Reach { batch, ring } = self.reach[domain as usize];
+        let mut again: BTreeMap<u32, (u64, u64, u64)> = BTreeMap::new();
         for entry in entries {
             match entry.what {
                 What::Delivered => {
                     let is_wide = self.is_near_broker(entry.time);
                     let of = &mut self.domains[domain as usize];
-                    if of.deliver(&entry, generation, is_wide) == Seen::Duplicate && !is_wide {
-                        let span = again.entry(entry.sender).or_insert((entry.extra, entry.extra));
-                        *span = (span.0.min(entry.extra), span.1.max(entry.extra));
+                    if of.deliver(&entry, generation, is_wide) == Seen::Duplicate {
+                        let at = entry.extra;
+                        let (first, last, most) = again.entry(entry.sender).or_insert((at, at, batch));
+                        (*first, *last) = (at.min(*first), at.max(*last));
+                        *most = if is_wide { ring } else { *most };
                     }
                 }
                 What::Handled => *self.handled.entry((entry.sender, entry.aux, entry.number)).or_default() += 1,
@@ -168,9 +180,9 @@ impl Judge {
                 _ => {}
             }
         }
-        let widest = again.values().map(|(first, last)| last - first).max().unwrap_or(0);
+        let ways = again.values().map(|(first, last, most)| (last - first, *most));
         let of = &mut self.domains[domain as usize];
-        of.widest_again = of.widest_again.max(widest);
+        of.too_wide = ways.filter(|(way, most)| way > most).max().max(of.too_wide);
     }
 
     /// A client in pod `pod` that numbered its records as `sender`.
@@ -215,20 +227,22 @@ impl Judge {
     /// too, before the next one had been given its clients.
     fn was_buried(&self, domain: Domain, died: u64) -> bool {
         const CLOSE: u64 = 2_000_000_000;
-        let is_brokers = |fault: &&Fault| fault.target == Target::Broker && fault.kind.is_kill();
         let ends_agent = |fault: &Fault| fault.target == Target::Agent(domain) && fault.kind != Kind::AgentStop;
-        self.faults.iter().filter(is_brokers).filter(|broker| died < broker.until + CLOSE).any(|broker| {
+        self.kills_of_the_broker().filter(|broker| died < broker.until + CLOSE).any(|broker| {
             let (from, to) = (broker.at.saturating_sub(CLOSE), broker.until + CLOSE);
             self.faults.iter().any(|fault| ends_agent(fault) && (from..to).contains(&fault.at))
         })
     }
 
-    /// Whether the broker was killed a moment before: clients are on their way back, and who came late may be given more than a batch again,
-    /// all of it marked (SEMANTICS.md, "The broker's restart").
+    /// Whether the broker was killed a moment before: clients are on their way back, and who came late may be given again what its ring holds,
+    /// all of it marked.
     fn is_near_broker(&self, at: u64) -> bool {
         const CLOSE: u64 = 5_000_000_000;
-        let is_brokers = |fault: &&Fault| fault.target == Target::Broker && fault.kind.is_kill();
-        self.faults.iter().filter(is_brokers).any(|fault| (fault.at..fault.until + CLOSE).contains(&at))
+        self.kills_of_the_broker().any(|fault| (fault.at..fault.until + CLOSE).contains(&at))
+    }
+
+    fn kills_of_the_broker(&self) -> impl Iterator<Item = &Fault> {
+        self.faults.iter().filter(|fault| fault.target == Target::Broker && fault.kind.is_kill())
     }
 
     fn was_half_sent(&mut self, from: u64, to: u64) {
@@ -253,8 +267,11 @@ impl Judge {
             let strangers = checker.senders().filter(|sender| !known.contains(sender)).count();
             broken(strangers > 0, format!("{name}: records of {strangers} senders that never were"));
             broken(of.after_close > 0, format!("{name}: {} records again after a hand-over in order", of.after_close));
-            let (widest, batch) = (of.widest_again, self.batch[*domain as usize]);
-            broken(widest > batch, format!("{name}: records again over {widest} bytes, a batch has {batch}"));
+            let (widest, most) = of.too_wide.unwrap_or_default();
+            broken(
+                of.too_wide.is_some(),
+                format!("{name}: records again over {widest} bytes, expected {most} at most"),
+            );
         }
         for cut in &judged {
             let is_short = cut.in_handler == 0 || cut.half_sent == 0 || cut.backlog == 0;

@@ -1,5 +1,5 @@
 //! An agent or a client in a process of its own, for tests that stop and kill it:
-//! `podshm-test-participant agent|agent+N|growing-agent|client DIRECTORY FILE NUMBER`, PODSHM_STEP and PODSHM_TEST_LAYOUTS.
+//! `podshm-test-participant agent|agent+N|growing-agent|client DIRECTORY FILE NUMBER`, PODSHM_STEP, PODSHM_TEST_LAYOUTS and PODSHM_TEST_LEAKS.
 //! Tests of other releases run this program as they find it here: its arguments and its file formats stay.
 
 use podshm_tests::roles::Variant;

@@ -3,6 +3,7 @@
 use crate::clients::Client;
 use crate::regions::{ConnId, Held, Owner};
 use crate::state::State;
+use podshm_layout::cursor::Cursors;
 use podshm_layout::header::HEADER_BYTES;
 use podshm_layout::mem::Load;
 use podshm_layout::sync::Ordering;
@@ -67,9 +68,8 @@ impl State {
         let to = self.next_layout(conn);
         let mut page = [0; PAGE];
         for (ring, stood) in known.began.iter().take(to.max_rings()).enumerate() {
-            let closed = stood.closed.map_or(0, |at| at.saturating_add(1));
-            let words = [stood.acked, stood.claim, closed, stood.acked.max(1)];
-            for (index, word) in words.into_iter().enumerate() {
+            let Stood { acked, claim, closed } = *stood;
+            for (index, word) in (Cursors { acked, claim, closed }).words().into_iter().enumerate() {
                 page[to.cursor(ring) + 8 * index..][..8].copy_from_slice(&word.to_ne_bytes());
             }
         }

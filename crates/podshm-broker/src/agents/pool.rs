@@ -8,8 +8,8 @@ use podshm_layout::RegionKind;
 use podshm_proto::{Down, Region, RegionIds, Written};
 use std::collections::VecDeque;
 
-/// Answer regions that an agent maps before it looks at what else there is to do.
-const AT_ONCE: usize = 64;
+/// Regions in one message: what an agent maps before it looks at what else there is to do.
+pub(super) const AT_ONCE: usize = 64;
 
 impl State {
     /// So many answer regions for this agent to map, of the layout that everybody reads now.
@@ -83,15 +83,13 @@ impl State {
     /// Asks the agent for answer regions for the clients that it has yet to be given, some at a time: it serves in between.
     pub(super) fn ask_for_answers(&mut self, conn: ConnId) {
         let Some(domain) = self.home(conn) else { return };
-        let unserved = domain.clients.iter().filter(|(id, c)| c.sealed && !self.is_served(conn, **id)).count();
+        let unserved = self.unserved(domain, conn).len();
         let Some(agent) = domain.agents.get(&conn) else { return };
         let out = agent.unmapped.len();
-        let due = (unserved + SPARE).saturating_sub(agent.pool.len() + out).min(2 * AT_ONCE.saturating_sub(out));
+        let due = (unserved + SPARE).saturating_sub(agent.pool.len() + out).min((2 * AT_ONCE).saturating_sub(out));
         if unserved > 0 && due > 0 && domain.has_descriptors(2 * due).is_ok() {
             let wanted = self.new_answers(conn, due);
-            for some in wanted.chunks(AT_ONCE) {
-                self.send_for_writing(conn, some.to_vec());
-            }
+            self.send_for_writing(conn, wanted);
         }
         let _ = self.top_up(conn); // tried again when the next one is wanted
     }

@@ -10,7 +10,7 @@ use super::cursors::Known;
 use crate::clients::Client;
 use crate::connections::Role;
 use crate::regions::{ConnId, Held};
-use crate::state::State;
+use crate::state::{Domain, State};
 use podshm_layout::RegionKind;
 use podshm_layout::step::{self, Step};
 use podshm_proto::{Down, NewAgent, Nothing, RefusalKind, Region, Serve, Services, TakeOver};
@@ -49,19 +49,18 @@ impl State {
         let Some(agent) = domain.agents.get(&conn) else {
             return;
         };
-        let (has, old, is_busy) = (agent.pool.len(), domain.agent, !agent.unmapped.is_empty());
-        if has < clients && !is_busy && (old.is_some() || has == 0) {
-            let wanted = self.new_answers(conn, clients - has + SPARE);
-            self.send_for_writing(conn, wanted);
-        }
+        let (has, old) = (agent.pool.len(), domain.agent);
         // Where nobody serves, clients come to it as their regions do; one that serves goes on until all are there.
         if has < clients && (old.is_some() || has == 0) {
+            if agent.unmapped.is_empty() {
+                let wanted = self.new_answers(conn, clients - has + SPARE);
+                self.send_for_writing(conn, wanted);
+            }
             return;
         }
         match old {
             None => self.take_over(conn),
             Some(old) => {
-                let Some(domain) = self.domain_of(conn) else { return };
                 let Some(asked) = domain.agents.get_mut(&old).map(|old| &mut old.asked_to_close) else { return };
                 if asked.is_none() {
                     *asked = Some(Instant::now());
@@ -118,7 +117,7 @@ impl State {
             self.hand_over_client(conn, client);
             step::at(Step::BrokerHanded);
         }
-        self.all_may_be_served(conn);
+        self.forget_who_was_passed_over(conn);
         self.settle_books(conn);
         self.serve_waiting(conn);
         self.ask_for_answers(conn);
@@ -130,9 +129,7 @@ impl State {
     pub(super) fn hand_over_client(&mut self, conn: ConnId, client_id: u64) {
         let Some(name) = self.connections.get(&conn).map(|c| c.domain.clone()) else { return };
         self.settle_move(&name, client_id);
-        let is_here = |client: &Client| self.regions.at(client.region).is_some_and(Held::is_here);
-        if self.home(conn).and_then(|d| d.clients.get(&client_id)).is_some_and(|c| c.conn.is_none() && !is_here(c)) {
-            // Dead, and what it wrote is gone with it or has yet to be presented: then it is served, or given up with the others.
+        if self.home(conn).and_then(|d| d.clients.get(&client_id)).is_some_and(|client| self.is_gone_whole(client)) {
             return;
         }
         let unread = |client: &Client| !self.reads_c(conn, client) || self.is_lost_to(conn, client);
@@ -236,8 +233,7 @@ impl State {
     /// Clients that were sealed while this agent had no answer region ready.
     pub(super) fn adopt_unserved(&mut self, conn: ConnId) {
         let Some(domain) = self.home(conn).filter(|domain| domain.agent == Some(conn)) else { return };
-        let sealed = domain.clients.iter().filter(|(_, c)| c.sealed && !c.absent).map(|(id, _)| *id);
-        let unserved: Vec<u64> = sealed.filter(|id| !self.is_served(conn, *id)).collect();
+        let unserved = self.unserved(domain, conn);
         if unserved.is_empty() {
             return;
         }
@@ -249,7 +245,19 @@ impl State {
             self.hand_over_client(conn, client);
         }
         self.ask_for_answers(conn);
-        self.all_may_be_served(conn);
+        self.forget_who_was_passed_over(conn);
+    }
+
+    /// Clients that this agent has yet to be given.
+    pub(super) fn unserved(&self, domain: &Domain, conn: ConnId) -> Vec<u64> {
+        let may_be = |client: &Client| client.sealed && !client.absent && !self.is_gone_whole(client);
+        let all = domain.clients.iter().filter(|(_, client)| may_be(client)).map(|(id, _)| *id);
+        all.filter(|id| !self.is_served(conn, *id)).collect()
+    }
+
+    /// Whether it is dead, and what it wrote is gone with it or has yet to be presented: then it is served, or given up with the others.
+    fn is_gone_whole(&self, client: &Client) -> bool {
+        client.conn.is_none() && !self.regions.at(client.region).is_some_and(Held::is_here)
     }
 
     /// Whether this agent has the client.
@@ -259,7 +267,7 @@ impl State {
     }
 
     /// That its predecessor was passed over concerns the clients that it has not got yet.
-    fn all_may_be_served(&mut self, conn: ConnId) {
+    fn forget_who_was_passed_over(&mut self, conn: ConnId) {
         let Some(domain) = self.home(conn).filter(|domain| domain.passed_over) else { return };
         let mut sealed = domain.clients.iter().filter(|(_, c)| c.sealed);
         if sealed.all(|(id, _)| self.is_served(conn, *id))

@@ -15,8 +15,9 @@ use super::spinners::{self, Place};
 pub enum Spin {
     /// Sleep at once: no CPU, some 50 µs of latency.
     Never,
-    /// Spin for so long, then sleep; at once where half as many threads of the process spin already as it has processors. Up to 50 µs this is for an agent that is awake: one that sleeps takes longer to wake up, and
-    /// may need this very core for it, so the caller sleeps at once.
+    /// Spin for so long, then sleep; after 5 µs where half as many threads of the process spin already as it has processors. Up to
+    /// 50 µs this is for an agent that is awake: one that sleeps takes longer to wake up, and may need this very core for it, so the
+    /// caller sleeps at once.
     For(Duration),
     /// Never sleep: a core for the lowest latency.
     Always,

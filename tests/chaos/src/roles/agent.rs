@@ -1,7 +1,7 @@
 //! The agent of domain `work`: it takes a queue, answers calls at once and later, publishes, and writes down what it is given.
 
 use super::publisher::Publisher;
-use super::{Flag, PATIENCE, leak, socket_dir};
+use super::{Flag, PATIENCE, socket_dir};
 use crate::entry::{Entry, Log, MARKED, What, now};
 use crate::verdict::CALLS;
 use podshm::steps::{self, Step, plant, set_hook};
@@ -236,7 +236,7 @@ fn serve(
             }
         }
         if leaks.is_set() {
-            leak();
+            podshm_testkit::cgroup::leak();
         }
         if published.elapsed() > Duration::from_millis(1) {
             published = Instant::now();

@@ -7,7 +7,7 @@
 //! ```
 
 use super::publisher::VALUE;
-use super::{Flag, KEYS, PATIENCE, key, leak, socket_dir};
+use super::{Flag, KEYS, PATIENCE, key, socket_dir};
 use crate::entry::{Entry, Log, Outcome, What, now};
 use crate::roles::agent::ANSWER;
 use crate::schedule::Domain;
@@ -93,7 +93,7 @@ pub fn run(log: PathBuf, sender: u32, routes: &Path, pace: Duration) -> anyhow::
     println!("joined");
     while !stop.is_set() {
         if leaks.is_set() {
-            leak();
+            podshm_testkit::cgroup::leak();
         }
         std::thread::sleep(Duration::from_millis(5));
     }

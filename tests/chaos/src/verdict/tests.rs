@@ -29,9 +29,11 @@ fn accepted(count: u64) -> Vec<Entry> {
     vec![at(10, Intends, 1, count), at(20, Accepted, 1, count), at(90, Left, 1, 0)]
 }
 
+const REACH: Reach = Reach { batch: 1000, ring: 3000 };
+
 /// The verdict on domain `work` alone.
 fn judged(generations: Vec<(End, Vec<Entry>)>, client: Vec<Entry>, leaving: Leaving) -> Verdict {
-    let mut judge = Judge::new(Vec::new(), [1000, 1000]);
+    let mut judge = Judge::new(Vec::new(), [REACH; 2]);
     for (end, entries) in generations {
         judge.generation(Domain::Work, end, true, entries.into_iter());
     }
@@ -60,7 +62,7 @@ fn what_nobody_held_any_more_is_no_promise() {
     let broker = fault(Kind::BrokerKill, Target::Broker, 10 * second);
     let agent = |at| fault(Kind::AgentKill, Target::Agent(Domain::Work), at);
     let lost = |faults, leaving| {
-        let mut judge = Judge::new(faults, [1000, 1000]);
+        let mut judge = Judge::new(faults, [REACH; 2]);
         judge.generation(Domain::Work, End::Died, true, delivered(0..3).into_iter());
         judge.client(1, 0, leaving, accepted(8).into_iter().take(2));
         let verdict = judge.conclude(0);
@@ -107,10 +109,30 @@ fn repeats_are_marked_and_within_a_batch_and_never_after_a_close() {
     breaks(&after(End::Died, again(5..20)), "again over 1400 bytes");
     breaks(&after(End::Closed, again(19..20)), "1 records again after a hand-over in order");
     let verdict = judged(vec![(End::Died, vec![]), (End::Closed, delivered(0..5))], accepted(5), Leaving::Left);
-    let mut judge = Judge::new(Vec::new(), [1000, 1000]);
+    let mut judge = Judge::new(Vec::new(), [REACH; 2]);
     judge.client(1, 0, Leaving::Left, accepted(0).into_iter());
     assert!(verdict.broken.is_empty());
     breaks(&judge.conclude(1), "0 marked repeats, expected 1");
+}
+
+#[test]
+fn after_a_broker_that_died_all_that_a_ring_holds_may_come_again() {
+    let second = 1_000_000_000;
+    let after = |died: u64, end, repeats: std::ops::Range<u64>| {
+        let fault = Fault { kind: Kind::BrokerKill, target: Target::Broker, at: died, until: died };
+        let mut judge = Judge::new(vec![fault], [REACH; 2]);
+        let late = |entry: Entry| Entry { time: 30 * second, ..entry };
+        judge.generation(Domain::Work, end, true, delivered(0..60).into_iter());
+        let repeats = delivered(repeats).into_iter().map(marked).map(late);
+        judge.generation(Domain::Work, End::Closed, true, repeats);
+        judge.client(1, 0, Leaving::Left, accepted(60).into_iter());
+        judge.conclude(0)
+    };
+    assert_eq!(after(29 * second, End::Died, 30..60).broken, Vec::<String>::new());
+    assert_eq!(after(29 * second, End::Closed, 30..60).broken, Vec::<String>::new());
+    breaks(&after(29 * second, End::Died, 20..60), "again over 3900 bytes, expected 3000 at most");
+    breaks(&after(20 * second, End::Died, 30..60), "again over 2900 bytes, expected 1000 at most");
+    breaks(&after(20 * second, End::Closed, 59..60), "1 records again after a hand-over in order");
 }
 
 #[test]
@@ -201,7 +223,7 @@ fn a_fault_counts_with_work_in_flight() {
         fault(Target::Client(7), 15),
         fault(Target::Broker, 19),
     ];
-    let mut judge = Judge::new(faults, [0, 0]);
+    let mut judge = Judge::new(faults, [REACH; 2]);
     judge.generation(Domain::Work, End::Closed, false, [at(15, Handled, 1, 0)].into_iter());
     let client = vec![at(10, CallBegins, 1, 0), ended(20, 0, 0, Outcome::Answered), at(90, Left, 1, 0)];
     judge.client(1, 0, Leaving::Left, client.into_iter());
