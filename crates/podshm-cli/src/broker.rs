@@ -61,6 +61,12 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
     // Beside the pods' directories, root's alone. On a node ROOT is on /run, which goes with the machine, as the regions do.
     let state = Some(arguments.root.join(".broker"));
     let rejoin_grace = std::time::Duration::from_millis(arguments.rejoin_grace_ms);
+    let place = crate::domain::Where { root: arguments.root.clone() };
+    let unmodified = match arguments.unmodified {
+        true => Some(crate::serve::prepare(&place, &arguments.domain, &arguments.setup)?),
+        false => None,
+    };
+    // From here on a broker that served this root ends, and with it what it had for unmodified programs: that is waited for below.
     let broker = Broker::start_with(BrokerConfig { state, rejoin_grace })?;
     broker.add_domain(DomainConfig { limits, ..DomainConfig::new(&arguments.domain) })?;
     let agents = arguments.agents.iter().map(|pod| (pod, Rights { join: false, serve: true }));
@@ -89,11 +95,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         };
         broker.add_socket(&arguments.domain, &directory, who, rights)?;
     }
-    let place = crate::domain::Where { root: arguments.root.clone() };
-    let _unmodified = match arguments.unmodified {
-        true => Some(crate::serve::start(&place, &arguments.domain, &arguments.setup)?),
-        false => None,
-    };
+    let _unmodified = unmodified.map(crate::serve::serve).transpose()?;
     println!("ready: domain {} at {}", arguments.domain, arguments.root.display());
     while signals.pending().next().is_none() {
         if broker.has_given_way() {

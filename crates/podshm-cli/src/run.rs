@@ -9,7 +9,7 @@
 use crate::domain::{Setup, Where};
 use crate::stage::{Stage, VERB};
 use anyhow::{Context, bail};
-use podshm_unmodified::control::{Question, Response, ask};
+use podshm_unmodified::control::{Question, Response, ask_patiently};
 use podshm_unmodified::{Mode, Place};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::UnshareFlags;
@@ -53,7 +53,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         "member {member:?}: expected a plain name of at most 63 bytes"
     );
     if config.mode == Mode::Preload {
-        let answer = ask(&place, &Question::AddMember(member.clone())).with_context(|| {
+        let answer = ask_patiently(&place, &Question::AddMember(member.clone())).with_context(|| {
             format!(
                 "domain {} is in preload mode and its daemon is not there; start `podshm domain --domain {}`",
                 config.name, config.name
@@ -76,7 +76,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     };
     let done = start(&stage);
     if config.mode == Mode::Preload {
-        let _ = ask(&place, &Question::RemoveMember(member));
+        let _ = ask_patiently(&place, &Question::RemoveMember(member));
     }
     done
 }

@@ -2,7 +2,7 @@
 
 use crate::domain::{Setup, Where};
 use anyhow::Context;
-use podshm_unmodified::{Place, Server};
+use podshm_unmodified::{Config, Place, Server};
 
 /// What `podshm domain` takes.
 #[derive(clap::Args)]
@@ -19,17 +19,23 @@ pub struct Arguments {
 /// Sets the domain up if it is not there, and serves it until SIGTERM or SIGINT; its memory stays.
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let mut signals = signal_hook::iterator::Signals::new([15, 2]).context("watching for SIGTERM and SIGINT")?;
-    let _server = start(&arguments.place, &arguments.domain, &arguments.setup)?;
+    let _server = serve(prepare(&arguments.place, &arguments.domain, &arguments.setup)?)?;
     signals.forever().next();
     Ok(())
 }
 
-/// A server of the domain.
-pub fn start(place: &Where, domain: &str, setup: &Setup) -> anyhow::Result<Server> {
-    let place_of = Place::of(&place.root, domain)?;
-    let config = setup.resolve(&place_of, domain)?;
-    let mode = config.mode;
-    let server = Server::start(place_of, config)?;
-    println!("ready: domain {domain} for unmodified programs, mode {mode}, at {}", place.root.display());
+/// The domain as it will be served, set up; what can't be had is refused here, before a predecessor is asked to end.
+pub fn prepare(place: &Where, domain: &str, setup: &Setup) -> anyhow::Result<(Place, Config)> {
+    let place = Place::of(&place.root, domain)?;
+    let config = setup.resolve(&place, domain)?;
+    Ok((place, config))
+}
+
+/// A server of the domain, once a predecessor has ended.
+pub fn serve((place, config): (Place, Config)) -> anyhow::Result<Server> {
+    let (name, mode) = (config.name.clone(), config.mode);
+    let at = place.path("");
+    let server = Server::start(place, config)?;
+    println!("ready: domain {name} for unmodified programs, mode {mode}, at {}", at.display());
     Ok(server)
 }

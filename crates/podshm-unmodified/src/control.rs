@@ -6,8 +6,10 @@ use serde::{Deserialize, Serialize};
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+/// How long a daemon that is being replaced may be away.
+const REPLACED: Duration = Duration::from_secs(2);
 /// Longest line.
 pub const LONGEST: usize = 64 << 10;
 
@@ -84,6 +86,22 @@ pub struct Listed {
 /// Asks.
 pub fn ask(place: &Place, question: &Question) -> io::Result<Response> {
     ask_at(&place.path("control.sock"), question)
+}
+
+/// Asks; waits a moment for a daemon that is being replaced.
+pub fn ask_patiently(place: &Place, question: &Question) -> io::Result<Response> {
+    let start = Instant::now();
+    loop {
+        match ask(place, question) {
+            Err(error)
+                if start.elapsed() < REPLACED
+                    && matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) =>
+            {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            other => return other,
+        }
+    }
 }
 
 /// Asks where the socket is known by another path.

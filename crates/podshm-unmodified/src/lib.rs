@@ -8,7 +8,7 @@
 //!  posix.rs     shm_open, and ftruncate that allocates; alert.rs when it is nearly full,
 //!               reaper.rs what nobody comes back to
 //!  answer.rs    one request, one answer (with peer.rs, shmid_ds.rs)
-//!  server.rs    the event loop; control.rs what `podshm run`, `ls` and `rm` ask
+//!  server.rs    the event loop; turn.rs one daemon at a time; control.rs what `podshm run`, `ls` and `rm` ask
 //! ```
 //! The memory outlives this process: files on a tmpfs, and locks that the mappings keep. A restarted daemon reads both.
 #![forbid(unsafe_code)]
@@ -29,6 +29,7 @@ pub mod segments;
 pub mod server;
 pub mod shmid_ds;
 pub mod store;
+pub mod turn;
 
 pub use place::{Config, Mode, Place, PlaceError};
 pub use segments::Limits;

@@ -9,6 +9,7 @@
 //!    lib/                      tmpfs: libpodshm-preload.so, for members to load
 //!    members/MEMBER/shm.sock   the daemon's socket for that member
 //!    control.sock              for `podshm run`, `ls` and `rm`
+//!    daemon.lock               held by the one daemon that serves it
 //! ```
 //! All of it outlives the daemon; `podshm rm --domain NAME` ends it.
 
@@ -112,6 +113,16 @@ pub enum PlaceError {
         /// The root.
         root: PathBuf,
     },
+    /// One daemon at a time.
+    #[error("domain {name:?} is served by another daemon, pid {holder}, which has not ended for {waited} s; end that one first")]
+    Served {
+        /// The domain.
+        name: String,
+        /// The pid that it has written down.
+        holder: String,
+        /// Seconds.
+        waited: u64,
+    },
     /// There, but otherwise.
     #[error(
         "domain {name:?} is there with {what} {found}, not {asked}; a live domain is not changed: end it with `podshm rm --domain {name}` first"
@@ -167,6 +178,11 @@ impl Place {
         self.0.join(name)
     }
 
+    /// Its name.
+    pub fn name(&self) -> String {
+        self.0.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
     /// Where a member's socket is.
     pub fn member(&self, member: &str) -> PathBuf {
         self.0.join("members").join(member)
@@ -177,7 +193,7 @@ impl Place {
         let path = self.path("domain.json");
         let text = fs::read(&path).map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => PlaceError::Absent {
-                name: self.0.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+                name: self.name(),
                 root: self.0.parent().and_then(Path::parent).unwrap_or(Path::new("/")).to_owned(),
             },
             _ => PlaceError::System { what: format!("reading {}", path.display()), source },

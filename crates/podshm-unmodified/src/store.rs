@@ -12,19 +12,16 @@ use crate::record;
 use crate::segments::{Limits, Process, Segment, Segments};
 use podshm_preload::wire::READ_ONLY;
 use podshm_region::locks;
-use rustix::fs::{AtFlags, CWD, FallocateFlags, FlockOperation, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FallocateFlags, Mode, OFlags};
 use rustix::io::Errno;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 /// See [`Store::notice`].
 const WORTH_A_LOOK: usize = 64;
-/// How long a daemon waits for its predecessor.
-const HAND_OVER: Duration = Duration::from_secs(5);
 
 /// An attachment that this daemon has seen being made.
 #[derive(Clone, Debug)]
@@ -59,18 +56,10 @@ fn token_to_byte(token: u64) -> u64 {
 }
 
 impl Store {
-    /// Opens a directory on a tmpfs, with what a predecessor left in it.
+    /// Opens a directory on a tmpfs, with what a predecessor left in it. One at a time: see [`crate::turn`].
     pub fn open(directory: &Path, limits: Limits) -> std::io::Result<Self> {
         let path = directory.join("segments");
         let records = File::options().create(true).truncate(false).read(true).write(true).open(path)?;
-        // One daemon at a time; a predecessor that is going away lets go in a moment.
-        let deadline = Instant::now() + HAND_OVER;
-        while let Err(error) = rustix::fs::flock(&records, FlockOperation::NonBlockingLockExclusive) {
-            if Instant::now() > deadline {
-                return Err(std::io::Error::new(error.kind(), "another daemon serves this domain; stop it first"));
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
         let mut block = [0; record::SIZE];
         let cursor = match records.read_exact_at(&mut block, 0) {
             Ok(()) => record::to_cursor(&block).unwrap_or_default(),

@@ -17,6 +17,8 @@ pub struct Patience {
 
 /// Of calls whose failure the program sees.
 pub const PATIENT: Patience = Patience { connect: 2_000, answer: 60_000 };
+/// Of a fork: shorter, since the program's lock is held.
+pub const FORKING: Patience = Patience { connect: 100, answer: 1_000 };
 /// Of calls that only keep the books.
 pub const BRIEF: Patience = Patience { connect: 0, answer: 1_000 };
 
@@ -100,15 +102,33 @@ pub fn call(request: Request<'_>, patience: Patience) -> Result<Reply, c_int> {
 
 /// Says something that needs no answer. Connections are served in order, so later calls find it said.
 pub fn tell(words: Words, tail: Part) {
-    if let Ok(socket) = connect(&domain::domain().socket, BRIEF.connect) {
+    if let Ok(socket) = connect(&domain::domain().socket, &mut { BRIEF.connect }) {
         let _ = send(&socket, &Request { words, tail, fd: None, into: [0, 0], fds: &mut [] });
     }
 }
 
-fn exchange(request: Request<'_>, patience: Patience) -> Result<(Words, usize), c_int> {
-    let socket = connect(&domain::domain().socket, patience.connect)?;
-    send(&socket, &request)?;
-    await_answer(&socket, patience.answer)?;
+fn exchange(mut request: Request<'_>, patience: Patience) -> Result<(Words, usize), c_int> {
+    let mut left = patience.connect;
+    loop {
+        match exchange_once(&mut request, &mut left, patience.answer) {
+            // The daemon went away without having read the request: the kernel says so where it throws something unread away.
+            // Nobody has done anything for it, so the next daemon may be asked.
+            Err(errno::ECONNRESET | errno::EPIPE) if left > 0 => pause(&mut left),
+            other => return other,
+        }
+    }
+}
+
+/// A moment of what is left.
+fn pause(left: &mut i64) {
+    sys::sleep_ms(10);
+    *left -= 10;
+}
+
+fn exchange_once(request: &mut Request<'_>, left: &mut i64, answer: i64) -> Result<(Words, usize), c_int> {
+    let socket = connect(&domain::domain().socket, left)?;
+    send(&socket, request)?;
+    await_answer(&socket, answer)?;
     let mut reply = [0u64; WORDS];
     let parts = [[reply.as_mut_ptr() as usize, HEAD], request.into];
     let mut control = [0u64; 2 + FORK_BATCH / 2];
@@ -147,13 +167,12 @@ fn exchange(request: Request<'_>, patience: Patience) -> Result<(Words, usize), 
     Ok((reply, fds))
 }
 
-fn connect(path: &[u8; PATH], patience: i64) -> Result<Fd, c_int> {
+fn connect(path: &[u8; PATH], left: &mut i64) -> Result<Fd, c_int> {
     const UNIX: usize = 1;
     const SEQPACKET_CLOEXEC: usize = 5 | 0o2000000;
     let mut address = [0u8; 2 + PATH];
     address[..2].copy_from_slice(&1u16.to_ne_bytes());
     address[2..].copy_from_slice(path);
-    let mut left = patience;
     loop {
         // SAFETY: touches no memory.
         let socket = unsafe { raw(nr::SOCKET, [UNIX, SEQPACKET_CLOEXEC, 0, 0, 0, 0]) }?;
@@ -163,10 +182,7 @@ fn connect(path: &[u8; PATH], patience: i64) -> Result<Fd, c_int> {
         match unsafe { raw(nr::CONNECT, to) } {
             Ok(_) => return Ok(socket),
             // A daemon that is being replaced is back at once.
-            Err(errno::ECONNREFUSED | errno::ENOENT) if left > 0 => {
-                sys::sleep_ms(10);
-                left -= 10;
-            }
+            Err(errno::ECONNREFUSED | errno::ENOENT) if *left > 0 => pause(left),
             Err(errno::EINTR) => {}
             Err(error) => return Err(error),
         }

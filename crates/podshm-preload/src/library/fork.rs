@@ -8,7 +8,7 @@
 //! A child that is made behind libc's back (`clone`) shares its parent's: nattch counts the two as one, and never as none.
 
 use super::attachments::{ATTACHMENTS, Attachment};
-use super::call::{BRIEF, Request, call, tell};
+use super::call::{FORKING, Request, call, tell};
 use super::lock::{Mask, block_signals, restore_signals};
 use super::log::{Cause, explain};
 use super::{libc, sys};
@@ -58,7 +58,7 @@ extern "C" fn prepare() {
                 into: [tokens.as_mut_ptr() as usize, size_of_val(&tokens)],
                 fds: &mut fds,
             },
-            BRIEF,
+            FORKING,
         );
         let came = done.as_ref().map_or(0, |reply| reply.fds);
         let mut given = fds[..came].iter();

@@ -119,8 +119,10 @@ pub mod errno {
     pub const EXDEV: c_int = 18;
     pub const EINVAL: c_int = 22;
     pub const ENOSPC: c_int = 28;
+    pub const EPIPE: c_int = 32;
     pub const ENAMETOOLONG: c_int = 36;
     pub const ENOSYS: c_int = 38;
+    pub const ECONNRESET: c_int = 104;
     pub const ETIMEDOUT: c_int = 110;
     pub const ECONNREFUSED: c_int = 111;
 }
