@@ -106,6 +106,10 @@ impl Posix {
                 return Err(Errno::ACCESS);
             }
             let file = rustix::fs::openat(&self.directory, name, open, Mode::empty())?;
+            // From a directory of the daemon's mounts `..` leads out of the domain; members with a /dev/shm can make one.
+            if FileType::from_raw_mode(fstat(&file)?.st_mode) != FileType::RegularFile {
+                return Err(Errno::INVAL);
+            }
             if asked.contains(OFlags::TRUNC) && access != OFlags::RDONLY {
                 rustix::fs::ftruncate(&file, 0)?;
             }
