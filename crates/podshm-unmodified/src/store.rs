@@ -21,7 +21,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// See [`Store::notice`].
-const WORTH_A_LOOK: usize = 64;
+const WORTH_A_LOOK: usize = 16;
 
 /// An attachment that this daemon has seen being made.
 #[derive(Clone, Debug)]
@@ -53,6 +53,11 @@ pub struct Store {
 
 fn token_to_byte(token: u64) -> u64 {
     token & (locks::END - 1)
+}
+
+fn is_held(file: &File, token: u64) -> bool {
+    let byte = token_to_byte(token);
+    matches!(locks::held_between(file, byte, byte + 1), Ok(Some(_)))
 }
 
 impl Store {
@@ -147,7 +152,7 @@ impl Store {
             rustix::fs::open(self.path(id), access | OFlags::CLOEXEC, Mode::empty()).map_err(|_| Errno::NOMEM)?;
         let token = (random()? & (locks::END - 1) & !READ_ONLY) | if read_only { READ_ONLY } else { 0 };
         locks::hold(&file, token_to_byte(token)).map_err(|_| Errno::NOMEM)?;
-        self.notice(id, now);
+        self.notice(id, &by, now);
         let segment = self.segments.find_mut(id).ok_or(Errno::IDRM)?;
         let before = (segment.atime, segment.last.clone());
         segment.attached(by.clone(), now);
@@ -158,9 +163,8 @@ impl Store {
 
     /// Whether somebody has it attached under this token.
     pub fn holds(&self, id: i32, token: u64) -> bool {
-        let byte = token_to_byte(token);
         let Ok(file) = File::open(self.path(id)) else { return false };
-        self.segments.find(id).is_ok() && matches!(locks::held_between(&file, byte, byte + 1), Ok(Some(_)))
+        self.segments.find(id).is_ok() && is_held(&file, token)
     }
 
     /// A forked child has this attachment, which was made for it before it was there.
@@ -182,23 +186,34 @@ impl Store {
         self.count(id, now);
     }
 
-    /// An attachment was let go of.
+    /// An attachment was let go of; one that nobody knows of was not.
     pub fn detach(&mut self, id: i32, token: u64, by: Process, now: i64) {
-        // Still in the books as long as the lock is there: a child that has just been forked may keep it for a moment.
-        if let Some(known) = self.known.get_mut(&id).and_then(|tokens| tokens.get_mut(&token)) {
-            known.released = true;
-        }
-        self.notice(id, now);
-        if self.segments.find_mut(id).map(|segment| segment.detached(by, now)).is_some() {
-            self.write(id);
+        let Some(known) = self.known.get_mut(&id).and_then(|tokens| tokens.get_mut(&token)) else { return };
+        known.released = true;
+        self.notice(id, &by, now);
+        let Some(segment) = self.segments.find_mut(id) else { return };
+        segment.detached(by, now);
+        let doomed = segment.is_doomed();
+        self.write(id);
+        if doomed {
             self.count(id, now);
+        } else if !self.holds(id, token) {
+            // Otherwise still in the books: a child that has just been forked may keep the lock for a moment.
+            self.known.get_mut(&id).and_then(|tokens| tokens.remove(&token));
         }
     }
 
-    /// Notes who went without a word before what is noted next, so that `shm_lpid` is who came last. Where many are attached it
-    /// is not worth the look.
-    fn notice(&mut self, id: i32, now: i64) {
-        if self.known.get(&id).is_some_and(|tokens| tokens.len() <= WORTH_A_LOOK) {
+    /// Notes who went without a word before what is noted next, so that `shm_lpid` is who came last. The caller's own make no
+    /// difference to that, and where many others are attached it is not worth the look: each is a question to the kernel.
+    fn notice(&mut self, id: i32, by: &Process, now: i64) {
+        let Some(known) = self.known.get(&id) else { return };
+        let others = known.iter().filter(|(_, known)| known.by.node_pid != by.node_pid || by.node_pid == 0);
+        let others: Vec<u64> = others.map(|(token, _)| *token).take(WORTH_A_LOOK + 1).collect();
+        if others.is_empty() || others.len() > WORTH_A_LOOK {
+            return;
+        }
+        let Ok(file) = File::open(self.path(id)) else { return };
+        if others.into_iter().any(|token| !is_held(&file, token)) {
             self.count(id, now);
         }
     }
