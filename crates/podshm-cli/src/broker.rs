@@ -39,8 +39,8 @@ pub struct Arguments {
     setup: crate::domain::Setup,
 }
 
-/// Each client costs a few descriptors: this process takes as many as it may, not the few that a shell allows.
-fn allow_descriptors() {
+/// Each client, and each call that waits, costs a few descriptors: this process takes as many as it may, not the few that a shell allows.
+pub fn allow_descriptors() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {

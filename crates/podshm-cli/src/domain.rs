@@ -1,6 +1,7 @@
 //! What a domain for unmodified programs is made of, as options; and which mode it gets.
 
-use podshm_unmodified::place::PlaceError;
+use podshm_unmodified::events::{self, Event, Reason};
+use podshm_unmodified::place::{PlaceError, differs};
 use podshm_unmodified::{Config, Limits, Mode, Place};
 use std::path::PathBuf;
 
@@ -23,79 +24,97 @@ pub enum Asked {
     Native,
 }
 
-/// How a domain is set up, if it is not there yet.
+/// How a domain is set up, if it is not there yet. Of one that is there, what is said here has to be so.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Setup {
     /// How System V calls reach the domain.
     #[arg(long, value_enum, default_value = "auto")]
     pub mode: Asked,
-    /// Size of /dev/shm in MiB.
-    #[arg(long, default_value_t = 256)]
-    pub shm_mib: u64,
-    /// Files in /dev/shm.
-    #[arg(long, default_value_t = 4096)]
-    pub shm_inodes: u64,
+    /// Size of /dev/shm in MiB; 256 unless said.
+    #[arg(long)]
+    pub shm_mib: Option<u64>,
+    /// Files in /dev/shm; 4096 unless said.
+    #[arg(long)]
+    pub shm_inodes: Option<u64>,
     /// Lets what lies in /dev/shm be executed.
     #[arg(long)]
     pub shm_exec: bool,
-    /// How full /dev/shm may be, in percent of its size or its files, before the daemon warns.
-    #[arg(long, value_name = "PERCENT", default_value_t = 90, value_parser = clap::value_parser!(u8).range(1..=100))]
-    pub shm_alert_percent: u8,
+    /// How full /dev/shm may be, in percent of its size or its files, before the daemon warns; 90 unless said.
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub shm_alert_percent: Option<u8>,
     /// Largest System V segment in MiB; as much as all of them unless said.
     #[arg(long)]
     pub shmmax_mib: Option<u64>,
-    /// All System V segments together, in MiB.
-    #[arg(long, default_value_t = 256)]
-    pub shmall_mib: u64,
-    /// System V segments at once.
-    #[arg(long, default_value_t = 4096)]
-    pub shmmni: u32,
-    /// Seconds after which a segment goes that has neither its creator nor an attachment; never unless said.
+    /// All System V segments together, in MiB; 256 unless said.
+    #[arg(long)]
+    pub shmall_mib: Option<u64>,
+    /// System V segments at once; 4096 unless said.
+    #[arg(long)]
+    pub shmmni: Option<u32>,
+    /// Seconds after which a segment goes that has neither its creator nor an attachment; 0, and unless said: never.
     #[arg(long, value_name = "SECONDS")]
     pub reap_after: Option<u64>,
 }
 
+/// Who asks for a domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// Its daemon, which may set what is the daemon's.
+    Daemon,
+    /// `podshm run`.
+    Run,
+}
+
 impl Setup {
-    /// The domain in this mode.
-    pub fn config(&self, name: &str, mode: Mode) -> Config {
-        let shmall = self.shmall_mib << 20;
+    /// A domain that is not there yet.
+    fn new_domain(&self, name: &str, mode: Mode) -> Config {
+        let mut base = Config::new(name, mode);
+        if let Some(mib) = self.shmall_mib {
+            base.limits.shmmax = mib << 20;
+        }
+        self.said_of(base)
+    }
+
+    /// A domain with what is said here, and all else as it is.
+    fn said_of(&self, found: Config) -> Config {
+        let was = found.limits;
         let limits = Limits {
-            shmmax: self.shmmax_mib.map_or(shmall, |mib| mib << 20),
-            shmall: shmall / 4096,
-            shmmni: self.shmmni,
+            shmmax: self.shmmax_mib.map_or(was.shmmax, |mib| mib << 20),
+            shmall: self.shmall_mib.map_or(was.shmall, |mib| (mib << 20) / 4096),
+            shmmni: self.shmmni.unwrap_or(was.shmmni),
         };
         Config {
             limits,
-            shm_size: self.shm_mib << 20,
-            shm_inodes: self.shm_inodes,
-            shm_exec: self.shm_exec,
-            shm_alert_percent: self.shm_alert_percent,
-            reap_after: self.reap_after,
-            ..Config::new(name, mode)
+            mode: match self.mode {
+                Asked::Auto => found.mode,
+                Asked::Preload => Mode::Preload,
+                Asked::Native => Mode::Native,
+            },
+            shm_size: self.shm_mib.map_or(found.shm_size, |mib| mib << 20),
+            shm_inodes: self.shm_inodes.unwrap_or(found.shm_inodes),
+            shm_exec: self.shm_exec || found.shm_exec,
+            shm_alert_percent: self.shm_alert_percent.unwrap_or(found.shm_alert_percent),
+            reap_after: self.reap_after.map_or(found.reap_after, |seconds| Some(seconds).filter(|some| *some > 0)),
+            name: found.name,
         }
     }
 
     /// The domain as it is, or set up now. Auto is resolved here, once: the domain remembers.
-    pub fn resolve(&self, place: &Place, name: &str) -> Result<Config, PlaceError> {
+    pub fn resolve(&self, place: &Place, name: &str, by: By) -> Result<Config, PlaceError> {
         match place.config() {
-            Ok(found) if self.mode == Asked::Auto => return Ok(found),
             Ok(found) => {
-                let mode = if self.mode == Asked::Native { Mode::Native } else { Mode::Preload };
-                if found.mode == mode {
-                    return Ok(found);
+                let asked = self.said_of(found.clone());
+                differs(&asked, &found)?;
+                if by == By::Run {
+                    daemons_differ(&asked, &found)?;
                 }
-                return Err(PlaceError::Otherwise {
-                    name: name.to_owned(),
-                    what: "mode",
-                    found: found.mode.to_string(),
-                    asked: mode.to_string(),
-                });
+                return Ok(asked);
             }
             Err(PlaceError::Absent { .. }) => {}
             Err(error) => return Err(error),
         }
         let set_up = |mode| {
-            let config = self.config(name, mode);
+            let config = self.new_domain(name, mode);
             place.set_up(&config).map(|()| config)
         };
         match self.mode {
@@ -103,8 +122,27 @@ impl Setup {
             Asked::Preload => set_up(Mode::Preload),
             Asked::Auto => set_up(Mode::Native).or_else(|why| {
                 eprintln!("podshm: domain {name}: native mode can't be had here ({why}); preload");
-                set_up(Mode::Preload)
+                let config = set_up(Mode::Preload)?;
+                let message = format!("native mode can't be had here ({why}); the domain is in preload mode");
+                if let Err(error) = events::record(place, [Event::now(Reason::ModeFellBack, "", message)]) {
+                    eprintln!("podshm: domain {name}: an event could not be written down: {error}");
+                }
+                Ok(config)
             }),
         }
+    }
+}
+
+/// What its daemon reads once, at its start.
+fn daemons_differ(asked: &Config, found: &Config) -> Result<(), PlaceError> {
+    let name = asked.name.clone();
+    let seconds = |reap_after: Option<u64>| reap_after.unwrap_or(0).to_string();
+    let pairs = [
+        ("--shm-alert-percent", found.shm_alert_percent.to_string(), asked.shm_alert_percent.to_string()),
+        ("--reap-after", seconds(found.reap_after), seconds(asked.reap_after)),
+    ];
+    match pairs.into_iter().find(|(_, found, asked)| found != asked) {
+        None => Ok(()),
+        Some((what, found, asked)) => Err(PlaceError::Daemons { name, what, found, asked }),
     }
 }

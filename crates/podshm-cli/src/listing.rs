@@ -1,15 +1,16 @@
-//! `podshm ls` and `podshm rm`.
+//! `podshm ls`, `podshm events` and `podshm rm`.
 
 use crate::domain::Where;
 use anyhow::{Context, bail};
 use podshm_unmodified::control::{Listing, Question, Response, ask};
+use podshm_unmodified::events;
+use podshm_unmodified::native::KernelSegment;
 use podshm_unmodified::{Mode, Place};
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::process::Command;
 
-/// What `podshm ls` takes.
+/// What `podshm ls` and `podshm events` take.
 #[derive(clap::Args)]
 pub struct List {
     #[command(flatten)]
@@ -34,13 +35,41 @@ pub struct Remove {
     what: Vec<String>,
 }
 
+/// Shows what happened, the latest last: how long ago, the reason, whose, in words, how often.
+pub fn events(arguments: &List) -> anyhow::Result<()> {
+    let now = podshm_unmodified::answer::now();
+    for place in arguments.places()? {
+        for event in events::read(&place)? {
+            let kind = if event.reason.is_warning() { "Warning" } else { "Normal" };
+            let member = if event.member.is_empty() { String::new() } else { format!(" member {}", event.member) };
+            let often = match event.count {
+                1 => String::new(),
+                count => format!(" (x{count} over {} s)", event.last - event.first),
+            };
+            println!(
+                "{} s ago  {kind}  {:?}  domain {}{member}  {}{often}",
+                (now - event.last).max(0),
+                event.reason,
+                place.name(),
+                event.message
+            );
+        }
+    }
+    Ok(())
+}
+
+impl List {
+    fn places(&self) -> anyhow::Result<Vec<Place>> {
+        Ok(match &self.domain {
+            Some(name) => vec![Place::of(&self.place.root, name)?],
+            None => Place::all(&self.place.root),
+        })
+    }
+}
+
 /// Shows domains, their segments of all three kinds, owners, attachments and sizes.
 pub fn list(arguments: &List) -> anyhow::Result<()> {
-    let places = match &arguments.domain {
-        Some(name) => vec![Place::of(&arguments.place.root, name)?],
-        None => Place::all(&arguments.place.root),
-    };
-    for place in places {
+    for place in arguments.places()? {
         let config = place.config()?;
         let limits = config.limits;
         println!(
@@ -56,27 +85,31 @@ pub fn list(arguments: &List) -> anyhow::Result<()> {
                 fill.used, fill.size, fill.inodes_used, fill.inodes
             );
         }
-        posix(&place)?;
+        let idle = match ask(&place, &Question::Idle) {
+            Ok(Response::Idle(idle)) => BTreeMap::from_iter(idle),
+            _ => BTreeMap::new(), // without a daemon nothing is reaped
+        };
+        posix(&place, &idle)?;
         match config.mode {
-            Mode::Native => native(&place)?,
+            Mode::Native => native(&place, &idle)?,
             Mode::Preload => match ask(&place, &Question::List) {
                 Ok(Response::Listing(listing)) => preload(&listing),
                 Ok(other) => bail!("expected a listing from the daemon, found {other:?}"),
                 Err(error) => println!("  sysv: the daemon is away ({error}); its segments are kept"),
             },
         }
+        let warnings = events::read(&place)?.iter().filter(|event| event.reason.is_warning()).count();
+        if warnings > 0 {
+            println!("  {warnings} warnings: `podshm events --domain {}`", config.name);
+        }
     }
     Ok(())
 }
 
-fn posix(place: &Place) -> anyhow::Result<()> {
+fn posix(place: &Place, idle: &BTreeMap<String, u64>) -> anyhow::Result<()> {
     let mut files: Vec<_> =
         fs::read_dir(place.path("shm")).context("reading the domain's /dev/shm")?.flatten().collect();
     files.sort_by_key(fs::DirEntry::file_name);
-    let idle = match ask(place, &Question::Idle) {
-        Ok(Response::Idle(idle)) => BTreeMap::from_iter(idle),
-        _ => BTreeMap::new(), // without a daemon nothing is reaped
-    };
     for file in files {
         let Ok(data) = file.metadata() else { continue };
         let name = file.file_name().to_string_lossy().into_owned();
@@ -111,28 +144,15 @@ fn preload(listing: &Listing) {
 }
 
 /// As the kernel lists them in the domain's namespace.
-fn native(place: &Place) -> anyhow::Result<()> {
-    let text = in_ipc(place, || Ok(fs::read_to_string("/proc/sysvipc/shm")?))?;
-    for line in text.lines().skip(1) {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        if let [key, id, mode, size, creator, _, attached, uid, ..] = words[..] {
-            println!(
-                "  sysv {id} key {key} owner {uid} mode {mode} size {size} attached {attached} creator pid {creator}"
-            );
-        }
+fn native(place: &Place, idle: &BTreeMap<String, u64>) -> anyhow::Result<()> {
+    for one in place.kernel_segments()? {
+        let KernelSegment { key, id, mode, size, creator, attached, uid } = one;
+        let idle = idle.get(&format!("sysv/{id}")).map_or(String::new(), |seconds| format!(" idle {seconds} s"));
+        println!(
+            "  sysv {id} key {key:#010x} owner {uid} mode {mode} size {size} attached {attached} creator pid {creator}{idle}"
+        );
     }
     Ok(())
-}
-
-/// In a thread that enters the domain's IPC namespace.
-fn in_ipc<T: Send>(place: &Place, work: impl FnOnce() -> anyhow::Result<T> + Send) -> anyhow::Result<T> {
-    std::thread::scope(|scope| {
-        let inside = || {
-            place.enter_ipc()?;
-            work()
-        };
-        scope.spawn(inside).join().unwrap_or_else(|_| bail!("the thread in the domain's namespace died"))
-    })
 }
 
 /// Removes segments, or ends the domain.
@@ -154,7 +174,7 @@ pub fn remove(arguments: &Remove) -> anyhow::Result<()> {
                 Response::Refused(why) => bail!(why),
                 other => bail!("unexpected answer {other:?}"),
             },
-            Mode::Native => native_remove(&place, id, arguments.force)?,
+            Mode::Native => place.remove_kernel_segment(id, arguments.force)?,
         }
     }
     Ok(())
@@ -184,21 +204,6 @@ fn in_use(path: &std::path::Path) -> anyhow::Result<Option<u32>> {
         }
     }
     Ok(None)
-}
-
-fn native_remove(place: &Place, id: i32, force: bool) -> anyhow::Result<()> {
-    in_ipc(place, || {
-        let text = fs::read_to_string("/proc/sysvipc/shm")?;
-        let found = text.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
-        let segment = found.into_iter().find(|words| words.get(1) == Some(&&*id.to_string()));
-        let segment = segment.with_context(|| format!("no segment {id} here; `podshm ls` shows those that are"))?;
-        if segment.get(6) != Some(&"0") && !force {
-            bail!("segment {id} is attached {} times; end those programs, or use --force", segment[6]);
-        }
-        let status = Command::new("ipcrm").args(["-m", &id.to_string()]).status().context("ipcrm, of util-linux")?;
-        anyhow::ensure!(status.success(), "ipcrm: {status}");
-        Ok(())
-    })
 }
 
 fn end(place: &Place, arguments: &Remove) -> anyhow::Result<()> {

@@ -4,6 +4,7 @@
 mod broker;
 mod domain;
 mod listing;
+mod past;
 mod run;
 mod serve;
 mod stage;
@@ -28,6 +29,8 @@ enum Command {
     Run(run::Arguments),
     /// Shows domains, what lies in them and who uses it.
     Ls(listing::List),
+    /// Shows what happened in domains that somebody should hear of: refused calls, members that did not start, what was reaped.
+    Events(listing::List),
     /// Removes what is left in a domain, or the domain.
     Rm(listing::Remove),
     /// For `podshm run` alone.
@@ -46,6 +49,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Domain(arguments) => serve::run(&arguments)?,
         Command::Run(arguments) => return run::run(arguments),
         Command::Ls(arguments) => listing::list(&arguments)?,
+        Command::Events(arguments) => listing::events(&arguments)?,
         Command::Rm(arguments) => listing::remove(&arguments)?,
         Command::MemberStage { stage } => return stage::run(&stage),
     }

@@ -6,7 +6,7 @@
 //! ```
 //! The file system and the network are the machine's; /dev/shm, /proc, System V memory and the host name are not.
 
-use crate::domain::{Setup, Where};
+use crate::domain::{By, Setup, Where};
 use crate::stage::{Stage, VERB};
 use anyhow::{Context, bail};
 use podshm_unmodified::control::{Question, Response, ask_patiently};
@@ -46,7 +46,7 @@ pub struct Arguments {
 /// Runs it; its exit status, or 128 and the signal's number.
 pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let place = Place::of(&arguments.place.root, &arguments.domain)?;
-    let config = arguments.setup.resolve(&place, &arguments.domain)?;
+    let config = arguments.setup.resolve(&place, &arguments.domain, By::Run)?;
     let member = arguments.member.unwrap_or_else(|| format!("run-{}", std::process::id()));
     anyhow::ensure!(
         !member.is_empty() && !member.contains('/') && !member.starts_with('.') && member.len() <= 63,

@@ -9,6 +9,7 @@
 //!  ROOT/domains         empty: no other domain, no other member
 //! ```
 
+use crate::past;
 use anyhow::{Context, bail};
 use podshm_preload::{FILE_NAME, POSIX_ENV, SOCKET_ENV};
 use podshm_unmodified::control::{Question, ask_at};
@@ -114,6 +115,9 @@ pub fn run(stage: &str) -> anyhow::Result<ExitCode> {
         command.env("LD_PRELOAD", preload).env(SOCKET_ENV, socket).env(POSIX_ENV, "mounted");
     }
     drop_rights(stage.uid)?;
+    if stage.mode == Mode::Preload {
+        past::watch(stage.member, directory);
+    }
     command.uid(stage.uid).gid(stage.gid);
     let child = command.spawn().with_context(|| format!("executing {} as uid {}", program.display(), stage.uid))?;
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).context("a child has a pid")?;

@@ -25,8 +25,10 @@ pub mod locks;
 pub mod map;
 pub mod memory;
 pub mod peer;
+pub mod seccomp;
 #[cfg(feature = "steps")]
 pub mod steps;
+pub mod sysv;
 
 pub use map::{ReadMap, Window, WriteMap};
 pub use memory::{Memory, MemoryId, RegionError};

@@ -1,5 +1,6 @@
 //! One request, one answer: decides by [`Segments`](crate::segments), does by [`Store`] and [`Posix`].
 
+use crate::events::{Pending, Reason};
 use crate::peer::Peer;
 use crate::permissions::Caller;
 use crate::posix::Posix;
@@ -34,6 +35,8 @@ pub struct Memory {
     pub store: Store,
     /// POSIX.
     pub posix: Posix,
+    /// What somebody should hear of.
+    pub events: Pending,
 }
 
 /// Seconds since 1970.
@@ -123,7 +126,10 @@ impl Memory {
             Err(error @ Errno::NOSPC) => {
                 let limits = self.store.segments().limits();
                 let pages = self.store.segments().pages();
-                tracing::warn!(member = peer.member, size, pages, ?limits, %error, "a segment was refused");
+                let why = "shmget of a new segment: ENOSPC, the domain's shmall or shmmni is reached; see `podshm ls`";
+                if self.events.note(Reason::SegmentRefused, &peer.member, why.to_owned()) {
+                    tracing::warn!(member = peer.member, size, pages, ?limits, %error, "a segment was refused");
+                }
                 Err(error)
             }
             Err(error) => Err(error),

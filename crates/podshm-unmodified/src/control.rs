@@ -25,10 +25,12 @@ pub enum Question {
     List,
     /// Remove a segment: the id, and whether attachments don't matter.
     Remove(i32, bool),
-    /// POSIX objects without creator and user.
+    /// What has neither creator nor user.
     Idle,
     /// A member could not be started, and why; for the daemon's log.
     NotStarted(String, String),
+    /// A call in a member that did not come through the library was refused: the member, the program, the call.
+    PastLibrary(String, String, String),
 }
 
 /// What is answered.
@@ -39,7 +41,7 @@ pub enum Response {
     Done,
     /// What there is.
     Listing(Listing),
-    /// Names of POSIX objects without creator and user, and for how many seconds.
+    /// Names of POSIX objects without creator and user, and for how many seconds; of the kernel's segments `sysv/ID`.
     Idle(Vec<(String, u64)>),
     /// It was not done, and why.
     Refused(String),

@@ -9,6 +9,7 @@
 //!    lib/                      tmpfs: libpodshm-preload.so, for members to load
 //!    members/MEMBER/shm.sock   the daemon's socket for that member
 //!    control.sock              for `podshm run`, `ls` and `rm`
+//!    events                    what somebody should hear of: `podshm events`
 //!    daemon.lock               held by the one daemon that serves it
 //! ```
 //! All of it outlives the daemon; `podshm rm --domain NAME` ends it.
@@ -114,7 +115,9 @@ pub enum PlaceError {
         root: PathBuf,
     },
     /// One daemon at a time.
-    #[error("domain {name:?} is served by another daemon, pid {holder}, which has not ended for {waited} s; end that one first")]
+    #[error(
+        "domain {name:?} is served by another daemon, pid {holder}, which has not ended for {waited} s; end that one first"
+    )]
     Served {
         /// The domain.
         name: String,
@@ -128,6 +131,20 @@ pub enum PlaceError {
         "domain {name:?} is there with {what} {found}, not {asked}; a live domain is not changed: end it with `podshm rm --domain {name}` first"
     )]
     Otherwise {
+        /// Its name.
+        name: String,
+        /// Which setting.
+        what: &'static str,
+        /// As it is.
+        found: String,
+        /// As it was asked for.
+        asked: String,
+    },
+    /// There, but its daemon would have to change.
+    #[error(
+        "domain {name:?} is there with {what} {found}, not {asked}: that is its daemon's; start `podshm domain` anew with it"
+    )]
+    Daemons {
         /// Its name.
         name: String,
         /// Which setting.
@@ -256,7 +273,8 @@ impl Place {
     }
 }
 
-fn differs(asked: &Config, found: &Config) -> Result<(), PlaceError> {
+/// What can't be changed while the domain is there has to be as it is.
+pub fn differs(asked: &Config, found: &Config) -> Result<(), PlaceError> {
     let pairs = [
         ("mode", found.mode.to_string(), asked.mode.to_string()),
         ("shmmax", found.limits.shmmax.to_string(), asked.limits.shmmax.to_string()),

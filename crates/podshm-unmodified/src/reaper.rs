@@ -7,8 +7,9 @@
 //! has the domain's /dev/shm (or asked the daemon, which remembers). While one such process lives, or anybody has the object open
 //! or mapped, it stays; so an object is never taken from its creator, and may stay longer than it has to.
 
+use crate::events::{self, Event, Reason};
 use crate::peer::started;
-use crate::place::{Doing, PlaceError};
+use crate::place::{Doing, Place, PlaceError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -133,11 +134,20 @@ pub struct Reaper {
 
 impl Reaper {
     /// Watches a domain's /dev/shm.
-    pub fn start(domain: &str, directory: PathBuf, grace: u64, shared: Shared) -> Result<Self, PlaceError> {
+    pub fn start(place: &Place, grace: u64, shared: Shared) -> Result<Self, PlaceError> {
+        let directory = place.path("shm");
         let device = fs::metadata(&directory).doing(|| format!("looking at {}", directory.display()))?.dev();
         let (stop, stopped) = channel::<()>();
         let grace = Duration::from_secs(grace);
-        let mut watch = Watch { domain: domain.to_owned(), directory, device, grace, books: Books::default(), shared };
+        let mut watch = Watch {
+            place: place.clone(),
+            domain: place.name(),
+            directory,
+            device,
+            grace,
+            books: Books::default(),
+            shared,
+        };
         // /proc is large where many processes run; nothing waits for this thread.
         let pause = (grace / 4).clamp(Duration::from_secs(1), Duration::from_secs(60));
         let run = move || {
@@ -163,6 +173,7 @@ impl Drop for Reaper {
 }
 
 struct Watch {
+    place: Place,
     domain: String,
     directory: PathBuf,
     device: u64,
@@ -212,6 +223,11 @@ impl Watch {
                     size = object.size,
                     "an object was reaped"
                 );
+                let message = format!("/{} of uid {}, {} bytes", object.name, object.uid, object.size);
+                let event = Event::now(Reason::ObjectReaped, "", message);
+                if let Err(error) = events::record(&self.place, [event]) {
+                    tracing::error!(%error, "an event could not be written down");
+                }
             }
         }
         let idle = self.books.0.values().filter_map(|seen| Some((seen.object.name.clone(), seen.idle_since?)));

@@ -14,6 +14,8 @@ pub use calls::SOCKET;
 
 use crate::alert::Alert;
 use crate::answer::Memory;
+use crate::events::Pending;
+use crate::native::Native;
 use crate::place::{Config, Doing, Place, PlaceError, make_directory};
 use crate::posix::Posix;
 use crate::reaper::{Reaper, Shared};
@@ -60,8 +62,7 @@ impl Server {
         let idle = Shared::default();
         let told = config.reap_after.map(|_| idle.clone());
         let posix = Posix::open(&path, told).doing(|| format!("opening {}", path.display()))?;
-        let reaper =
-            config.reap_after.map(|grace| Reaper::start(&config.name, path, grace, idle.clone())).transpose()?;
+        let reaper = config.reap_after.map(|grace| Reaper::start(&place, grace, idle.clone())).transpose()?;
         let control = place.path("control.sock");
         let listener = bind_and_rename(&control, |path| UnixListener::bind(path), 0o600)
             .doing(|| format!("listening at {}", control.display()))?;
@@ -76,7 +77,8 @@ impl Server {
             place,
             alert: Alert::at(config.shm_alert_percent),
             config,
-            memory: Memory { store, posix },
+            memory: Memory { store, posix, events: Pending::default() },
+            native: Native::default(),
             epoll,
             stop: Arc::clone(&stop),
             control: listener,
@@ -134,6 +136,7 @@ struct Loop {
     waiting: BTreeMap<u64, Waiting>,
     idle_since: BTreeMap<i32, Instant>,
     idle: Shared,
+    native: Native,
     /// The last to go: the next daemon begins when this one has let go of everything.
     _turn: Turn,
 }
@@ -166,8 +169,7 @@ impl Loop {
 
     /// Who has something to say; none, where nobody had in that time.
     fn wait(&self, time: Duration) -> rustix::io::Result<Vec<u64>> {
-        let mut events =
-            [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 64];
+        let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 64];
         let timeout = rustix::event::Timespec { tv_sec: time.as_secs() as i64, tv_nsec: time.subsec_nanos().into() };
         match epoll::wait(&self.epoll, &mut events, Some(&timeout)) {
             Ok(came) => Ok(events[..came].iter().map(|event| event.data.u64()).collect()),

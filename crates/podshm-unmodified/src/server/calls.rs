@@ -176,7 +176,11 @@ impl Loop {
         let _ = epoll::delete(&self.epoll, &self.stop);
         let start = Instant::now();
         while !self.waiting.is_empty() && start.elapsed() < LAST_WORDS {
-            self.wait(LAST_WORDS.saturating_sub(start.elapsed())).unwrap_or_default().into_iter().for_each(|id| self.hear(id));
+            self.wait(LAST_WORDS.saturating_sub(start.elapsed()))
+                .unwrap_or_default()
+                .into_iter()
+                .for_each(|id| self.hear(id));
         }
+        self.memory.events.write(&self.place);
     }
 }

@@ -4,6 +4,7 @@ use super::Loop;
 use super::watch::creator_gone;
 use crate::answer::now;
 use crate::control::{LONGEST, Listed, Listing, Question, Response};
+use crate::events::Reason;
 use crate::segments::Segment;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -43,7 +44,7 @@ impl Loop {
                         domain = self.config.name,
                         member,
                         "a member; System V calls that do not come through the library (static programs, raw calls) are an \
-                         errno in it: its own IPC namespace has shmmni, shmall, sem and msgmni of 0"
+                         errno in it, of which this log and `podshm events` tell"
                     );
                     Response::Done
                 }
@@ -53,11 +54,30 @@ impl Loop {
                 self.remove_member(&member);
                 Response::Done
             }
-            Question::Idle => Response::Idle(self.idle.idle()),
+            Question::Idle => Response::Idle(self.idle.idle().into_iter().chain(self.native.idle()).collect()),
             Question::List => Response::Listing(self.list()),
             Question::Remove(id, force) => self.remove(id, force),
             Question::NotStarted(member, why) => {
                 tracing::warn!(domain = self.config.name, member, why, "a member was not started");
+                self.memory.events.note(Reason::MemberNotStarted, &member, why);
+                self.memory.events.write(&self.place);
+                Response::Done
+            }
+            Question::PastLibrary(member, program, call) => {
+                tracing::warn!(
+                    domain = self.config.name,
+                    member,
+                    program,
+                    call,
+                    "a call that did not come through the library was refused with ENOSYS: the program is static, makes system calls \
+                     by hand or was started without LD_PRELOAD; the domain would have to be in native mode"
+                );
+                let message = format!(
+                    "{call} by {program} did not come through the preload library (static, raw system call, or without LD_PRELOAD): \
+                     ENOSYS; run the domain in native mode"
+                );
+                self.memory.events.note(Reason::NativeCallRefused, &member, message);
+                self.memory.events.write(&self.place);
                 Response::Done
             }
         }

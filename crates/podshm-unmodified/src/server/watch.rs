@@ -3,7 +3,10 @@
 use super::Loop;
 use crate::alert::Crossing;
 use crate::answer::now;
+use crate::events::Reason;
+use crate::native::KernelSegment;
 use crate::peer::started;
+use crate::place::Mode;
 use crate::segments::Segment;
 use std::time::{Duration, Instant};
 
@@ -16,24 +19,33 @@ impl Loop {
         self.memory.store.sweep(now());
         self.reap();
         self.watch_fill();
+        self.memory.events.write(&self.place);
     }
 
     fn watch_fill(&mut self) {
         let Ok(fill) = self.place.fill() else { return };
         let (domain, percent, level) = (&self.config.name, fill.percent(), self.config.shm_alert_percent);
         match self.alert.look(&fill) {
-            Some(Crossing::Rose) => tracing::warn!(
-                domain,
-                percent,
-                level,
-                used = fill.used,
-                size = fill.size,
-                files = fill.inodes_used,
-                of = fill.inodes,
-                "the domain's /dev/shm is filling up; once it is full ftruncate is ENOSPC over the preload, and a touch is \
-                 SIGBUS without it: see `podshm ls`, remove what is left with `podshm rm`"
-            ),
-            Some(Crossing::Fell) => tracing::info!(domain, percent, level, "the domain's /dev/shm has room again"),
+            Some(Crossing::Rose) => {
+                tracing::warn!(
+                    domain,
+                    percent,
+                    level,
+                    used = fill.used,
+                    size = fill.size,
+                    files = fill.inodes_used,
+                    of = fill.inodes,
+                    "the domain's /dev/shm is filling up; once it is full ftruncate is ENOSPC over the preload, and a touch \
+                     is SIGBUS without it: see `podshm ls`, remove what is left with `podshm rm`"
+                );
+                let message = format!("/dev/shm is past {level} % of its bytes or files; see `podshm ls`");
+                self.memory.events.note(Reason::DevShmFilling, "", message);
+            }
+            Some(Crossing::Fell) => {
+                tracing::info!(domain, percent, level, "the domain's /dev/shm has room again");
+                let message = format!("/dev/shm is well below {level} % again");
+                self.memory.events.note(Reason::DevShmHasRoom, "", message);
+            }
             None => {}
         }
     }
@@ -41,6 +53,9 @@ impl Loop {
     /// Names, ages and, after the domain's grace, removes what nobody will come back to.
     fn reap(&mut self) {
         let Some(grace) = self.config.reap_after else { return };
+        if self.config.mode == Mode::Native {
+            return self.reap_native(Duration::from_secs(grace));
+        }
         let all: Vec<Segment> = self.memory.store.segments().all().cloned().collect();
         self.idle_since.retain(|id, _| all.iter().any(|segment| segment.id == *id));
         for segment in all {
@@ -64,8 +79,42 @@ impl Loop {
             });
             if since.elapsed() >= Duration::from_secs(grace) {
                 tracing::warn!(domain = self.config.name, id = segment.id, size = segment.size, "a segment was reaped");
+                let message = format!("segment {} with key {:#x}, {} bytes", segment.id, segment.key, segment.size);
+                self.memory.events.note(Reason::SegmentReaped, &segment.creator.member, message);
                 self.memory.store.remove_by_force(segment.id);
                 self.idle_since.remove(&segment.id);
+            }
+        }
+    }
+
+    /// The same for the kernel's segments.
+    fn reap_native(&mut self, grace: Duration) {
+        let there = match self.place.kernel_segments() {
+            Ok(there) => there,
+            Err(error) => return tracing::error!(%error, "the domain's segments can't be read"),
+        };
+        let domain = &self.config.name;
+        let (idle, over) = self.native.look(&there, started, Instant::now(), grace);
+        for KernelSegment { id, key, size, creator, .. } in idle {
+            let grace = grace.as_secs();
+            tracing::info!(
+                domain,
+                id,
+                key,
+                size,
+                pid = creator,
+                grace,
+                "a segment has neither its creator nor an attachment"
+            );
+        }
+        for KernelSegment { id, key, size, .. } in over {
+            match self.place.remove_kernel_segment(id, false) {
+                Ok(()) => {
+                    tracing::warn!(domain, id, size, "a segment was reaped");
+                    let message = format!("segment {id} with key {key:#x}, {size} bytes");
+                    self.memory.events.note(Reason::SegmentReaped, "", message);
+                }
+                Err(why) => tracing::info!(domain, id, %why, "a segment was not reaped"),
             }
         }
     }
