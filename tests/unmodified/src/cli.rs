@@ -43,10 +43,15 @@ impl Machine {
 
     /// Starts a domain's daemon.
     pub fn serve_in(&mut self, mode: &str, domain: &str, options: &[&str]) {
-        let log = std::fs::File::options().create(true).append(true).open(self.log_path(domain)).expect("a log");
         let mut command = self.command("domain");
-        command.args(["--domain", domain, "--mode", mode]).args(options).stdout(Stdio::piped());
-        command.env("PODSHM_LOG", "info").env("NO_COLOR", "1").stderr(log);
+        command.args(["--domain", domain, "--mode", mode]).args(options);
+        self.serve_by(command, domain);
+    }
+
+    /// Starts a domain's daemon by a command.
+    pub fn serve_by(&mut self, mut command: Command, domain: &str) {
+        let log = std::fs::File::options().create(true).append(true).open(self.log_path(domain)).expect("a log");
+        command.env("PODSHM_LOG", "info").env("NO_COLOR", "1").stdout(Stdio::piped()).stderr(log);
         let mut child = command.spawn().expect("podshm domain");
         let mut line = String::new();
         BufReader::new(child.stdout.as_mut().expect("piped")).read_line(&mut line).expect("a line");
@@ -61,6 +66,11 @@ impl Machine {
     /// What a domain's daemons have logged.
     pub fn log(&self, domain: &str) -> String {
         std::fs::read_to_string(self.log_path(domain)).expect("a log")
+    }
+
+    /// Pid of a domain's daemon.
+    pub fn pid(&self, domain: &str) -> u32 {
+        self.daemons.iter().find(|(name, _)| name == domain).expect("it runs").1.id()
     }
 
     /// kill -9 of a domain's daemon.
@@ -95,6 +105,11 @@ impl Machine {
     /// What `podshm ls` says of a domain.
     pub fn ls(&self, domain: &str) -> String {
         crate::programs::run(self.command("ls").args(["--domain", domain]))
+    }
+
+    /// What `podshm events` says of a domain.
+    pub fn events(&self, domain: &str) -> String {
+        crate::programs::run(self.command("events").args(["--domain", domain]))
     }
 }
 
@@ -136,6 +151,15 @@ impl Talk {
         Talk { child, stdin, stdout }
     }
 
+    /// Pid on this machine of a member's program: the child of its first process, which is the child of `podshm run`.
+    pub fn member_pid(&self) -> u32 {
+        let child = |pid: u32| {
+            let path = format!("/proc/{pid}/task/{pid}/children");
+            std::fs::read_to_string(path).expect("children").trim().parse().expect("one child")
+        };
+        child(child(self.child.id()))
+    }
+
     /// Its next line.
     pub fn line(&mut self) -> String {
         let mut line = String::new();
@@ -161,6 +185,12 @@ impl Talk {
     /// kill -9 of `podshm run`, and with it of the member.
     pub fn kill9(mut self) {
         self.child.kill().and_then(|()| self.child.wait()).expect("it is killed");
+    }
+}
+
+impl Drop for Talk {
+    fn drop(&mut self) {
+        let _ = self.child.kill().and_then(|()| self.child.wait());
     }
 }
 
