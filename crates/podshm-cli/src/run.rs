@@ -9,7 +9,8 @@
 use crate::domain::{By, Setup, Where};
 use crate::stage::{Stage, VERB};
 use anyhow::{Context, bail};
-use podshm_unmodified::control::{Question, Response, ask_patiently};
+use podshm_unmodified::control::{Question, Response, ask, ask_patiently};
+use podshm_unmodified::runs::Run;
 use podshm_unmodified::{Mode, Place};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::UnshareFlags;
@@ -52,7 +53,9 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         !member.is_empty() && !member.contains('/') && !member.starts_with('.') && member.len() <= 63,
         "member {member:?}: expected a plain name of at most 63 bytes"
     );
+    let mut held = None;
     if config.mode == Mode::Preload {
+        held = Some(Run::begin(&place, &member)?);
         let answer = ask_patiently(&place, &Question::AddMember(member.clone())).with_context(|| {
             format!(
                 "domain {} is in preload mode and its daemon is not there; start `podshm domain --domain {}`",
@@ -75,8 +78,9 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         command: arguments.command,
     };
     let done = start(&stage);
-    if config.mode == Mode::Preload {
-        let _ = ask_patiently(&place, &Question::RemoveMember(member));
+    if held.take().is_some() {
+        // A daemon that is away finds out by itself.
+        let _ = ask(&place, &Question::RunEnded);
     }
     done
 }

@@ -21,6 +21,8 @@ pub enum Question {
     AddMember(String),
     /// It is gone; its socket goes.
     RemoveMember(String),
+    /// A `podshm run` is over: the sockets of members that have no other go. Without this, a second later.
+    RunEnded,
     /// What there is.
     List,
     /// Remove a segment: the id, and whether attachments don't matter.

@@ -8,7 +8,7 @@
 //!  posix.rs     shm_open, and ftruncate that allocates; alert.rs when it is nearly full,
 //!               reaper.rs what nobody comes back to
 //!  answer.rs    one request, one answer (with peer.rs, shmid_ds.rs)
-//!  server.rs    the event loop; turn.rs one daemon at a time; control.rs what `podshm run`, `ls` and `rm` ask;
+//!  server.rs    the event loop; turn.rs one daemon at a time; runs.rs members of `podshm run`; control.rs what `podshm run`, `ls` and `rm` ask;
 //!               events.rs what somebody should hear of
 //! ```
 //! The memory outlives this process: files on a tmpfs, and locks that the mappings keep. A restarted daemon reads both.
@@ -27,6 +27,7 @@ pub mod posix;
 pub mod probe;
 pub mod reaper;
 pub mod record;
+pub mod runs;
 pub mod segments;
 pub mod server;
 pub mod shmid_ds;

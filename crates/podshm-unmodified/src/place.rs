@@ -8,6 +8,7 @@
 //!    ipc                       a pinned IPC namespace                  (sysv native)
 //!    lib/                      tmpfs: libpodshm-preload.so, for members to load
 //!    members/MEMBER/shm.sock   the daemon's socket for that member
+//!    runs/MEMBER               locked by each `podshm run` of that member
 //!    control.sock              for `podshm run`, `ls` and `rm`
 //!    events                    what somebody should hear of: `podshm events`
 //!    daemon.lock               held by the one daemon that serves it

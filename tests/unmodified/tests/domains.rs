@@ -130,6 +130,27 @@ fn a_broker_that_serves_unmodified_programs_is_upgraded_and_no_call_fails() {
     broker.end();
 }
 
+#[test]
+fn a_member_ends_with_its_last_run_killed_or_not() {
+    let mut machine = Machine::new("runs");
+    machine.serve("d", &[]);
+    let sysv = compile("sysv", Build::Dynamic);
+    let hold = || {
+        let mut talk = Talk::start(machine.member("d", &["--member", "m"], &sysv).args(["hold", "1"]));
+        assert_eq!(talk.line(), "holding");
+        talk
+    };
+    let members = |machine: &Machine, which: &str| machine.ls("d").contains(&format!("members: {which}\n"));
+    let (first, mut second) = (hold(), hold());
+    machine.upgrade("d");
+    first.end();
+    assert!(members(&machine, "m"), "{}", machine.ls("d"));
+    assert_eq!(second.ask(), "1", "its socket is there");
+    second.kill9();
+    until("nobody runs it", || members(&machine, ""));
+    assert!(!machine.path("domains/d/members/m").exists() && !machine.path("domains/d/runs/m").exists());
+}
+
 /// A broker, until it is dropped.
 struct Serving {
     child: Child,

@@ -316,6 +316,10 @@ fn a_full_domain_is_an_errno() {
     assert_eq!(grow("/a", "4096"), "grown to 4096, 4096 allocated\n");
     assert_eq!(grow("/b", "1000000"), "grown to 1000000, 1003520 allocated\n");
     assert!(machine.ls("d").contains("/dev/shm 1007616 of 1048576 bytes (96 %)"), "{}", machine.ls("d"));
+    // What the library does not reach pays at the touch, and a full domain is SIGBUS there.
+    let line = format!("{} touch /c 500000; echo $?", compile("posix", Build::Static).display());
+    let touched = said(machine.member("d", &[], "/bin/sh".as_ref()).args(["-c", &line]));
+    assert!(touched.contains("135\n"), "{touched}");
     let mut ipcmk = machine.member("d", &[], "/usr/bin/ipcmk".as_ref());
     let full = said(ipcmk.args(["-M", "2000000"]));
     assert!(full.contains("Invalid argument"), "over shmmax: {full}");

@@ -30,8 +30,6 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub(super) struct Listener {
     pub(super) member: String,
-    /// Runs under this name.
-    users: u32,
     socket: OwnedFd,
 }
 
@@ -44,8 +42,7 @@ pub(super) struct Waiting {
 
 impl Loop {
     pub(super) fn add_member(&mut self, member: &str) -> Result<(), PlaceError> {
-        if let Some(known) = self.listeners.values_mut().find(|listener| listener.member == member) {
-            known.users += 1;
+        if self.listeners.values().any(|listener| listener.member == member) {
             return Ok(());
         }
         let directory = self.place.member(member);
@@ -63,17 +60,13 @@ impl Loop {
         self.next += 1;
         epoll::add(&self.epoll, &socket, epoll::EventData::new_u64(id), epoll::EventFlags::IN)
             .doing(|| "watching a member's socket".into())?;
-        self.listeners.insert(id, Listener { member: member.to_owned(), users: 1, socket });
+        self.listeners.insert(id, Listener { member: member.to_owned(), socket });
         Ok(())
     }
 
     pub(super) fn remove_member(&mut self, member: &str) {
-        let Some(listener) = self.listeners.values_mut().find(|listener| listener.member == member) else { return };
-        listener.users -= 1;
-        if listener.users == 0 {
-            self.listeners.retain(|_, listener| listener.member != member);
-            let _ = std::fs::remove_dir_all(self.place.member(member));
-        }
+        self.listeners.retain(|_, listener| listener.member != member);
+        let _ = std::fs::remove_dir_all(self.place.member(member));
     }
 
     pub(super) fn accept(&mut self, id: u64) {

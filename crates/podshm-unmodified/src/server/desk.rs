@@ -54,6 +54,10 @@ impl Loop {
                 self.remove_member(&member);
                 Response::Done
             }
+            Question::RunEnded => {
+                self.end_runs();
+                Response::Done
+            }
             Question::Idle => Response::Idle(self.idle.idle().into_iter().chain(self.native.idle()).collect()),
             Question::List => Response::Listing(self.list()),
             Question::Remove(id, force) => self.remove(id, force),

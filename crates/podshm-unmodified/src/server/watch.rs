@@ -7,6 +7,7 @@ use crate::events::Reason;
 use crate::native::KernelSegment;
 use crate::peer::started;
 use crate::place::Mode;
+use crate::runs;
 use crate::segments::Segment;
 use std::time::{Duration, Instant};
 
@@ -16,10 +17,17 @@ const DAWDLING: Duration = Duration::from_secs(10);
 impl Loop {
     pub(super) fn tick(&mut self) {
         self.waiting.retain(|_, waiting| waiting.since.elapsed() < DAWDLING);
+        self.end_runs();
         self.memory.store.sweep(now());
         self.reap();
         self.watch_fill();
         self.memory.events.write(&self.place);
+    }
+
+    pub(super) fn end_runs(&mut self) {
+        for member in runs::ended(&self.place) {
+            self.remove_member(&member);
+        }
     }
 
     fn watch_fill(&mut self) {
