@@ -6,6 +6,7 @@ mod tables;
 mod take_over;
 
 use crate::connections::Role;
+use crate::left_state::LeftState;
 use crate::regions::{ConnId, Owner};
 use crate::state::State;
 use podshm_layout::step::{self, Step};
@@ -257,7 +258,7 @@ impl State {
     pub(crate) fn agent_closed(&mut self, conn: ConnId, state: Vec<u8>) {
         let Some(domain) = self.domain_of(conn) else { return };
         if domain.agent == Some(conn) {
-            domain.left_state = state;
+            domain.left_state = LeftState::new(state);
             domain.agent = None;
             let name = domain.config.name.clone();
             self.give_up_vouched(&name);

@@ -18,6 +18,7 @@ mod event_loop;
 pub mod fuzzing;
 mod layouts;
 mod ledger;
+mod left_state;
 mod liveness;
 mod moving;
 mod place;

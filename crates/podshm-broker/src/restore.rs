@@ -3,6 +3,7 @@
 use crate::clients::Client;
 use crate::ledger::Ledger;
 use crate::ledger::records::{ClientKey, ClientRecord, DomainRecord, Shape};
+use crate::left_state::LeftState;
 use crate::moving::Coming;
 use crate::state::{Domain, DomainConfig, State};
 use crate::{BrokerError, Identity};
@@ -55,7 +56,8 @@ impl State {
         (domain.table_generation, domain.last_client, domain.last_place) =
             (record.table_generation, record.last_client, record.last_place);
         (domain.refused, domain.discarded, domain.held_open) = (record.refused, record.discarded, record.held_open);
-        (domain.left_state, domain.unclaimed) = (record.left_state, record.unclaimed);
+        domain.left_state = LeftState { bytes: record.left_state, given_to: record.left_state_given };
+        domain.unclaimed = record.unclaimed;
 
         let from = ClientKey { domain: name.clone(), client: 0 };
         let theirs = self.restored.clients.range(from..).take_while(|(key, _)| key.domain == name);

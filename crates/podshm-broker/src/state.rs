@@ -5,6 +5,7 @@ use crate::agents::AgentState;
 use crate::connections::{Connection, Role};
 use crate::descriptors;
 use crate::ledger::{Entries, Ledger};
+use crate::left_state::LeftState;
 use crate::regions::{ConnId, RegionBook};
 use crate::roster::Roster;
 use podshm_domain::{Books, Identity, Limits, Refusal, Spoken};
@@ -112,7 +113,7 @@ pub(crate) struct Domain {
     pub(crate) discarded: u64,
     pub(crate) held_open: u64,
     /// What the last agent that closed in order left to its successor.
-    pub(crate) left_state: Vec<u8>,
+    pub(crate) left_state: LeftState,
     /// The agent that served when the broker was started anew, until it is back or has been given up.
     pub(crate) absent_agent: Option<(Identity, Spoken)>,
     /// An agent was given up without anybody having heard its end: it may be at work on one batch even now.
@@ -158,7 +159,7 @@ impl Domain {
             refused: 0,
             discarded: 0,
             held_open: 0,
-            left_state: Vec::new(),
+            left_state: LeftState::default(),
             absent_agent: None,
             passed_over: false,
             notice_generation,

@@ -92,7 +92,7 @@ impl State {
         let Some(agent) = domain.agents.get(&conn) else {
             return;
         };
-        let take_over = TakeOver { epoch: domain.epoch, state: std::mem::take(&mut domain.left_state) };
+        let take_over = TakeOver { epoch: domain.epoch, state: domain.left_state.give(domain.epoch) };
         let old_tables: Vec<u64> = domain.tables.values().copied().collect();
         domain.tables = agent.tables.clone();
         domain.services = Some(agent.services.clone());
@@ -207,6 +207,10 @@ impl State {
             .filter(|(_, client)| client.shown.is_some_and(|shown| ids.contains(&shown)))
             .filter_map(|(id, client)| Some((*id, client.before?, client.answer)))
             .collect();
+        if !began.is_empty() {
+            // It was given these after the state, on the same socket.
+            domain.left_state.is_heard();
+        }
         for (id, before, answer) in began {
             if !answer.is_some_and(|a| self.regions.is_held_by(a, conn)) {
                 continue;

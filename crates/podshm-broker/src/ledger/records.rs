@@ -114,6 +114,9 @@ pub(crate) struct DomainRecord {
     /// What the serving agent reads and writes.
     #[prost(message, optional, tag = "17")]
     pub(crate) agent_speaks: Option<Range>,
+    /// The epoch of the agent that `left_state` was given to.
+    #[prost(uint64, tag = "18")]
+    pub(crate) left_state_given: u64,
 }
 
 /// Memory layouts.

@@ -57,8 +57,8 @@ impl State {
         let Some(connection) = self.connections.get_mut(&conn) else { return Ok(()) };
         connection.role = Role::Agent;
         self.send_rejoined(conn, returning)?;
-        if unheard && let Some(epoch) = self.home(conn).map(|domain| domain.epoch) {
-            let take_over = TakeOver { epoch, state: Vec::new() };
+        if unheard && let Some(domain) = self.home(conn) {
+            let take_over = TakeOver { epoch: domain.epoch, state: domain.left_state.give_again(domain.epoch) };
             if let Some(connection) = self.connections.get_mut(&conn) {
                 connection.send(Down::TakeOver(take_over), Vec::new());
             }
