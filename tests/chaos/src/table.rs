@@ -48,7 +48,7 @@ pub fn print(plan: &Plan, report: &Report, least: u64) -> bool {
         row(name, format!("{answered:>11} {away:>9} {unknown:>9} {deadline:>9} {wrong:>6} {failed:>7} {died:>11}"));
     }
     let (short, full): (Vec<_>, Vec<_>) = verdict.cuts.iter().partition(|cut| cut.is_short());
-    let least_of = |of: fn(&crate::verdict::Cut) -> u64| full.iter().map(|cut| of(cut)).min().unwrap_or(0);
+    let least_of = |of: fn(&crate::verdict::Cut) -> u64| full.iter().copied().map(of).min().unwrap_or(0);
     let cut = format!(
         "{}, with at least {} calls in handlers, {} half sent, {} records not delivered; {} more without, not counted",
         full.len(),
