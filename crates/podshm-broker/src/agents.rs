@@ -8,7 +8,7 @@ mod take_over;
 use crate::connections::Role;
 use crate::left_state::LeftState;
 use crate::regions::{ConnId, Owner};
-use crate::state::State;
+use crate::state::{State, SuccessorWaits};
 use podshm_layout::step::{self, Step};
 use podshm_layout::{Layout, RegionKind, TableGeometry};
 use podshm_proto::{Down, Grow, Left, RefusalKind, Region, RegionIds, Regions, Service, Services, Welcome, Written};
@@ -42,6 +42,8 @@ pub(crate) struct AgentState {
     /// Since when its tables are filled.
     pub(crate) ready: Option<Instant>,
     pub(crate) asked_to_close: Option<Instant>,
+    /// As a successor: what for.
+    pub(crate) waits: SuccessorWaits,
     /// It was passed over without having closed: it may still be at work on one batch.
     pub(crate) forced: bool,
 }
@@ -130,6 +132,7 @@ impl State {
                 growing: BTreeMap::new(),
                 ready: None,
                 asked_to_close: None,
+                waits: SuccessorWaits::Ready,
                 forced: false,
             },
         );

@@ -34,7 +34,7 @@ pub use podshm_domain::{Identity, Limits, Rights};
 /// Named steps at which a test can stop or kill this process.
 #[cfg(feature = "steps")]
 pub use podshm_region::steps;
-pub use state::{ClientStats, DomainConfig, DomainStats};
+pub use state::{ClientStats, DomainConfig, DomainStats, SuccessorWaits};
 
 /// Why the broker could not do what its owner asked.
 #[derive(Debug, thiserror::Error)]

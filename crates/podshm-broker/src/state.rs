@@ -54,6 +54,8 @@ pub struct DomainStats {
     pub epoch: u64,
     /// Whether an agent serves now.
     pub agent: bool,
+    /// Whether another is to serve next, and what it waits for.
+    pub successor: Option<SuccessorWaits>,
     /// Clients, dead ones that are not drained included.
     pub clients: Vec<ClientStats>,
     /// The memory layout that the next region is written at: the newest that all participants speak.
@@ -78,6 +80,23 @@ pub struct DomainStats {
     pub unclaimed: u64,
     /// Participants that are expected back after a restart of the broker.
     pub expected: usize,
+}
+
+/// What an agent that is to serve next waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SuccessorWaits {
+    /// It has yet to map its regions and fill its tables.
+    Ready,
+    /// Participants that are expected back after a restart of the broker.
+    Returns,
+    /// Its tables are being written at another layout.
+    Tables,
+    /// Clients are going over to regions that it reads.
+    Moves,
+    /// It has yet to map regions for the clients.
+    Answers,
+    /// The one that serves was asked to close.
+    Close,
 }
 
 /// One client of a domain.
@@ -340,6 +359,7 @@ impl State {
         Some(DomainStats {
             epoch: domain.epoch,
             agent: domain.agent.is_some(),
+            successor: domain.successor.and_then(|conn| domain.agents.get(&conn)).map(|agent| agent.waits),
             clients: clients.collect(),
             layout: self.meeting(domain, None).layout().number(),
             reserved: domain.books.reserved(),

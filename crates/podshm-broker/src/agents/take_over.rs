@@ -10,7 +10,7 @@ use super::cursors::Known;
 use crate::clients::Client;
 use crate::connections::Role;
 use crate::regions::{ConnId, Held};
-use crate::state::{Domain, State};
+use crate::state::{Domain, State, SuccessorWaits};
 use podshm_layout::RegionKind;
 use podshm_layout::step::{self, Step};
 use podshm_proto::{Down, NewAgent, Nothing, RefusalKind, Region, Serve, Services, TakeOver};
@@ -19,36 +19,36 @@ use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 impl State {
+    /// Goes on with the change of agents, as far as that can be.
     pub(crate) fn take_over_if_possible(&mut self, conn: ConnId) {
-        let Some(domain) = self.domain_of(conn) else {
-            return;
-        };
+        let Some(waits) = self.go_on_taking_over(conn) else { return };
+        if let Some(agent) = self.agent_state(conn) {
+            agent.waits = waits;
+        }
+    }
+
+    /// What it waits for; nothing where it has taken over or is not to.
+    fn go_on_taking_over(&mut self, conn: ConnId) -> Option<SuccessorWaits> {
+        let domain = self.home(conn).filter(|domain| domain.successor == Some(conn))?;
         let clients = domain.clients.len();
-        if domain.successor != Some(conn) || domain.agents.get(&conn).is_none_or(|a| a.ready.is_none()) {
-            return;
+        if domain.agents.get(&conn)?.ready.is_none() {
+            return Some(SuccessorWaits::Ready);
         }
         if self.waits_for_returns(conn) {
-            return;
+            return Some(SuccessorWaits::Returns);
         }
         // Who came or went since its hello may have changed what everybody reads.
         self.rewrite_tables(conn);
         self.sort_out(conn);
-        let Some(domain) = self.domain_of(conn) else {
-            return;
+        let agent = self.agent_state(conn)?;
+        let Some(ready) = agent.ready.filter(|_| agent.growing.is_empty()) else {
+            return Some(SuccessorWaits::Tables);
         };
-        let Some(agent) = domain.agents.get(&conn) else {
-            return;
-        };
-        let Some(ready) = agent.ready.filter(|_| agent.growing.is_empty()) else { return };
         if self.waits_for_moves(conn, ready) {
-            return;
+            return Some(SuccessorWaits::Moves);
         }
-        let Some(domain) = self.domain_of(conn) else {
-            return;
-        };
-        let Some(agent) = domain.agents.get(&conn) else {
-            return;
-        };
+        let domain = self.domain_of(conn)?;
+        let agent = domain.agents.get(&conn)?;
         let (has, old) = (agent.pool.len(), domain.agent);
         // Where nobody serves, clients come to it as their regions do; one that serves goes on until all are there.
         if has < clients && (old.is_some() || has == 0) {
@@ -56,23 +56,19 @@ impl State {
                 let wanted = self.new_answers(conn, clients - has + SPARE);
                 self.send_for_writing(conn, wanted);
             }
-            return;
+            return Some(SuccessorWaits::Answers);
         }
-        match old {
-            None => self.take_over(conn),
-            Some(old) => {
-                let Some(asked) = domain.agents.get_mut(&old).map(|old| &mut old.asked_to_close) else { return };
-                if asked.is_none() {
-                    *asked = Some(Instant::now());
-                } else {
-                    return;
-                }
-                if let Some(connection) = self.connections.get_mut(&old) {
-                    connection.send(Down::Close(Nothing {}), Vec::new());
-                    step::at(Step::BrokerAskedClose);
-                }
-            }
+        let Some(old) = old else {
+            self.take_over(conn);
+            return None;
+        };
+        let asked = &mut domain.agents.get_mut(&old)?.asked_to_close;
+        if asked.is_none() {
+            *asked = Some(Instant::now());
+            self.connections.get_mut(&old)?.send(Down::Close(Nothing {}), Vec::new());
+            step::at(Step::BrokerAskedClose);
         }
+        Some(SuccessorWaits::Close)
     }
 
     pub(super) fn take_over(&mut self, conn: ConnId) {

@@ -4,7 +4,7 @@ use super::{Refusal, Returning};
 use crate::agents::{AgentState, Growing, pool_bytes, table_bytes};
 use crate::connections::Role;
 use crate::regions::ConnId;
-use crate::state::State;
+use crate::state::{State, SuccessorWaits};
 use podshm_layout::step::{self, Step};
 use podshm_proto::{Down, Left, Offer, RefusalKind, RegionIds, Services, TakeOver, Use};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -153,6 +153,7 @@ impl State {
             growing,
             ready,
             asked_to_close: None,
+            waits: SuccessorWaits::Ready,
             forced: false,
         })
     }

@@ -32,10 +32,12 @@ pub struct Books {
     pub refused: u64,
     /// Clients whose records were discarded.
     pub discarded: u64,
+    /// What a successor waits for, from 1 on, in the order of [`podshm_broker::SuccessorWaits`].
+    pub successor: u64,
 }
 
 impl Books {
-    fn words(stats: &DomainStats) -> [u64; 9] {
+    fn words(stats: &DomainStats) -> [u64; 10] {
         let stale = stats.clients.iter().filter(|c| c.stale).count() as u64;
         [
             stats.epoch,
@@ -47,12 +49,13 @@ impl Books {
             stats.regions as u64,
             stats.refused,
             stats.discarded,
+            stats.successor.map_or(0, |waits| waits as u64 + 1),
         ]
     }
 
-    fn of(words: [u64; 9]) -> Books {
-        let [epoch, agent, clients, stale, reserved, region_bytes, regions, refused, discarded] = words;
-        Books { epoch, agent, clients, stale, reserved, region_bytes, regions, refused, discarded }
+    fn of(words: [u64; 10]) -> Books {
+        let [epoch, agent, clients, stale, reserved, region_bytes, regions, refused, discarded, successor] = words;
+        Books { epoch, agent, clients, stale, reserved, region_bytes, regions, refused, discarded, successor }
     }
 }
 
