@@ -147,6 +147,7 @@ impl State {
             held_open: domain.held_open,
             left_state: domain.left_state.bytes.clone(),
             left_state_given: domain.left_state.given_to,
+            passed_over: self.is_beside_one_passed_over(domain),
             pool: domain.books.pool(),
             booked: pairs(&mut domain.books.tables()),
             notice_generation: domain.notice_generation,

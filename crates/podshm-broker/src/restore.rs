@@ -50,7 +50,7 @@ impl State {
         let agent =
             record.agent.map(|who| (Identity::from(who), record.agent_speaks.map_or(Spoken::OURS, Spoken::from)));
         // One that a successor's epoch was shown to ends by itself; it may have been at work on a batch.
-        domain.passed_over = agent.is_some() && record.epoch < domain.epoch;
+        domain.passed_over = record.passed_over || agent.is_some() && record.epoch < domain.epoch;
         domain.absent_agent = agent.filter(|_| record.epoch == domain.epoch);
         domain.tables = record.tables.iter().map(|of| (of.service as usize, of.value)).collect();
         (domain.table_generation, domain.last_client, domain.last_place) =

@@ -188,6 +188,11 @@ impl Domain {
         })
     }
 
+    /// Whether an agent that has not closed may still be at work on one batch.
+    pub(crate) fn is_passed_over(&self) -> bool {
+        self.passed_over || self.agents.values().any(|agent| agent.forced)
+    }
+
     pub(crate) fn notice(&self) -> Result<OwnedFd, podshm_region::RegionError> {
         Ok(self.notice.try_clone()?.into_fd())
     }

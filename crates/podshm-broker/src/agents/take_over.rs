@@ -18,6 +18,9 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
+/// Clients after which those who got something are told, and work on it beside the broker.
+const HANDED_AT_ONCE: usize = 8;
+
 impl State {
     /// Goes on with the change of agents, as far as that can be.
     pub(crate) fn take_over_if_possible(&mut self, conn: ConnId) {
@@ -109,9 +112,12 @@ impl State {
         if let Some(connection) = self.connections.get_mut(&conn) {
             connection.send(Down::TakeOver(take_over), Vec::new());
         }
-        for client in ids {
-            self.hand_over_client(conn, client);
-            step::at(Step::BrokerHanded);
+        for some in ids.chunks(HANDED_AT_ONCE) {
+            for client in some {
+                self.hand_over_client(conn, *client);
+                step::at(Step::BrokerHanded);
+            }
+            self.commit();
         }
         self.forget_who_was_passed_over(conn);
         self.settle_books(conn);
@@ -135,13 +141,12 @@ impl State {
         let Some(domain) = self.domain_of(conn) else {
             return;
         };
+        let (forced, epoch) = (domain.is_passed_over(), domain.epoch);
         let answer = domain.agents.get_mut(&conn).and_then(|a| a.pool.pop_front());
         let (Some(answer), Some(client)) = (answer, domain.clients.get_mut(&client_id)) else {
             return;
         };
         let known = Known::take(client, answer);
-        let forced = domain.passed_over || domain.agents.values().any(|a| a.forced);
-        let epoch = domain.epoch;
         let (c, member, gone) = (client.region, client.member.name(), client.conn.is_none());
         self.regions.give(answer, client_id);
         let (old, outdated) = self.last_that_began(conn, client_id, known);
@@ -268,13 +273,20 @@ impl State {
 
     /// That its predecessor was passed over concerns the clients that it has not got yet.
     fn forget_who_was_passed_over(&mut self, conn: ConnId) {
-        let Some(domain) = self.home(conn).filter(|domain| domain.passed_over) else { return };
-        let mut sealed = domain.clients.iter().filter(|(_, c)| c.sealed);
-        if sealed.all(|(id, _)| self.is_served(conn, *id))
+        if self.home(conn).is_some_and(|domain| domain.passed_over && self.serves_all(domain, conn))
             && let Some(domain) = self.domain_of(conn)
         {
             domain.passed_over = false;
         }
+    }
+
+    /// Whether the one that serves has yet to be given clients of one that was passed over, and may be at work on a batch of theirs.
+    pub(crate) fn is_beside_one_passed_over(&self, domain: &Domain) -> bool {
+        domain.is_passed_over() && domain.agent.is_some_and(|conn| !self.serves_all(domain, conn))
+    }
+
+    fn serves_all(&self, domain: &Domain, conn: ConnId) -> bool {
+        domain.clients.iter().filter(|(_, c)| c.sealed).all(|(id, _)| self.is_served(conn, *id))
     }
 
     /// Sends a client the serving agent's regions if it has not got them and does not pin too many old ones.

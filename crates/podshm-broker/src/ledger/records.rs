@@ -117,6 +117,9 @@ pub(crate) struct DomainRecord {
     /// The epoch of the agent that `left_state` was given to.
     #[prost(uint64, tag = "18")]
     pub(crate) left_state_given: u64,
+    /// The agent has yet to be given clients whose last agent was passed over without having closed.
+    #[prost(bool, tag = "19")]
+    pub(crate) passed_over: bool,
 }
 
 /// Memory layouts.
