@@ -2,7 +2,7 @@
 
 use crate::daemon::{Daemon, Stats};
 use crate::participant::Participant;
-use crate::roles::{ask_to_stop, written_down};
+use crate::roles::{ask_to_stop, inherited_by, written_down};
 use crate::{PATIENCE, deliveries};
 use podshm::steps::Plan;
 use std::path::PathBuf;
@@ -88,6 +88,12 @@ impl Stage {
     /// How much of a client was accepted for sure.
     pub fn accepted(&self, sender: u32) -> u64 {
         written_down(&self.noted(sender), sender).1.accepted
+    }
+
+    /// The agent that left something to this one.
+    pub fn inherited(&self, agent: u32) -> Option<u32> {
+        let state = std::fs::read(inherited_by(&self.deliveries(), agent)).ok()?;
+        Some(u32::from_le_bytes(state.try_into().ok()?))
     }
 
     /// What was delivered so far.

@@ -85,7 +85,12 @@ fn serve(directory: &Path, file: &Path, index: u32, variant: Variant) -> Result<
     writer.everything(&mut agent)?;
     agent.ready()?;
     let mut published = Instant::now();
+    let mut inherited = false;
     loop {
+        if let (false, Some(state)) = (inherited, agent.inherited_state()) {
+            std::fs::write(inherited_by(file, index), state).expect("it can be written down");
+            inherited = true;
+        }
         match agent.poll(&mut handler)? {
             Progress::Handled(_) => {}
             Progress::Idle => agent.wait(Duration::from_millis(1))?,
@@ -99,6 +104,11 @@ fn serve(directory: &Path, file: &Path, index: u32, variant: Variant) -> Result<
             }
         }
     }
+}
+
+/// Where an agent writes down what its predecessor left to it: that one's number, where it closed in order.
+pub fn inherited_by(file: &Path, index: u32) -> PathBuf {
+    file.with_extension(format!("inherited-{index}"))
 }
 
 struct Publisher {

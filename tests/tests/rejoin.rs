@@ -240,7 +240,15 @@ fn an_agent_that_slept_through_a_restart_does_no_harm() {
         stage.daemon.restart();
         stage.new_agent();
         stage.await_progress("with the successor");
+        if turn == 2 {
+            // It finds the broker, and has no answer of it for a while.
+            stage.daemon.signal(libc::SIGSTOP);
+        }
         slept.signal(libc::SIGCONT);
+        if turn == 2 {
+            std::thread::sleep(Duration::from_millis(300));
+            stage.daemon.signal(libc::SIGCONT);
+        }
         slept.await_end();
     }
     stage.check();

@@ -101,6 +101,9 @@ fn run(step: Step, nth: u64, cause: Cause) {
         old.await_end();
     }
     stage.await_progress(&what);
+    if cause == Cause::Upgrade {
+        assert_eq!(stage.inherited(2), Some(1), "what the first agent left in order, {what}");
+    }
     stage.books();
     stage.check();
 }

@@ -6,8 +6,9 @@ mod tables;
 mod take_over;
 
 use crate::connections::Role;
+use crate::left_state::LeftState;
 use crate::regions::{ConnId, Owner};
-use crate::state::State;
+use crate::state::{State, SuccessorWaits};
 use podshm_layout::step::{self, Step};
 use podshm_layout::{Layout, RegionKind, TableGeometry};
 use podshm_proto::{Down, Grow, Left, RefusalKind, Region, RegionIds, Regions, Service, Services, Welcome, Written};
@@ -41,6 +42,8 @@ pub(crate) struct AgentState {
     /// Since when its tables are filled.
     pub(crate) ready: Option<Instant>,
     pub(crate) asked_to_close: Option<Instant>,
+    /// As a successor: what for.
+    pub(crate) waits: SuccessorWaits,
     /// It was passed over without having closed: it may still be at work on one batch.
     pub(crate) forced: bool,
 }
@@ -129,6 +132,7 @@ impl State {
                 growing: BTreeMap::new(),
                 ready: None,
                 asked_to_close: None,
+                waits: SuccessorWaits::Ready,
                 forced: false,
             },
         );
@@ -257,7 +261,7 @@ impl State {
     pub(crate) fn agent_closed(&mut self, conn: ConnId, state: Vec<u8>) {
         let Some(domain) = self.domain_of(conn) else { return };
         if domain.agent == Some(conn) {
-            domain.left_state = state;
+            domain.left_state = LeftState::new(state);
             domain.agent = None;
             let name = domain.config.name.clone();
             self.give_up_vouched(&name);

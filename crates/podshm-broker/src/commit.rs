@@ -57,11 +57,18 @@ impl State {
         }
     }
 
-    /// Writes down an epoch that is about to be shown; says whether it may be.
+    /// Writes down an epoch that is about to be shown, and what was left to its agent; says whether it may be.
     pub(crate) fn write_epoch(&mut self, domain: &str, epoch: u64) -> bool {
         let Some(ledger) = &mut self.ledger else { return true };
+        let (known, left) = (ledger.entries().domains.get(domain), self.domains.get(domain).map(|d| &d.left_state));
+        let domains = known.zip(left).map(|(known, left)| DomainRecord {
+            left_state: left.bytes.clone(),
+            left_state_given: left.given_to,
+            ..known.clone()
+        });
+        let domains = domains.filter(|new| Some(new) != known).into_iter().collect();
         let epochs = vec![EpochRecord { domain: domain.to_owned(), epoch }];
-        match ledger.append(Changes { epochs, ..Changes::default() }) {
+        match ledger.append(Changes { domains, epochs, ..Changes::default() }) {
             Ok(()) => true,
             Err(error) => {
                 tracing::error!(%error, "nobody takes over until the ledger can be written");
@@ -138,7 +145,9 @@ impl State {
             refused: domain.refused,
             discarded: domain.discarded,
             held_open: domain.held_open,
-            left_state: domain.left_state.clone(),
+            left_state: domain.left_state.bytes.clone(),
+            left_state_given: domain.left_state.given_to,
+            passed_over: self.is_beside_one_passed_over(domain),
             pool: domain.books.pool(),
             booked: pairs(&mut domain.books.tables()),
             notice_generation: domain.notice_generation,

@@ -18,6 +18,7 @@ mod event_loop;
 pub mod fuzzing;
 mod layouts;
 mod ledger;
+mod left_state;
 mod liveness;
 mod moving;
 mod place;
@@ -33,7 +34,7 @@ pub use podshm_domain::{Identity, Limits, Rights};
 /// Named steps at which a test can stop or kill this process.
 #[cfg(feature = "steps")]
 pub use podshm_region::steps;
-pub use state::{ClientStats, DomainConfig, DomainStats};
+pub use state::{ClientStats, DomainConfig, DomainStats, SuccessorWaits};
 
 /// Why the broker could not do what its owner asked.
 #[derive(Debug, thiserror::Error)]

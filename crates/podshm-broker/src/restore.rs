@@ -3,6 +3,7 @@
 use crate::clients::Client;
 use crate::ledger::Ledger;
 use crate::ledger::records::{ClientKey, ClientRecord, DomainRecord, Shape};
+use crate::left_state::LeftState;
 use crate::moving::Coming;
 use crate::state::{Domain, DomainConfig, State};
 use crate::{BrokerError, Identity};
@@ -49,13 +50,14 @@ impl State {
         let agent =
             record.agent.map(|who| (Identity::from(who), record.agent_speaks.map_or(Spoken::OURS, Spoken::from)));
         // One that a successor's epoch was shown to ends by itself; it may have been at work on a batch.
-        domain.passed_over = agent.is_some() && record.epoch < domain.epoch;
+        domain.passed_over = record.passed_over || agent.is_some() && record.epoch < domain.epoch;
         domain.absent_agent = agent.filter(|_| record.epoch == domain.epoch);
         domain.tables = record.tables.iter().map(|of| (of.service as usize, of.value)).collect();
         (domain.table_generation, domain.last_client, domain.last_place) =
             (record.table_generation, record.last_client, record.last_place);
         (domain.refused, domain.discarded, domain.held_open) = (record.refused, record.discarded, record.held_open);
-        (domain.left_state, domain.unclaimed) = (record.left_state, record.unclaimed);
+        domain.left_state = LeftState { bytes: record.left_state, given_to: record.left_state_given };
+        domain.unclaimed = record.unclaimed;
 
         let from = ClientKey { domain: name.clone(), client: 0 };
         let theirs = self.restored.clients.range(from..).take_while(|(key, _)| key.domain == name);

@@ -5,6 +5,7 @@ use crate::agents::AgentState;
 use crate::connections::{Connection, Role};
 use crate::descriptors;
 use crate::ledger::{Entries, Ledger};
+use crate::left_state::LeftState;
 use crate::regions::{ConnId, RegionBook};
 use crate::roster::Roster;
 use podshm_domain::{Books, Identity, Limits, Refusal, Spoken};
@@ -53,6 +54,8 @@ pub struct DomainStats {
     pub epoch: u64,
     /// Whether an agent serves now.
     pub agent: bool,
+    /// Whether another is to serve next, and what it waits for.
+    pub successor: Option<SuccessorWaits>,
     /// Clients, dead ones that are not drained included.
     pub clients: Vec<ClientStats>,
     /// The memory layout that the next region is written at: the newest that all participants speak.
@@ -77,6 +80,23 @@ pub struct DomainStats {
     pub unclaimed: u64,
     /// Participants that are expected back after a restart of the broker.
     pub expected: usize,
+}
+
+/// What an agent that is to serve next waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SuccessorWaits {
+    /// It has yet to map its regions and fill its tables.
+    Ready,
+    /// Participants that are expected back after a restart of the broker.
+    Returns,
+    /// Its tables are being written at another layout.
+    Tables,
+    /// Clients are going over to regions that it reads.
+    Moves,
+    /// It has yet to map regions for the clients.
+    Answers,
+    /// The one that serves was asked to close.
+    Close,
 }
 
 /// One client of a domain.
@@ -112,7 +132,7 @@ pub(crate) struct Domain {
     pub(crate) discarded: u64,
     pub(crate) held_open: u64,
     /// What the last agent that closed in order left to its successor.
-    pub(crate) left_state: Vec<u8>,
+    pub(crate) left_state: LeftState,
     /// The agent that served when the broker was started anew, until it is back or has been given up.
     pub(crate) absent_agent: Option<(Identity, Spoken)>,
     /// An agent was given up without anybody having heard its end: it may be at work on one batch even now.
@@ -158,7 +178,7 @@ impl Domain {
             refused: 0,
             discarded: 0,
             held_open: 0,
-            left_state: Vec::new(),
+            left_state: LeftState::default(),
             absent_agent: None,
             passed_over: false,
             notice_generation,
@@ -166,6 +186,11 @@ impl Domain {
             notice,
             notice_page,
         })
+    }
+
+    /// Whether an agent that has not closed may still be at work on one batch.
+    pub(crate) fn is_passed_over(&self) -> bool {
+        self.passed_over || self.agents.values().any(|agent| agent.forced)
     }
 
     pub(crate) fn notice(&self) -> Result<OwnedFd, podshm_region::RegionError> {
@@ -339,6 +364,7 @@ impl State {
         Some(DomainStats {
             epoch: domain.epoch,
             agent: domain.agent.is_some(),
+            successor: domain.successor.and_then(|conn| domain.agents.get(&conn)).map(|agent| agent.waits),
             clients: clients.collect(),
             layout: self.meeting(domain, None).layout().number(),
             reserved: domain.books.reserved(),

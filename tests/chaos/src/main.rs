@@ -76,7 +76,7 @@ enum Role {
     },
     /// Many clients in one process.
     #[command(hide = true)]
-    Many { log: PathBuf, count: u32 },
+    Many { log: PathBuf, first: u32, count: u32, drivers: usize },
     /// The broker of both domains.
     #[command(hide = true)]
     Broker { root: PathBuf, books: PathBuf, clients: u32, processes: u32 },
@@ -96,7 +96,9 @@ fn main() -> anyhow::Result<ExitCode> {
     match arguments.role {
         None => chaos(arguments.plan),
         Some(Role::Scale { numbers, data }) => scale::run(&data, &numbers).map(|()| ExitCode::SUCCESS),
-        Some(Role::Many { log, count }) => roles::many::run(log, count).map(|()| ExitCode::SUCCESS),
+        Some(Role::Many { log, first, count, drivers }) => {
+            roles::many::run(log, first, count, drivers).map(|()| ExitCode::SUCCESS)
+        }
         Some(Role::Broker { root, books, clients, processes }) => {
             roles::broker::run(&root, &books, clients, processes).map(|()| ExitCode::SUCCESS)
         }

@@ -221,7 +221,7 @@ impl<'a> Run<'a> {
     fn is_ready_for(&mut self, planned: &Planned) -> bool {
         // Long enough at work to have something to hand over.
         let settled = match (planned.kind, planned.target) {
-            (Kind::Surge | Kind::RollBack | Kind::Replace, Target::Agent(domain)) => {
+            (kind, Target::Agent(domain)) if kind.hands_over() => {
                 let since = self.serving_since[domain as usize];
                 since.is_some_and(|since| since.elapsed() > SETTLED)
             }

@@ -13,6 +13,10 @@ use std::time::{Duration, Instant};
 
 /// Of each kind of fault.
 const TIMES: u32 = 5;
+/// Clients in one process.
+const IN_ONE: u32 = 100;
+/// Threads that drive the clients, of all processes together, at least.
+const DRIVERS: u32 = 4;
 /// Work between two faults.
 const BETWEEN: Duration = Duration::from_millis(1500);
 
@@ -30,7 +34,7 @@ struct Row {
 /// Measures with each of these numbers of clients, and prints a table.
 pub fn run(data: &Path, numbers: &[u32]) -> anyhow::Result<()> {
     println!(
-        "clients are joins of their own in one process in one pod, driven by four threads; lookup, report, call in turn"
+        "clients are joins of their own, {IN_ONE} in a process of one pod, driven by {DRIVERS} threads or one for each process; lookup, report, call in turn"
     );
     let rows = numbers.iter().map(|number| measure(data, *number)).collect::<Result<Vec<_>, _>>()?;
     println!("\n{:>8}  {:<28} {:>10} {:>10} {:>10}   longest wait in ms", "clients", "", "lookup", "report", "call");
@@ -66,15 +70,20 @@ fn measure(data: &Path, clients: u32) -> anyhow::Result<Row> {
     let mut agents = Agents::new(&place, Domain::Work, None)?;
     agents.next(&place, &broker, &Variant::default())?;
     await_agent(&agents, &broker)?;
-    let log = place.log("many");
     let (pod, other) = (place.pod("client-0", 20_001, 2 << 30)?, place.pod("client-1", 20_002, 1 << 30)?);
     let program = text(&program("podshm-chaos")?);
-    let many = |pod: &podshm_testkit::Pod, log: &Path, count: u32| {
-        let mut process = pod.exec(&program, ["many".to_owned(), text(log), count.to_string()])?;
+    let many = |pod: &podshm_testkit::Pod, log: &Path, first: u32, count: u32, drivers: u32| {
+        let numbers = [first, count, drivers].map(|number| number.to_string());
+        let mut process = pod.exec(&program, ["many".to_owned(), text(log)].into_iter().chain(numbers))?;
         process.stdout().wait_for("joined", PATIENCE).with_context(|| format!("{count} clients do not join"))?;
         anyhow::Ok(process)
     };
-    let mut process = many(&pod, &log, clients)?;
+    let mut processes = Vec::new();
+    for first in (0..clients).step_by(IN_ONE as usize) {
+        let (count, drivers) = (IN_ONE.min(clients - first), DRIVERS.div_ceil(clients.div_ceil(IN_ONE)));
+        let log = place.log(&format!("many-{first}"));
+        processes.push((many(&pod, &log, first, count, drivers)?, log));
+    }
     std::thread::sleep(BETWEEN * 3);
 
     let (mut faults, mut draining) = (Vec::new(), Vec::new());
@@ -98,7 +107,7 @@ fn measure(data: &Path, clients: u32) -> anyhow::Result<Row> {
 
     let mut freed = Vec::new();
     for turn in 0..TIMES {
-        let mut dying = many(&other, &place.log(&format!("dying-{turn}")), 1)?;
+        let mut dying = many(&other, &place.log(&format!("dying-{turn}")), clients, 1, 1)?;
         broker.await_books("it is there", |books| books[0].clients == u64::from(clients) + 1)?;
         std::thread::sleep(Duration::from_millis(100));
         let at = now();
@@ -108,16 +117,21 @@ fn measure(data: &Path, clients: u32) -> anyhow::Result<Row> {
         dying.wait()?;
     }
 
-    let _ = process.signal(Signal::TERM);
-    let status = process.wait_within(PATIENCE)?;
-    anyhow::ensure!(
-        status.is_some_and(|s| s.success()),
-        "clients ended as {status:?}: {}",
-        stderr(&place.log("stderr"))
-    );
+    for (process, _) in &processes {
+        let _ = process.signal(Signal::TERM);
+    }
+    for (process, _) in &mut processes {
+        let status = process.wait_within(PATIENCE)?;
+        anyhow::ensure!(
+            status.is_some_and(|s| s.success()),
+            "clients ended as {status:?}: {}",
+            stderr(&place.log("stderr"))
+        );
+    }
     agents.kill()?;
-    let waits: Vec<Wait> = entry::read(&log)
-        .flatten()
+    let waits: Vec<Wait> = processes
+        .iter()
+        .flat_map(|(_, log)| entry::read(log).flatten())
         .filter(|entry| entry.what == What::Waited)
         .map(|entry| Wait { pod: 0, kind: entry.aux, from: entry.time - entry.number, to: entry.time })
         .collect();

@@ -52,6 +52,11 @@ macro_rules! kinds {
                 match self { $(Kind::$kind => $kill,)* }
             }
 
+            /// Whether an agent is to hand over in order.
+            pub fn hands_over(self) -> bool {
+                matches!(self, Kind::Surge | Kind::RollBack | Kind::Replace)
+            }
+
             /// For the table.
             pub fn name(self) -> &'static str {
                 match self { $(Kind::$kind => $name,)* }

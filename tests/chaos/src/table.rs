@@ -47,13 +47,15 @@ pub fn print(plan: &Plan, report: &Report, least: u64) -> bool {
         let [answered, away, unknown, deadline, wrong, failed, died] = counts;
         row(name, format!("{answered:>11} {away:>9} {unknown:>9} {deadline:>9} {wrong:>6} {failed:>7} {died:>11}"));
     }
-    let least_of = |of: fn(&crate::verdict::Cut) -> u64| verdict.cuts.iter().map(of).min().unwrap_or(0);
+    let (short, full): (Vec<_>, Vec<_>) = verdict.cuts.iter().partition(|cut| cut.is_short());
+    let least_of = |of: fn(&crate::verdict::Cut) -> u64| full.iter().copied().map(of).min().unwrap_or(0);
     let cut = format!(
-        "{}, with at least {} calls in handlers, {} half sent, {} records not delivered",
-        verdict.cuts.len(),
+        "{}, with at least {} calls in handlers, {} half sent, {} records not delivered; {} more without, not counted",
+        full.len(),
         least_of(|cut| cut.in_handler),
         least_of(|cut| cut.half_sent),
-        least_of(|cut| cut.backlog)
+        least_of(|cut| cut.backlog),
+        short.len()
     );
     println!();
     row("hand-overs of work in order", cut);

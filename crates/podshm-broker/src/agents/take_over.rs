@@ -10,7 +10,7 @@ use super::cursors::Known;
 use crate::clients::Client;
 use crate::connections::Role;
 use crate::regions::{ConnId, Held};
-use crate::state::{Domain, State};
+use crate::state::{Domain, State, SuccessorWaits};
 use podshm_layout::RegionKind;
 use podshm_layout::step::{self, Step};
 use podshm_proto::{Down, NewAgent, Nothing, RefusalKind, Region, Serve, Services, TakeOver};
@@ -18,37 +18,40 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
+/// Clients after which those who got something are told, and work on it beside the broker.
+const HANDED_AT_ONCE: usize = 8;
+
 impl State {
+    /// Goes on with the change of agents, as far as that can be.
     pub(crate) fn take_over_if_possible(&mut self, conn: ConnId) {
-        let Some(domain) = self.domain_of(conn) else {
-            return;
-        };
+        let Some(waits) = self.go_on_taking_over(conn) else { return };
+        if let Some(agent) = self.agent_state(conn) {
+            agent.waits = waits;
+        }
+    }
+
+    /// What it waits for; nothing where it has taken over or is not to.
+    fn go_on_taking_over(&mut self, conn: ConnId) -> Option<SuccessorWaits> {
+        let domain = self.home(conn).filter(|domain| domain.successor == Some(conn))?;
         let clients = domain.clients.len();
-        if domain.successor != Some(conn) || domain.agents.get(&conn).is_none_or(|a| a.ready.is_none()) {
-            return;
+        if domain.agents.get(&conn)?.ready.is_none() {
+            return Some(SuccessorWaits::Ready);
         }
         if self.waits_for_returns(conn) {
-            return;
+            return Some(SuccessorWaits::Returns);
         }
         // Who came or went since its hello may have changed what everybody reads.
         self.rewrite_tables(conn);
         self.sort_out(conn);
-        let Some(domain) = self.domain_of(conn) else {
-            return;
+        let agent = self.agent_state(conn)?;
+        let Some(ready) = agent.ready.filter(|_| agent.growing.is_empty()) else {
+            return Some(SuccessorWaits::Tables);
         };
-        let Some(agent) = domain.agents.get(&conn) else {
-            return;
-        };
-        let Some(ready) = agent.ready.filter(|_| agent.growing.is_empty()) else { return };
         if self.waits_for_moves(conn, ready) {
-            return;
+            return Some(SuccessorWaits::Moves);
         }
-        let Some(domain) = self.domain_of(conn) else {
-            return;
-        };
-        let Some(agent) = domain.agents.get(&conn) else {
-            return;
-        };
+        let domain = self.domain_of(conn)?;
+        let agent = domain.agents.get(&conn)?;
         let (has, old) = (agent.pool.len(), domain.agent);
         // Where nobody serves, clients come to it as their regions do; one that serves goes on until all are there.
         if has < clients && (old.is_some() || has == 0) {
@@ -56,23 +59,19 @@ impl State {
                 let wanted = self.new_answers(conn, clients - has + SPARE);
                 self.send_for_writing(conn, wanted);
             }
-            return;
+            return Some(SuccessorWaits::Answers);
         }
-        match old {
-            None => self.take_over(conn),
-            Some(old) => {
-                let Some(asked) = domain.agents.get_mut(&old).map(|old| &mut old.asked_to_close) else { return };
-                if asked.is_none() {
-                    *asked = Some(Instant::now());
-                } else {
-                    return;
-                }
-                if let Some(connection) = self.connections.get_mut(&old) {
-                    connection.send(Down::Close(Nothing {}), Vec::new());
-                    step::at(Step::BrokerAskedClose);
-                }
-            }
+        let Some(old) = old else {
+            self.take_over(conn);
+            return None;
+        };
+        let asked = &mut domain.agents.get_mut(&old)?.asked_to_close;
+        if asked.is_none() {
+            *asked = Some(Instant::now());
+            self.connections.get_mut(&old)?.send(Down::Close(Nothing {}), Vec::new());
+            step::at(Step::BrokerAskedClose);
         }
+        Some(SuccessorWaits::Close)
     }
 
     pub(super) fn take_over(&mut self, conn: ConnId) {
@@ -92,7 +91,7 @@ impl State {
         let Some(agent) = domain.agents.get(&conn) else {
             return;
         };
-        let take_over = TakeOver { epoch: domain.epoch, state: std::mem::take(&mut domain.left_state) };
+        let take_over = TakeOver { epoch: domain.epoch, state: domain.left_state.give(domain.epoch) };
         let old_tables: Vec<u64> = domain.tables.values().copied().collect();
         domain.tables = agent.tables.clone();
         domain.services = Some(agent.services.clone());
@@ -113,9 +112,12 @@ impl State {
         if let Some(connection) = self.connections.get_mut(&conn) {
             connection.send(Down::TakeOver(take_over), Vec::new());
         }
-        for client in ids {
-            self.hand_over_client(conn, client);
-            step::at(Step::BrokerHanded);
+        for some in ids.chunks(HANDED_AT_ONCE) {
+            for client in some {
+                self.hand_over_client(conn, *client);
+                step::at(Step::BrokerHanded);
+            }
+            self.commit();
         }
         self.forget_who_was_passed_over(conn);
         self.settle_books(conn);
@@ -139,13 +141,12 @@ impl State {
         let Some(domain) = self.domain_of(conn) else {
             return;
         };
+        let (forced, epoch) = (domain.is_passed_over(), domain.epoch);
         let answer = domain.agents.get_mut(&conn).and_then(|a| a.pool.pop_front());
         let (Some(answer), Some(client)) = (answer, domain.clients.get_mut(&client_id)) else {
             return;
         };
         let known = Known::take(client, answer);
-        let forced = domain.passed_over || domain.agents.values().any(|a| a.forced);
-        let epoch = domain.epoch;
         let (c, member, gone) = (client.region, client.member.name(), client.conn.is_none());
         self.regions.give(answer, client_id);
         let (old, outdated) = self.last_that_began(conn, client_id, known);
@@ -207,6 +208,10 @@ impl State {
             .filter(|(_, client)| client.shown.is_some_and(|shown| ids.contains(&shown)))
             .filter_map(|(id, client)| Some((*id, client.before?, client.answer)))
             .collect();
+        if !began.is_empty() {
+            // It was given these after the state, on the same socket.
+            domain.left_state.is_heard();
+        }
         for (id, before, answer) in began {
             if !answer.is_some_and(|a| self.regions.is_held_by(a, conn)) {
                 continue;
@@ -268,13 +273,20 @@ impl State {
 
     /// That its predecessor was passed over concerns the clients that it has not got yet.
     fn forget_who_was_passed_over(&mut self, conn: ConnId) {
-        let Some(domain) = self.home(conn).filter(|domain| domain.passed_over) else { return };
-        let mut sealed = domain.clients.iter().filter(|(_, c)| c.sealed);
-        if sealed.all(|(id, _)| self.is_served(conn, *id))
+        if self.home(conn).is_some_and(|domain| domain.passed_over && self.serves_all(domain, conn))
             && let Some(domain) = self.domain_of(conn)
         {
             domain.passed_over = false;
         }
+    }
+
+    /// Whether the one that serves has yet to be given clients of one that was passed over, and may be at work on a batch of theirs.
+    pub(crate) fn is_beside_one_passed_over(&self, domain: &Domain) -> bool {
+        domain.is_passed_over() && domain.agent.is_some_and(|conn| !self.serves_all(domain, conn))
+    }
+
+    fn serves_all(&self, domain: &Domain, conn: ConnId) -> bool {
+        domain.clients.iter().filter(|(_, c)| c.sealed).all(|(id, _)| self.is_served(conn, *id))
     }
 
     /// Sends a client the serving agent's regions if it has not got them and does not pin too many old ones.

@@ -114,6 +114,12 @@ pub(crate) struct DomainRecord {
     /// What the serving agent reads and writes.
     #[prost(message, optional, tag = "17")]
     pub(crate) agent_speaks: Option<Range>,
+    /// The epoch of the agent that `left_state` was given to.
+    #[prost(uint64, tag = "18")]
+    pub(crate) left_state_given: u64,
+    /// The agent has yet to be given clients whose last agent was passed over without having closed.
+    #[prost(bool, tag = "19")]
+    pub(crate) passed_over: bool,
 }
 
 /// Memory layouts.

@@ -4,7 +4,7 @@ use super::{Refusal, Returning};
 use crate::agents::{AgentState, Growing, pool_bytes, table_bytes};
 use crate::connections::Role;
 use crate::regions::ConnId;
-use crate::state::State;
+use crate::state::{State, SuccessorWaits};
 use podshm_layout::step::{self, Step};
 use podshm_proto::{Down, Left, Offer, RefusalKind, RegionIds, Services, TakeOver, Use};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -57,8 +57,8 @@ impl State {
         let Some(connection) = self.connections.get_mut(&conn) else { return Ok(()) };
         connection.role = Role::Agent;
         self.send_rejoined(conn, returning)?;
-        if unheard && let Some(epoch) = self.home(conn).map(|domain| domain.epoch) {
-            let take_over = TakeOver { epoch, state: Vec::new() };
+        if unheard && let Some(domain) = self.home(conn) {
+            let take_over = TakeOver { epoch: domain.epoch, state: domain.left_state.give_again(domain.epoch) };
             if let Some(connection) = self.connections.get_mut(&conn) {
                 connection.send(Down::TakeOver(take_over), Vec::new());
             }
@@ -153,6 +153,7 @@ impl State {
             growing,
             ready,
             asked_to_close: None,
+            waits: SuccessorWaits::Ready,
             forced: false,
         })
     }

@@ -314,7 +314,8 @@ impl Agent {
             self.flush_broker();
             self.read_broker()?;
         }
-        if self.broker.is_some() {
+        // One that was found a moment ago has yet to say whether another has served in this one's place.
+        if self.has_broker() {
             self.sure = began;
         }
         Ok(found + self.look_at_polled())

@@ -6,7 +6,7 @@ use podshm_broker::{Broker, BrokerConfig, DomainConfig, DomainStats, Identity, L
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often the books are written down.
 const EVERY: Duration = Duration::from_millis(10);
@@ -32,10 +32,12 @@ pub struct Books {
     pub refused: u64,
     /// Clients whose records were discarded.
     pub discarded: u64,
+    /// What a successor waits for, from 1 on, in the order of [`podshm_broker::SuccessorWaits`].
+    pub successor: u64,
 }
 
 impl Books {
-    fn words(stats: &DomainStats) -> [u64; 9] {
+    fn words(stats: &DomainStats) -> [u64; 10] {
         let stale = stats.clients.iter().filter(|c| c.stale).count() as u64;
         [
             stats.epoch,
@@ -47,12 +49,13 @@ impl Books {
             stats.regions as u64,
             stats.refused,
             stats.discarded,
+            stats.successor.map_or(0, |waits| waits as u64 + 1),
         ]
     }
 
-    fn of(words: [u64; 9]) -> Books {
-        let [epoch, agent, clients, stale, reserved, region_bytes, regions, refused, discarded] = words;
-        Books { epoch, agent, clients, stale, reserved, region_bytes, regions, refused, discarded }
+    fn of(words: [u64; 10]) -> Books {
+        let [epoch, agent, clients, stale, reserved, region_bytes, regions, refused, discarded, successor] = words;
+        Books { epoch, agent, clients, stale, reserved, region_bytes, regions, refused, discarded, successor }
     }
 }
 
@@ -97,6 +100,7 @@ pub fn run(root: &Path, books: &Path, clients: u32, processes: u32) -> anyhow::R
     println!("ready");
     let next = books.with_extension("next");
     loop {
+        let began = Instant::now();
         let mut text = format!("{}\n", now());
         for domain in Domain::ALL {
             let words = Books::words(&broker.stats(domain.name())?).map(|word| word.to_string());
@@ -105,7 +109,8 @@ pub fn run(root: &Path, books: &Path, clients: u32, processes: u32) -> anyhow::R
         }
         fs::write(&next, text)?;
         fs::rename(&next, books)?;
-        std::thread::sleep(EVERY);
+        // What it takes grows with the clients; the broker has other things to do.
+        std::thread::sleep(EVERY.max(20 * began.elapsed()));
     }
 }
 

@@ -7,8 +7,6 @@ use podshm_testkit::numbered;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Threads that drive all clients.
-const DRIVERS: usize = 4;
 /// Shorter waits are not written down.
 const SHORTEST_WAIT: u64 = 100_000;
 /// Between two rounds over all clients of a thread.
@@ -25,15 +23,16 @@ struct One {
     since: [Option<u64>; 2],
 }
 
-/// Joins `count` clients to domain `work`, says `joined`, and works with all of them in turn until SIGTERM.
-pub fn run(log: PathBuf, count: u32) -> anyhow::Result<()> {
+/// Joins `count` clients to domain `work`, with numbers from `first` on, says `joined`, and works with all of them in turn until SIGTERM,
+/// from so many threads.
+pub fn run(log: PathBuf, first: u32, count: u32, drivers: usize) -> anyhow::Result<()> {
     let stop = Flag::on(15)?;
     let log = Log::open(&log)?;
     let directory = socket_dir("work")?;
-    let mut all: Vec<Vec<One>> = (0..DRIVERS).map(|_| Vec::new()).collect();
-    for sender in 0..count {
+    let mut all: Vec<Vec<One>> = (0..drivers).map(|_| Vec::new()).collect();
+    for sender in first..first + count {
         let client = Client::join(&directory, PATIENCE)?;
-        all[sender as usize % DRIVERS].push(One {
+        all[sender as usize % drivers].push(One {
             sender,
             value: client.table("values")?.key(&key(sender % super::KEYS)),
             queue: client.queue("records")?,

@@ -213,6 +213,43 @@ fn a_cut_is_judged_by_what_was_in_flight() {
 }
 
 #[test]
+fn a_hand_over_without_work_in_flight_does_not_count_and_many_are_a_breach() {
+    let run = |short: u64, all: u64| {
+        let faults = (0..all).map(|n| Fault {
+            kind: Kind::Surge,
+            target: Target::Agent(Domain::Work),
+            at: n * 100 + 45,
+            until: n * 100 + 45,
+        });
+        let mut judge = Judge::new(faults.collect(), [REACH; 2]);
+        let mut client = vec![at(1, Intends, 1, all + 1), at(2, Accepted, 1, all + 1)];
+        for n in 0..all {
+            let cut = Entry { number: u64::from(n >= short), ..at(n * 100 + 50, Cut, 0, 0) };
+            judge.generation(
+                Domain::Work,
+                End::Closed,
+                true,
+                vec![Entry { time: n * 100 + 46, ..delivered(n..n + 1)[0] }, cut].into_iter(),
+            );
+            client.extend([
+                call(at(n * 100 + 39, CallBegins, 1, n), 3),
+                call(at(n * 100 + 40, CallHalf, 1, n), 3),
+                call(at(n * 100 + 55, CallFull, 1, n), 3),
+            ]);
+            client.push(ended(n * 100 + 56, 3, n, Outcome::Unknown));
+        }
+        client.push(at(all * 100, Left, 1, 0));
+        judge.generation(Domain::Work, End::Closed, false, delivered(all..all + 1).into_iter());
+        judge.client(1, 0, Leaving::Left, client.into_iter());
+        judge.conclude(0)
+    };
+    let one = run(1, 20);
+    assert_eq!(one.broken, Vec::<String>::new());
+    assert_eq!(one.faults[&Kind::Surge], (19, 20));
+    breaks(&run(2, 20), "2 of 20 hand-overs");
+}
+
+#[test]
 fn a_fault_counts_with_work_in_flight() {
     let fault = |target, at| Fault { kind: Kind::AgentKill, target, at, until: at };
     let faults = vec![
