@@ -23,6 +23,7 @@ util-linux      unshare
 procps          ps
 python3         python3
 valgrind        valgrind
+valgrind        valgrind
 ca-certificates update-ca-certificates
 '
 # What tests run unmodified in a domain.

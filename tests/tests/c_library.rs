@@ -118,3 +118,13 @@ fn sanitizers_find_nothing() {
         command
     });
 }
+
+#[test]
+fn valgrind_finds_nothing() {
+    absurd("absurd-valgrind", &[], |program| {
+        let mut command = Command::new("valgrind");
+        command.args(["--quiet", "--error-exitcode=99", "--leak-check=full", "--errors-for-leak-kinds=definite"]);
+        command.arg(program);
+        command
+    });
+}
