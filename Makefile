@@ -1,6 +1,6 @@
 # The only way in; CI calls the same targets. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fmt bench bench-unmodified chaos chaos-scale vm-test loom fuzz clean
+.PHONY: help setup demo test check c-header fmt bench bench-unmodified chaos chaos-scale vm-test loom fuzz clean
 
 ARGS ?=
 
@@ -16,9 +16,13 @@ demo: setup ## broker, route agent and eight pods for about 20 s (ARGS=... for p
 test: setup ## every tier of scripts/tiers (ONLY=unit picks one)
 	@scripts/test.sh
 
-check: ## fmt, clippy, docs, licences, crate direction (ONLY=clippy picks one)
-	@scripts/setup.sh deny
+check: ## fmt, clippy, docs, licences, crate direction, podshm.h (ONLY=clippy picks one)
+	@scripts/setup.sh deny capi
 	@scripts/check.sh
+
+c-header: ## make crates/podshm-capi/include/podshm.h of the sources
+	@scripts/setup.sh capi
+	@PATH="$${PODSHM_TOOLS:-$${XDG_CACHE_HOME:-$$HOME/.cache}/podshm/tools}/bin:$$PATH" scripts/c-header
 
 fmt: ## format the sources
 	cargo fmt --all

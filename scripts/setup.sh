@@ -3,6 +3,7 @@
 #
 #   scripts/setup.sh            what `make demo` and `make test` need
 #   scripts/setup.sh deny       also cargo-deny, for `make check`
+#   scripts/setup.sh capi       also cbindgen, for `make check` and `make c-header`
 #   scripts/setup.sh unmodified also the programs that the tier `foreign` runs
 #   scripts/setup.sh vm         also QEMU and what a virtual machine is put together with, for `make vm-test`
 #   scripts/setup.sh fuzz       also cargo-fuzz (and checks for a nightly), for `make fuzz`
@@ -21,6 +22,8 @@ iproute2        ip
 util-linux      unshare
 procps          ps
 python3         python3
+valgrind        valgrind
+valgrind        valgrind
 ca-certificates update-ca-certificates
 '
 # What tests run unmodified in a domain.
@@ -41,6 +44,7 @@ cpio            cpio
 SYSV_IPC_VERSION=1.2.0
 CARGO_DENY_VERSION=0.20.2
 CARGO_FUZZ_VERSION=0.13.1
+CBINDGEN_VERSION=0.29.4
 
 missing_packages() {
     local package command
@@ -130,6 +134,7 @@ for extra in "$@"; do
         fuzz) install_fuzz ;;
         unmodified) install_sysv_ipc ;;
         vm) ;;
-        *) die "unknown extra '$extra': expected deny, fuzz, unmodified or vm" ;;
+        capi) cargo_tool cbindgen "$CBINDGEN_VERSION" ;;
+        *) die "unknown extra '$extra': expected capi, deny, fuzz, unmodified or vm" ;;
     esac
 done
