@@ -6,6 +6,7 @@
 #   scripts/setup.sh capi       also cbindgen, for `make check` and `make c-header`
 #   scripts/setup.sh unmodified also the programs that the tier `foreign` runs
 #   scripts/setup.sh vm         also QEMU and what a virtual machine is put together with, for `make vm-test`
+#   scripts/setup.sh cluster    also what nodes of a Kubernetes cluster run, for `make cluster-test`
 #   scripts/setup.sh fuzz       also cargo-fuzz (and checks for a nightly), for `make fuzz`
 #
 # Run it as often as you like. It changes the machine only through apt-get (as root or
@@ -40,6 +41,11 @@ VM='
 qemu-system-x86 qemu-system-x86_64
 busybox-static  /bin/busybox
 cpio            cpio
+'
+# What nodes of a test cluster run beside what is built from Go modules.
+CLUSTER='
+runc            runc
+containernetworking-plugins /usr/lib/cni/bridge
 '
 SYSV_IPC_VERSION=1.2.0
 CARGO_DENY_VERSION=0.20.2
@@ -122,7 +128,19 @@ install_fuzz() {
     cargo_tool cargo-fuzz "$CARGO_FUZZ_VERSION"
 }
 
+check_go() {
+    local wanted found
+    wanted=$(sed -n 's|^go \([0-9.]*\)$|\1|p' tests/cluster/programs/kubernetes/go.mod)
+    have go || die "no Go toolchain: expected $wanted or newer (see https://go.dev/dl); Kubernetes is built with it, once"
+    found=$(go env GOVERSION); found=${found#go}
+    if [ "$(printf '%s\n%s\n' "$wanted" "$found" | sort -V | head -n1)" != "$wanted" ]; then
+        die "go is $found, expected $wanted or newer; see https://go.dev/dl"
+    fi
+    say "setup: go $found (at least $wanted is needed)"
+}
+
 for extra in "$@"; do
+    if [ "$extra" = cluster ]; then PACKAGES+=$CLUSTER; fi
     if [ "$extra" = unmodified ]; then PACKAGES+=$UNMODIFIED; fi
     if [ "$extra" = vm ]; then PACKAGES+=$VM; fi
 done
@@ -135,6 +153,7 @@ for extra in "$@"; do
         unmodified) install_sysv_ipc ;;
         vm) ;;
         capi) cargo_tool cbindgen "$CBINDGEN_VERSION" ;;
-        *) die "unknown extra '$extra': expected capi, deny, fuzz, unmodified or vm" ;;
+        cluster) check_go ;;
+        *) die "unknown extra '$extra': expected capi, cluster, deny, fuzz, unmodified or vm" ;;
     esac
 done
