@@ -80,12 +80,14 @@ impl State {
     /// clients don't go over: the agent that serves drains them first. Whoever has not got so far in time is left behind until it has.
     pub(crate) fn waits_for_moves(&mut self, successor: ConnId, ready: Instant) -> bool {
         let Some(domain) = self.home(successor) else { return false };
-        let (late, serves) = (ready.elapsed() > domain.config.map_deadline, domain.agent.is_some());
+        let late = ready.elapsed() > domain.config.map_deadline;
         let unread = domain.clients.iter().filter(|(_, c)| c.sealed && !self.reads_c(successor, c));
-        let unread: Vec<(u64, bool, bool)> =
-            unread.map(|(id, c)| (*id, c.conn.is_some(), self.may_move(domain, c))).collect();
+        // What a dead one left is for the agent that serves, if that one reads it; else it waits for one that does.
+        let serves = |c: &Client| domain.agent.is_some_and(|agent| self.reads_c(agent, c));
+        let unread: Vec<(u64, bool, bool, bool)> =
+            unread.map(|(id, c)| (*id, c.conn.is_some(), serves(c), self.may_move(domain, c))).collect();
         let mut waits = false;
-        for (client, connected, may_move) in unread {
+        for (client, connected, serves, may_move) in unread {
             if may_move && let Err(error) = self.ask_to_move(successor, client) {
                 tracing::warn!(client, error, "client stays at a layout that the next agent does not read");
             } else {

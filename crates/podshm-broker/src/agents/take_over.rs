@@ -236,7 +236,7 @@ impl State {
     }
 
     /// Clients that were sealed while this agent had no answer region ready.
-    pub(super) fn adopt_unserved(&mut self, conn: ConnId) {
+    pub(crate) fn adopt_unserved(&mut self, conn: ConnId) {
         let Some(domain) = self.home(conn).filter(|domain| domain.agent == Some(conn)) else { return };
         let unserved = self.unserved(domain, conn);
         if unserved.is_empty() {

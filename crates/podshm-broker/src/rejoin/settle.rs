@@ -123,6 +123,8 @@ impl State {
         }
         self.settle_books_of(name);
         if let Some(agent) = agent {
+            // Those who were not back in time to be given to it are drained by it all the same.
+            self.adopt_unserved(agent);
             self.serve_waiting(agent);
         }
         self.go_on_moving(name);
