@@ -1,11 +1,11 @@
 # The only way in; CI calls the same targets. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fmt bench bench-unmodified chaos chaos-scale vm-test loom fuzz clean
+.PHONY: help setup demo test check c-header fmt bench bench-unmodified chaos chaos-scale vm-test cluster-up cluster-down cluster-test loom fuzz clean
 
 ARGS ?=
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: ## install what building and testing need, if it is missing
 	@scripts/setup.sh
@@ -16,9 +16,13 @@ demo: setup ## broker, route agent and eight pods for about 20 s (ARGS=... for p
 test: setup ## every tier of scripts/tiers (ONLY=unit picks one)
 	@scripts/test.sh
 
-check: ## fmt, clippy, docs, licences, crate direction (ONLY=clippy picks one)
-	@scripts/setup.sh deny
+check: ## fmt, clippy, docs, licences, crate direction, podshm.h (ONLY=clippy picks one)
+	@scripts/setup.sh deny capi
 	@scripts/check.sh
+
+c-header: ## make crates/podshm-capi/include/podshm.h of the sources
+	@scripts/setup.sh capi
+	@PATH="$${PODSHM_TOOLS:-$${XDG_CACHE_HOME:-$$HOME/.cache}/podshm/tools}/bin:$$PATH" scripts/c-header
 
 fmt: ## format the sources
 	cargo fmt --all
@@ -39,6 +43,17 @@ chaos-scale: setup ## longest gaps with 1, 100 and 1,000 clients, and when a dea
 vm-test: ## charges and memory limits on Debian's kernel 6.1 with cgroup v2, under QEMU (ARGS='charges seals')
 	@scripts/setup.sh vm
 	@scripts/vm-test.sh $(ARGS)
+
+cluster-up: ## a real Kubernetes cluster on this machine: two nodes, containerd (the first time builds it: 10 min or more)
+	@scripts/setup.sh cluster
+	@scripts/cluster.sh up
+
+cluster-down: ## takes it down, and checks that nothing of it is left
+	@scripts/cluster.sh down
+
+cluster-test: ## the tests that need a cluster, on one of their own (ONLY=schemes picks one group, KEEP=1 leaves it up)
+	@scripts/setup.sh cluster
+	@scripts/cluster.sh test
 
 loom: setup ## the loom models of ring, table and wake-up (LOOM_MAX_PREEMPTIONS=3)
 	@scripts/loom.sh $(ARGS)

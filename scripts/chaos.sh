@@ -13,4 +13,6 @@ step "building the harness"
 # Apart: the harness turns named steps on, which the route agent is to be without, as it is released.
 cargo build "${CARGO_LOCKED[@]}" --profile "$PROFILE" --package=route-agent --package=podshm-testkit --bins
 cargo build "${CARGO_LOCKED[@]}" --profile "$PROFILE" --package=podshm-chaos
+# The broker, too, is killed and away at times.
+[ "${1:-}" = scale ] || set -- --broker-restarts "$@"
 exec "$TARGET/$DIRECTORY/podshm-chaos" "$@"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that is checked without running the code. All checks run; any failure fails.
 #
-#   ONLY=clippy scripts/check.sh     one of: fmt structure clippy docs deny advisories
+#   ONLY=clippy scripts/check.sh     one of: fmt structure header clippy docs deny advisories
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 
@@ -55,6 +55,7 @@ structure() {
 
 check fmt cargo fmt --all -- --check
 check structure structure
+check header scripts/c-header --check
 check clippy cargo clippy "${CARGO_LOCKED[@]}" --workspace --all-targets -- -D warnings
 check docs docs
 check deny deny

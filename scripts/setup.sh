@@ -3,8 +3,10 @@
 #
 #   scripts/setup.sh            what `make demo` and `make test` need
 #   scripts/setup.sh deny       also cargo-deny, for `make check`
+#   scripts/setup.sh capi       also cbindgen, for `make check` and `make c-header`
 #   scripts/setup.sh unmodified also the programs that the tier `foreign` runs
 #   scripts/setup.sh vm         also QEMU and what a virtual machine is put together with, for `make vm-test`
+#   scripts/setup.sh cluster    also what nodes of a Kubernetes cluster run, for `make cluster-test`
 #   scripts/setup.sh fuzz       also cargo-fuzz (and checks for a nightly), for `make fuzz`
 #
 # Run it as often as you like. It changes the machine only through apt-get (as root or
@@ -21,6 +23,8 @@ iproute2        ip
 util-linux      unshare
 procps          ps
 python3         python3
+valgrind        valgrind
+valgrind        valgrind
 ca-certificates update-ca-certificates
 '
 # What tests run unmodified in a domain.
@@ -38,9 +42,15 @@ qemu-system-x86 qemu-system-x86_64
 busybox-static  /bin/busybox
 cpio            cpio
 '
+# What nodes of a test cluster run beside what is built from Go modules.
+CLUSTER='
+runc            runc
+containernetworking-plugins /usr/lib/cni/bridge
+'
 SYSV_IPC_VERSION=1.2.0
 CARGO_DENY_VERSION=0.20.2
 CARGO_FUZZ_VERSION=0.13.1
+CBINDGEN_VERSION=0.29.4
 
 missing_packages() {
     local package command
@@ -118,7 +128,19 @@ install_fuzz() {
     cargo_tool cargo-fuzz "$CARGO_FUZZ_VERSION"
 }
 
+check_go() {
+    local wanted found
+    wanted=$(sed -n 's|^go \([0-9.]*\)$|\1|p' tests/cluster/programs/kubernetes/go.mod)
+    have go || die "no Go toolchain: expected $wanted or newer (see https://go.dev/dl); Kubernetes is built with it, once"
+    found=$(go env GOVERSION); found=${found#go}
+    if [ "$(printf '%s\n%s\n' "$wanted" "$found" | sort -V | head -n1)" != "$wanted" ]; then
+        die "go is $found, expected $wanted or newer; see https://go.dev/dl"
+    fi
+    say "setup: go $found (at least $wanted is needed)"
+}
+
 for extra in "$@"; do
+    if [ "$extra" = cluster ]; then PACKAGES+=$CLUSTER; fi
     if [ "$extra" = unmodified ]; then PACKAGES+=$UNMODIFIED; fi
     if [ "$extra" = vm ]; then PACKAGES+=$VM; fi
 done
@@ -130,6 +152,8 @@ for extra in "$@"; do
         fuzz) install_fuzz ;;
         unmodified) install_sysv_ipc ;;
         vm) ;;
-        *) die "unknown extra '$extra': expected deny, fuzz, unmodified or vm" ;;
+        capi) cargo_tool cbindgen "$CBINDGEN_VERSION" ;;
+        cluster) check_go ;;
+        *) die "unknown extra '$extra': expected capi, cluster, deny, fuzz, unmodified or vm" ;;
     esac
 done

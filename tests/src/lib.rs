@@ -1,6 +1,8 @@
 //! What the tests that cross crates share: a broker with sockets in a directory of its own.
 
 pub mod attacks;
+pub mod conform;
+pub mod conformance;
 pub mod daemon;
 pub mod deliveries;
 pub mod gates;

@@ -26,6 +26,76 @@ pub fn compile(name: &str, directory: &Path) -> PathBuf {
     program
 }
 
+/// Puts the C library into `directory`, under the names that a linker and a program ask for.
+fn library(directory: &Path) {
+    let beside = std::env::current_exe().expect("this test's path").parent().expect("its directory").to_owned();
+    let built = beside.join("libpodshm_capi.so");
+    assert!(built.exists(), "no {}", built.display());
+    for name in ["libpodshm.so", "libpodshm.so.0"] {
+        let link = directory.join(name);
+        let _ = std::fs::remove_file(&link);
+        std::os::unix::fs::symlink(&built, &link).expect("a link");
+    }
+}
+
+/// Compiles C sources of `tests/c` into `directory/NAME`, as strictly as the header promises to be, over the C library; with more
+/// arguments for the compiler.
+pub fn over_the_library(name: &str, sources: &[&str], directory: &Path, more: &[&str]) -> PathBuf {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
+    library(directory);
+    let program = directory.join(name);
+    let mut command = Command::new("cc");
+    command.args(["-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-O1", "-g", "-pthread"]).args(more);
+    command.arg("-I").arg(tests.join("../crates/podshm-capi/include")).arg("-o").arg(&program);
+    command.args(sources.iter().map(|source| tests.join("c").join(source)));
+    command.arg("-L").arg(directory).args(["-lpodshm", "-Wl,-rpath,$ORIGIN"]);
+    let status = command.status().expect("cc; `make setup` installs it");
+    assert!(status.success(), "cc: {status}");
+    program
+}
+
+/// Functions of the C library that `absurd.c` does not call with bad arguments: they have none, or any number is good.
+pub const ABSURD: &[&str] =
+    &["podshm_version", "podshm_result_name", "podshm_last_message", "podshm_last_errno", "podshm_last_status"];
+
+/// The conformance suite's participant in C.
+pub fn conform_in_c(directory: &Path, more: &[&str]) -> PathBuf {
+    over_the_library("conform", &["conform.c", "conform_client.c", "conform_agent.c"], directory, more)
+}
+
+/// The same in C++, by `podshm.hpp`: its two halves with the rest of the one in C.
+pub fn conform_in_cpp(directory: &Path) -> PathBuf {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
+    library(directory);
+    let (program, rest) = (directory.join("conform"), directory.join("conform.o"));
+    let include = tests.join("../crates/podshm-capi/include");
+    let strict = ["-Wall", "-Wextra", "-Wpedantic", "-Werror", "-O1", "-g", "-pthread", "-I"];
+    let run = |command: &mut Command| {
+        let status = command.status().expect("a C++ compiler; `make setup` installs it");
+        assert!(status.success(), "{command:?}: {status}");
+    };
+    run(Command::new("cc")
+        .arg("-std=c99")
+        .args(strict)
+        .arg(&include)
+        .arg("-c")
+        .arg(tests.join("c/conform.c"))
+        .arg("-o")
+        .arg(&rest));
+    let sources = ["conform_client.cpp", "conform_agent.cpp"].map(|source| tests.join("cpp").join(source));
+    let mut command = Command::new("c++");
+    command.args(["-std=c++17", "-fno-exceptions"]).args(strict).arg(&include).arg("-I").arg(tests.join("c"));
+    run(command
+        .args(sources)
+        .arg(&rest)
+        .arg("-o")
+        .arg(&program)
+        .arg("-L")
+        .arg(directory)
+        .args(["-lpodshm", "-Wl,-rpath,$ORIGIN"]));
+    program
+}
+
 /// A program whose lines are read as they come. Killed when dropped.
 #[derive(Debug)]
 pub struct Talk {

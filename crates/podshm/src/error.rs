@@ -52,6 +52,32 @@ pub enum ErrorKind {
     Reentered = 20,
 }
 
+impl ErrorKind {
+    /// All of them, for languages that have numbers or classes for each.
+    pub const ALL: &[ErrorKind] = &[
+        ErrorKind::Full,
+        ErrorKind::Deadline,
+        ErrorKind::AgentAway,
+        ErrorKind::OutcomeUnknown,
+        ErrorKind::Forked,
+        ErrorKind::Contended,
+        ErrorKind::NoService,
+        ErrorKind::WrongKind,
+        ErrorKind::TooLong,
+        ErrorKind::BufferTooSmall,
+        ErrorKind::Refused,
+        ErrorKind::Version,
+        ErrorKind::Corrupt,
+        ErrorKind::System,
+        ErrorKind::TableFull,
+        ErrorKind::Superseded,
+        ErrorKind::Failed,
+        ErrorKind::Cancelled,
+        ErrorKind::BrokerAway,
+        ErrorKind::Reentered,
+    ];
+}
+
 /// An error of the library.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -206,6 +232,16 @@ impl Error {
         }
     }
 
+    /// How large a buffer would have done, where one was too small.
+    pub fn needed(&self) -> Option<usize> {
+        match self {
+            Error::Read(ReadError::BufferTooSmall { needed, .. }) | Error::BufferTooSmall { needed, .. } => {
+                Some(*needed)
+            }
+            _ => None,
+        }
+    }
+
     /// Whether it says that the broker has hung up.
     pub(crate) fn is_hang_up(&self) -> bool {
         match self {
@@ -221,5 +257,23 @@ impl Error {
     pub(crate) fn system(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Error {
         let what = what.into();
         move |source| Error::System { what, source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Numbers are without gaps, so that the one after the last says that a kind was added and `ALL` was not.
+    #[test]
+    fn all_kinds_are_listed_by_number() {
+        for (at, kind) in ErrorKind::ALL.iter().enumerate() {
+            assert_eq!(*kind as usize, at + 1, "{kind:?}");
+        }
+        let source = include_str!("error.rs");
+        let numbered = source.lines().filter(|line| line.starts_with("    ") && line.ends_with(','));
+        let numbered = numbered
+            .filter(|line| line.split_once(" = ").is_some_and(|(_, n)| n.trim_end_matches(',').parse::<u32>().is_ok()));
+        assert_eq!(numbered.count(), ErrorKind::ALL.len(), "a kind is missing in ErrorKind::ALL");
     }
 }

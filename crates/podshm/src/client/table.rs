@@ -261,8 +261,16 @@ impl TableSnapshot {
 
     /// The version that everything was read at; `None` if the table changed meanwhile: read again. In a forked child always `None`.
     pub fn finish(self) -> Option<u64> {
-        self.shared.check_fork().ok()?;
+        self.check().ok()
+    }
+
+    /// [`TableSnapshot::finish`] for what was read so far; `Contended` if the table changed meanwhile.
+    pub fn check(&self) -> Result<u64, Error> {
+        self.shared.check_fork()?;
         podshm_layout::sync::fence(Ordering::Acquire);
-        (self.version.is_multiple_of(2) && self.table.reader.version() == self.version).then_some(self.version)
+        if self.version.is_multiple_of(2) && self.table.reader.version() == self.version {
+            return Ok(self.version);
+        }
+        Err(Error::Read(ReadError::Changed))
     }
 }

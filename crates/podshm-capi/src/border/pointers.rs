@@ -1,0 +1,151 @@
+//! Bytes, strings and places for results.
+
+use super::handle::{self, Kind};
+use crate::last::Fault;
+use std::ffi::{CStr, OsStr, c_char, c_void};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// Addresses below this are no memory: the kernel keeps the first page free.
+const LOWEST: usize = 4096;
+
+/// Nor is there any from here on: what a program gets without asking for more lies below, on x86-64 as on aarch64.
+const HIGHEST: usize = 1 << 48;
+
+/// Longest string that is taken: the kernel's PATH_MAX.
+const LONGEST_TEXT: usize = 4096;
+
+/// What can be said of any pointer without following it.
+#[inline(always)]
+pub(super) fn check<T>(pointer: *const T, bytes: usize, what: &'static str) -> Result<(), Fault> {
+    let address = pointer.addr();
+    let fits = address.checked_add(bytes).is_some_and(|end| end <= HIGHEST);
+    if address >= LOWEST && fits && address.is_multiple_of(align_of::<T>()) {
+        return Ok(());
+    }
+    Err(refused(address, align_of::<T>(), bytes, what))
+}
+
+#[cold]
+fn refused(address: usize, align: usize, bytes: usize, what: &'static str) -> Fault {
+    let why = if address == 0 {
+        "it is null"
+    } else if !address.is_multiple_of(align) {
+        "it is not aligned"
+    } else if address < LOWEST {
+        "there is no memory"
+    } else {
+        "no memory is that large or lies there"
+    };
+    Fault::Argument { what, address, bytes, why }
+}
+
+/// A length that C gave.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct Len(usize);
+
+/// Bytes to read; their length is the argument that follows.
+#[repr(transparent)]
+pub struct Data(*const c_void);
+
+impl Data {
+    /// The bytes. Null is none, where `len` is 0.
+    #[inline(always)]
+    pub(crate) fn slice(&self, len: Len) -> Result<&[u8], Fault> {
+        if len.0 == 0 {
+            return Ok(&[]);
+        }
+        check(self.0.cast::<u8>(), len.0, "bytes to read")?;
+        // SAFETY: **bytes**, and just checked: not null, not longer than memory.
+        Ok(unsafe { std::slice::from_raw_parts(self.0.cast(), len.0) })
+    }
+}
+
+/// Room for bytes; its size is the argument that follows.
+#[repr(transparent)]
+pub struct Room(*mut c_void);
+
+impl Room {
+    /// The room. Null is none, where `len` is 0.
+    #[inline(always)]
+    pub(crate) fn slice(&mut self, len: Len) -> Result<&mut [u8], Fault> {
+        if len.0 == 0 {
+            return Ok(&mut []);
+        }
+        check(self.0.cast_const().cast::<u8>(), len.0, "room for bytes")?;
+        // SAFETY: **bytes**, and just checked: not null, not longer than memory. What C has not initialised are bytes all the
+        // same to whoever is called from outside, and they are only written here.
+        Ok(unsafe { std::slice::from_raw_parts_mut(self.0.cast(), len.0) })
+    }
+}
+
+/// A string that ends with a zero byte.
+#[repr(transparent)]
+pub struct Text(*const c_char);
+
+impl Text {
+    fn bytes(&self, what: &'static str) -> Result<&[u8], Fault> {
+        check(self.0, 1, what)?;
+        // SAFETY: **bytes**: it ends with a zero byte, and none after it is looked at.
+        let bytes = unsafe { CStr::from_ptr(self.0) }.to_bytes();
+        if bytes.len() >= LONGEST_TEXT {
+            let why = "it is longer than any path";
+            return Err(Fault::Argument { what, address: self.0.addr(), bytes: bytes.len(), why });
+        }
+        Ok(bytes)
+    }
+
+    /// The name of a service.
+    pub(crate) fn name(&self) -> Result<&str, Fault> {
+        let bytes = self.bytes("the name")?;
+        let not_utf_8 = |_| Fault::Argument {
+            what: "the name",
+            address: self.0.addr(),
+            bytes: bytes.len(),
+            why: "it is not UTF-8",
+        };
+        std::str::from_utf8(bytes).map_err(not_utf_8)
+    }
+
+    /// A path.
+    pub(crate) fn path(&self) -> Result<&Path, Fault> {
+        Ok(Path::new(OsStr::from_bytes(self.bytes("the path")?)))
+    }
+}
+
+/// A place for a result.
+#[repr(transparent)]
+pub struct Out<T>(*mut T);
+
+impl<T> Out<T> {
+    /// Writes it.
+    #[inline(always)]
+    pub(crate) fn set(&self, value: T) -> Result<(), Fault> {
+        check(self.0.cast_const(), size_of::<T>(), "the place for the result")?;
+        // SAFETY: **place**, and just checked: not null, aligned.
+        unsafe { self.0.write(value) };
+        Ok(())
+    }
+
+    /// Writes it where there is a place; null says that it is not wanted.
+    #[inline(always)]
+    pub(crate) fn set_if_wanted(&self, value: T) -> Result<(), Fault> {
+        if self.0.is_null() { Ok(()) } else { self.set(value) }
+    }
+
+    /// Says beforehand whether [`Out::set_if_wanted`] will work, for functions that do something which can't be undone.
+    #[inline(always)]
+    pub(crate) fn check_if_wanted(&self) -> Result<(), Fault> {
+        if self.0.is_null() { Ok(()) } else { check(self.0.cast_const(), size_of::<T>(), "the place for the result") }
+    }
+}
+
+impl<T: Kind> Out<*mut T> {
+    /// Gives C a new handle, or null where `make` fails.
+    pub(crate) fn give(&self, make: impl FnOnce() -> Result<T, Fault>) -> Result<(), Fault> {
+        self.set(std::ptr::null_mut())?;
+        let new = make()?;
+        self.set(handle::give(new))
+    }
+}

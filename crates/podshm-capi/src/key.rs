@@ -1,0 +1,37 @@
+//! A key that is looked up again and again.
+
+use crate::border::{Bound, Data, Len, Mut, Out, Own, Ref, Room};
+use crate::last::entry;
+use crate::result::podshm_result;
+use crate::table::{found, podshm_table};
+use podshm::Key;
+
+/// A key of a table, which skips the hash on every further lookup. For the thread that looks it up first; make one for each.
+pub struct podshm_key(Bound<Key>);
+
+/// A handle to a key, which need not be there now. On failure `*handle` is null.
+#[unsafe(no_mangle)]
+pub extern "C" fn podshm_key_new(
+    table: Ref<podshm_table>,
+    key: Data,
+    key_len: Len,
+    handle: Out<*mut podshm_key>,
+) -> podshm_result {
+    entry(|| handle.give(|| Ok(podshm_key(Bound::new(table.get()?.0.key(key.slice(key_len)?))))))
+}
+
+/// Frees it. Null is nothing to do. In any thread, once its own doesn't use it any more.
+#[unsafe(no_mangle)]
+pub extern "C" fn podshm_key_free(key: Own<podshm_key>) -> podshm_result {
+    entry(|| key.free())
+}
+
+/// podshm_table_get() for this key, cheaper.
+#[unsafe(no_mangle)]
+pub extern "C" fn podshm_key_get(key: Mut<podshm_key>, mut buffer: Room, size: Len, len: Out<usize>) -> podshm_result {
+    entry(|| {
+        len.check_if_wanted()?;
+        let buffer = buffer.slice(size)?;
+        key.get()?.0.with("key", |key| found(key.get(buffer), &len))
+    })
+}

@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# A real Kubernetes cluster on this machine (tests/cluster), and the tests that need one.
+#
+#   scripts/cluster.sh up       brings it up; says how to use it
+#   scripts/cluster.sh down     takes it down
+#   scripts/cluster.sh test     up, the tests, down
+#
+#   ONLY="schemes" scripts/cluster.sh test    one group; groups are the files in tests/cluster/tests
+#   KEEP=1 scripts/cluster.sh test            leaves it up
+set -euo pipefail
+source "$(dirname "$0")/lib.sh"
+
+verb=${1:-}
+cluster=$TARGET/debug/podshm-cluster
+logs=$TARGET/cluster-logs
+place=${PODSHM_CLUSTER_DIR:-/var/tmp/podshm-cluster}
+
+build() { cargo build "${CARGO_LOCKED[@]}" -p podshm-cluster --bins; }
+
+finish() {
+    local status=$?
+    rm -rf "$logs"
+    if [ -d "$place/logs" ]; then cp -r "$place/logs" "$logs"; fi
+    [ "$status" = 0 ] || say "cluster: the programs' logs are in $logs"
+    if [ "${KEEP:-}" = 1 ]; then return; fi
+    "$cluster" down || status=1
+    exit "$status"
+}
+
+case $verb in
+    up) build && "$cluster" up ;;
+    down) build && "$cluster" down ;;
+    test)
+        groups=()
+        for file in tests/cluster/tests/*.rs; do
+            group=$(basename "$file" .rs)
+            if [ -z "${ONLY:-}" ] || [[ " $ONLY " == *" $group "* ]]; then groups+=(--test "$group"); fi
+        done
+        [ "${#groups[@]}" != 0 ] || die "ONLY=$ONLY: no such group; there are $(basename -s .rs tests/cluster/tests/*.rs | tr '\n' ' ')"
+        build
+        "$cluster" build
+        cargo test "${CARGO_LOCKED[@]}" -p podshm-cluster "${groups[@]}" --no-run
+        trap finish EXIT
+        trap 'exit 130' INT TERM HUP
+        step "a cluster"
+        "$cluster" up
+        step "the tests"
+        cargo test "${CARGO_LOCKED[@]}" -p podshm-cluster "${groups[@]}" --no-fail-fast
+        ;;
+    *) die "expected up, down or test, found '$verb'" ;;
+esac

@@ -1,0 +1,93 @@
+//! A cgroup for each node, in every hierarchy: kubelets that shared one would remove each other's pods.
+
+use crate::place::NAME;
+use anyhow::{Context, ensure};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// As a kubelet wants it: its `cgroupRoot`.
+pub fn root_of(node: &str) -> String {
+    format!("/{NAME}/{node}")
+}
+
+/// Mount points of all hierarchies; true where it is cgroup v2 with controllers.
+fn hierarchies() -> anyhow::Result<Vec<(PathBuf, bool)>> {
+    let mounts = fs::read_to_string("/proc/self/mounts").context("reading the mounts")?;
+    let mut all = Vec::new();
+    for line in mounts.lines() {
+        let mut words = line.split(' ').skip(1);
+        let (Some(point), Some(kind)) = (words.next(), words.next()) else { continue };
+        let point = PathBuf::from(point);
+        match kind {
+            "cgroup" => all.push((point, false)),
+            "cgroup2" => {
+                let controllers = fs::read_to_string(point.join("cgroup.controllers")).unwrap_or_default();
+                all.push((point, !controllers.trim().is_empty()));
+            }
+            _ => {}
+        }
+    }
+    ensure!(!all.is_empty(), "no cgroup hierarchy is mounted; a kubelet needs one");
+    Ok(all)
+}
+
+/// Makes a node's groups.
+pub fn make(node: &str) -> anyhow::Result<()> {
+    for (point, is_v2) in hierarchies()? {
+        let (ours, theirs) = (point.join(NAME), point.join(NAME).join(node));
+        for (parent, group) in [(&point, &ours), (&ours, &theirs)] {
+            match fs::create_dir(group) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                other => other.with_context(|| format!("making the cgroup {}", group.display()))?,
+            }
+            // v1: a new group of cpuset has neither, and nobody may be put there.
+            for file in ["cpuset.cpus", "cpuset.mems"] {
+                if !is_v2 && group.join(file).exists() {
+                    fs::write(group.join(file), fs::read(parent.join(file))?)?;
+                }
+            }
+            if is_v2 {
+                let all = fs::read_to_string(parent.join("cgroup.controllers"))?;
+                for controller in all.split_whitespace() {
+                    // Some can't be (a real-time group elsewhere holds cpu, say); the kubelet names what it misses.
+                    let _ = fs::write(parent.join("cgroup.subtree_control"), format!("+{controller}"));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Removes all groups of the cluster, waiting for their last processes to go.
+pub fn remove(patience: Duration) -> anyhow::Result<()> {
+    let begin = Instant::now();
+    for group in left()? {
+        while let Err(error) = remove_tree(&group) {
+            if begin.elapsed() > patience {
+                return Err(error).with_context(|| format!("removing the cgroup {}", group.display()));
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+    Ok(())
+}
+
+/// The cluster's groups that are there.
+pub fn left() -> anyhow::Result<Vec<PathBuf>> {
+    let all = hierarchies()?.into_iter().map(|(point, _)| point.join(NAME));
+    Ok(all.filter(|group| group.exists()).collect())
+}
+
+fn remove_tree(group: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(group)?.flatten() {
+        if entry.file_type()?.is_dir() {
+            remove_tree(&entry.path())?;
+        }
+    }
+    match fs::remove_dir(group) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}

@@ -1,0 +1,94 @@
+//! The control plane: its programs and how they are started.
+
+use crate::place::{BRIDGE, Place, SERVICES};
+use crate::programs::{CLUSTER, Programs};
+use crate::supervise::{self, Program};
+use anyhow::Context;
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+
+/// The set's name.
+pub const SET: &str = "control";
+
+/// Pid 1 of the control plane.
+pub fn first(place: &Place) -> anyhow::Result<()> {
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).context("making mounts private")?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount("proc", "/proc", "proc", flags, c"").context("mounting /proc")?;
+    rustix::system::sethostname(b"control").context("setting the host name")?;
+    supervise::wait_for_network(place, SET)?;
+    let programs = Programs::built(CLUSTER)?;
+    let all = [("etcd", etcd(place)), ("kube-apiserver", api_server(place))];
+    let later = [("kube-controller-manager", controller_manager(place)), ("kube-scheduler", scheduler(place))];
+    let program = |(name, arguments): (&str, Vec<String>)| {
+        Ok(Program {
+            name: name.to_owned(),
+            path: programs.path(name)?,
+            arguments,
+            search_path: programs.search_path(),
+        })
+    };
+    supervise::run(place, SET, all.into_iter().chain(later).map(program).collect::<anyhow::Result<_>>()?)
+}
+
+fn etcd(place: &Place) -> Vec<String> {
+    vec![
+        format!("--data-dir={}", place.path("etcd").display()),
+        "--listen-client-urls=http://127.0.0.1:2379".into(),
+        "--advertise-client-urls=http://127.0.0.1:2379".into(),
+        "--listen-peer-urls=http://127.0.0.1:2380".into(),
+        // Nothing here is to outlive the machine.
+        "--unsafe-no-fsync".into(),
+        "--log-level=warn".into(),
+    ]
+}
+
+fn api_server(place: &Place) -> Vec<String> {
+    let pki = |file: &str| place.path("pki").join(file).display().to_string();
+    vec![
+        "--etcd-servers=http://127.0.0.1:2379".into(),
+        format!("--advertise-address={BRIDGE}"),
+        // The port that its Service has: pods reach it by the Service's address without a proxy.
+        "--secure-port=443".into(),
+        format!("--service-cluster-ip-range={SERVICES}"),
+        format!("--client-ca-file={}", pki("ca.pem")),
+        format!("--tls-cert-file={}", pki("apiserver.pem")),
+        format!("--tls-private-key-file={}", pki("apiserver.key")),
+        format!("--kubelet-client-certificate={}", pki("kubelet-client.pem")),
+        format!("--kubelet-client-key={}", pki("kubelet-client.key")),
+        "--kubelet-preferred-address-types=InternalIP".into(),
+        "--service-account-issuer=https://kubernetes.default.svc".into(),
+        format!("--service-account-key-file={}", pki("accounts.pub")),
+        format!("--service-account-signing-key-file={}", pki("accounts.key")),
+        "--authorization-mode=Node,RBAC".into(),
+        "--enable-admission-plugins=NodeRestriction".into(),
+        "--allow-privileged=true".into(),
+        "--profiling=false".into(),
+    ]
+}
+
+fn controller_manager(place: &Place) -> Vec<String> {
+    let pki = |file: &str| place.path("pki").join(file).display().to_string();
+    vec![
+        format!("--kubeconfig={}", pki("controller-manager.kubeconfig")),
+        format!("--authentication-kubeconfig={}", pki("controller-manager.kubeconfig")),
+        format!("--authorization-kubeconfig={}", pki("controller-manager.kubeconfig")),
+        format!("--service-account-private-key-file={}", pki("accounts.key")),
+        format!("--root-ca-file={}", pki("ca.pem")),
+        "--use-service-account-credentials=true".into(),
+        "--leader-elect=false".into(),
+        "--bind-address=127.0.0.1".into(),
+        "--profiling=false".into(),
+    ]
+}
+
+fn scheduler(place: &Place) -> Vec<String> {
+    let kubeconfig = place.path("pki/scheduler.kubeconfig").display().to_string();
+    vec![
+        format!("--kubeconfig={kubeconfig}"),
+        format!("--authentication-kubeconfig={kubeconfig}"),
+        format!("--authorization-kubeconfig={kubeconfig}"),
+        "--leader-elect=false".into(),
+        "--bind-address=127.0.0.1".into(),
+        "--profiling=false".into(),
+    ]
+}

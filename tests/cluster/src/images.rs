@@ -1,0 +1,127 @@
+//! Images: OCI archives with a few static programs, made here and imported into each node.
+
+use crate::place::{NODES, Place};
+use crate::programs::Programs;
+use crate::supervise::alive;
+use anyhow::{Context, ensure};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// What pods' sandboxes run.
+pub const PAUSE: &str = "podshm.dev/test/pause:1";
+/// The C programs of `tests/cluster/c`.
+pub const PROBE: &str = "podshm.dev/test/probe:1";
+
+/// An image of static programs, with nothing else in it.
+#[derive(Clone, Debug)]
+pub struct Image {
+    /// With a tag.
+    pub name: String,
+    /// Programs on this machine, each of which goes to / under its own name.
+    pub programs: Vec<PathBuf>,
+    /// What it runs.
+    pub entrypoint: Vec<String>,
+    /// As whom, in numbers.
+    pub user: u32,
+}
+
+impl Image {
+    /// Writes it as an archive that `ctr images import` reads.
+    pub fn write(&self, to: &Path) -> anyhow::Result<()> {
+        let mut layer = tar::Builder::new(Vec::new());
+        for program in &self.programs {
+            let name = program.file_name().context("a program has a name")?;
+            let bytes = fs::read(program).with_context(|| format!("reading {}", program.display()))?;
+            append(&mut layer, Path::new(name), &bytes, 0o755)?;
+        }
+        let layer = layer.into_inner()?;
+        // A plain tar, so the layer's own digest is what the root file system's list wants too.
+        let digest = digest(&layer);
+        let config = serde_json::to_vec(&json!({
+            "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
+            "os": "linux",
+            "config": {"Entrypoint": self.entrypoint, "User": self.user.to_string()},
+            "rootfs": {"type": "layers", "diff_ids": [digest]},
+        }))?;
+        let manifest = serde_json::to_vec(&json!({
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": descriptor("application/vnd.oci.image.config.v1+json", &config),
+            "layers": [descriptor("application/vnd.oci.image.layer.v1.tar", &layer)],
+        }))?;
+        let mut entry = descriptor("application/vnd.oci.image.manifest.v1+json", &manifest);
+        entry["annotations"] = json!({"io.containerd.image.name": self.name});
+        let index = serde_json::to_vec(&json!({"schemaVersion": 2, "manifests": [entry]}))?;
+
+        let mut archive = tar::Builder::new(fs::File::create(to).with_context(|| format!("making {}", to.display()))?);
+        append(&mut archive, Path::new("oci-layout"), br#"{"imageLayoutVersion":"1.0.0"}"#, 0o644)?;
+        append(&mut archive, Path::new("index.json"), &index, 0o644)?;
+        for blob in [&layer, &config, &manifest] {
+            let name = Path::new("blobs/sha256").join(self::digest(blob).trim_start_matches("sha256:"));
+            append(&mut archive, &name, blob, 0o644)?;
+        }
+        archive.finish()?;
+        Ok(())
+    }
+}
+
+/// Makes an image and gives it to every node.
+pub fn provide(place: &Place, programs: &Programs, image: &Image) -> anyhow::Result<()> {
+    let file = image.name.replace(['/', ':'], "_");
+    let archive = place.path("images").join(format!("{file}.tar"));
+    fs::create_dir_all(place.path("images"))?;
+    image.write(&archive)?;
+    NODES.iter().try_for_each(|node| import(place, programs, node, &archive))
+}
+
+/// Imports an archive into a node's containerd, from outside, through the node's own /run.
+pub fn import(place: &Place, programs: &Programs, node: &str, archive: &Path) -> anyhow::Result<()> {
+    let pid = alive(place, node).with_context(|| format!("node {node} does not run"))?;
+    let output = Command::new(programs.path("ctr")?)
+        .args(["--address", &format!("/proc/{pid}/root/run/containerd/containerd.sock")])
+        .args(["--namespace", "k8s.io", "images", "import", "--local"])
+        .arg(archive)
+        .output()?;
+    ensure!(
+        output.status.success(),
+        "importing {} into node {node}: {}",
+        archive.display(),
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    Ok(())
+}
+
+/// Compiles a C program of `tests/cluster/c`, statically.
+pub fn compile(place: &Place, name: &str) -> anyhow::Result<PathBuf> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("c").join(format!("{name}.c"));
+    let directory = place.path("programs");
+    fs::create_dir_all(&directory)?;
+    let program = directory.join(name);
+    let output = Command::new("cc")
+        .args(["-std=c11", "-Wall", "-Wextra", "-Werror", "-Os", "-s", "-static", "-o"])
+        .args([&program, &source])
+        .output()
+        .context("starting cc (Debian: build-essential)")?;
+    ensure!(output.status.success(), "cc {}: {}", source.display(), String::from_utf8_lossy(&output.stderr));
+    Ok(program)
+}
+
+fn append<W: std::io::Write>(to: &mut tar::Builder<W>, path: &Path, bytes: &[u8], mode: u32) -> anyhow::Result<()> {
+    let mut header = tar::Header::new_ustar();
+    header.set_size(bytes.len() as u64);
+    header.set_mode(mode);
+    header.set_entry_type(tar::EntryType::Regular);
+    Ok(to.append_data(&mut header, path, bytes)?)
+}
+
+fn digest(bytes: &[u8]) -> String {
+    let hex: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("sha256:{hex}")
+}
+
+fn descriptor(media: &str, bytes: &[u8]) -> Value {
+    json!({"mediaType": media, "digest": digest(bytes), "size": bytes.len()})
+}

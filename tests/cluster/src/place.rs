@@ -1,0 +1,85 @@
+//! Where the cluster is: one directory, a few addresses.
+
+use std::path::{Path, PathBuf};
+
+/// Overrides the directory. It may not be below /run, /var/lib or /var/log: nodes have their own there.
+pub const DIRECTORY_ENV: &str = "PODSHM_CLUSTER_DIR";
+
+/// The nodes' names.
+pub const NODES: [&str; 2] = ["a", "b"];
+/// What everything of the cluster is called where the machine sees it: cgroups, the host's interface.
+pub const NAME: &str = "podshm-cluster";
+
+// 198.18.0.0/15 is for tests of this kind: nobody routes it.
+/// The host's end of the link to the control plane.
+pub const HOST: &str = "198.18.0.1";
+/// The control plane's end.
+pub const CONTROL: &str = "198.18.0.2";
+/// The control plane on the nodes' bridge.
+pub const BRIDGE: &str = "198.18.1.1";
+/// Services' addresses. The first is the API server's: it listens there itself, so that no proxy is needed for it.
+pub const SERVICES: &str = "198.18.2.0/24";
+/// The API server as pods find it.
+pub const API_SERVICE: &str = "198.18.2.1";
+
+/// A node's address.
+pub fn node_address(index: usize) -> String {
+    format!("198.18.1.{}", 11 + index)
+}
+
+/// A node's pods: network, and the gateway in it.
+pub fn pod_network(index: usize) -> (String, String) {
+    (format!("198.18.{}.0/24", 16 + index), format!("198.18.{}.1", 16 + index))
+}
+
+/// The cluster's directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place(PathBuf);
+
+impl Default for Place {
+    fn default() -> Self {
+        Self::here()
+    }
+}
+
+impl Place {
+    /// As the environment says; /var/tmp/podshm-cluster otherwise.
+    pub fn here() -> Self {
+        Place(std::env::var_os(DIRECTORY_ENV).map_or_else(|| PathBuf::from("/var/tmp").join(NAME), PathBuf::from))
+    }
+
+    /// The directory itself.
+    pub fn root(&self) -> &Path {
+        &self.0
+    }
+
+    /// Something in it.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// A node's part of it.
+    pub fn node(&self, node: &str) -> PathBuf {
+        self.0.join("nodes").join(node)
+    }
+
+    /// A program's log.
+    pub fn log(&self, program: &str) -> PathBuf {
+        self.0.join("logs").join(format!("{program}.log"))
+    }
+
+    /// Where the pid of a set of namespaces is written: the control plane's, or a node's.
+    pub fn pid_file(&self, set: &str) -> PathBuf {
+        self.0.join(format!("{set}.pid"))
+    }
+
+    /// There once a set has its interfaces and routes.
+    pub fn network_file(&self, set: &str) -> PathBuf {
+        self.0.join(format!("{set}.network"))
+    }
+
+    /// For kubectl and tests.
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.0.join("kubeconfig")
+    }
+}

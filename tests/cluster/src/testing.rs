@@ -1,0 +1,220 @@
+//! What tests ask of a cluster: namespaces of their own, pods, commands in them. All by kubectl, as a person would.
+
+use crate::images::PROBE;
+use crate::place::Place;
+use crate::programs::{CLUSTER, Programs};
+use crate::up::kubectl;
+use anyhow::{Context, bail};
+use serde_json::{Value, json};
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long anything may take; it bounds a hang on a slow machine.
+pub const PATIENCE: Duration = Duration::from_secs(240);
+
+/// The cluster that `make cluster-up` or `make cluster-test` has brought up.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    /// Where it is.
+    pub place: Place,
+    programs: Programs,
+}
+
+/// A namespace that goes with [`Cluster::leave`].
+#[derive(Clone, Debug)]
+pub struct Space {
+    /// Its name.
+    pub name: String,
+}
+
+/// What a command in a pod has said, and whether it succeeded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Said {
+    /// Standard output, without the last line end.
+    pub text: String,
+    /// Status 0.
+    pub is_fine: bool,
+}
+
+impl Cluster {
+    /// The one that is up.
+    pub fn connect() -> anyhow::Result<Self> {
+        let cluster = Cluster { place: Place::here(), programs: Programs::built(CLUSTER)? };
+        cluster.kubectl(&["get", "--raw=/readyz"]).context("there is no cluster; run `make cluster-up`")?;
+        Ok(cluster)
+    }
+
+    /// Runs kubectl; what it prints.
+    pub fn kubectl(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        kubectl(&self.place, &self.programs, arguments, "")
+    }
+
+    /// Runs kubectl in a namespace.
+    pub fn within(&self, space: &Space, arguments: &[&str]) -> anyhow::Result<String> {
+        self.kubectl(&[&["-n", &space.name], arguments].concat())
+    }
+
+    /// Applies a manifest of `deploy`, with the probe in place of the images that it names for an example.
+    pub fn apply(&self, manifest: &str) -> anyhow::Result<()> {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy").join(manifest);
+        let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+        let put = |line: &str| match line.split_once("image: registry.example/") {
+            Some((indent, _)) => format!("{indent}image: {PROBE}\n"),
+            None => format!("{line}\n"),
+        };
+        let text: String = text.lines().map(put).collect();
+        kubectl(&self.place, &self.programs, &["apply", "-f", "-"], &text).map(drop)
+    }
+
+    /// Makes a namespace at a Pod Security level; a former one of that name goes first.
+    pub fn space(&self, name: &str, level: &str) -> anyhow::Result<Space> {
+        let space = Space { name: name.to_owned() };
+        self.leave(&space)?;
+        self.kubectl(&["create", "namespace", name])?;
+        self.kubectl(&["label", "namespace", name, &format!("pod-security.kubernetes.io/enforce={level}")])?;
+        // Pods that come before it are refused.
+        until("the namespace's default service account", || {
+            let found =
+                self.within(&space, &["get", "serviceaccount", "default", "--ignore-not-found", "-o", "name"])?;
+            Ok((!found.is_empty()).then_some(()))
+        })?;
+        Ok(space)
+    }
+
+    /// Removes a namespace and all in it, and waits until it is gone.
+    pub fn leave(&self, space: &Space) -> anyhow::Result<()> {
+        self.within(space, &["delete", "daemonsets,deployments,pods", "--all", "--grace-period=1", "--wait=false"])?;
+        let patience = format!("--timeout={}s", PATIENCE.as_secs());
+        self.kubectl(&["delete", "namespace", &space.name, "--ignore-not-found", &patience]).map(drop)
+    }
+
+    /// Creates a pod; why it is refused, if it is.
+    pub fn create(&self, space: &Space, pod: &Value) -> anyhow::Result<()> {
+        kubectl(&self.place, &self.programs, &["-n", &space.name, "create", "-f", "-"], &pod.to_string()).map(drop)
+    }
+
+    /// Creates a pod and waits until it is ready.
+    pub fn start(&self, space: &Space, pod: &Value) -> anyhow::Result<()> {
+        self.create(space, pod)?;
+        self.ready(space, pod["metadata"]["name"].as_str().context("a pod has a name")?)
+    }
+
+    /// Waits until a pod is ready.
+    pub fn ready(&self, space: &Space, name: &str) -> anyhow::Result<()> {
+        let patience = format!("--timeout={}s", PATIENCE.as_secs());
+        let waited = self.within(space, &["wait", "--for=condition=Ready", &format!("pod/{name}"), &patience]);
+        waited.map(drop).with_context(|| self.described(space))
+    }
+
+    /// Waits until a pod is gone.
+    pub fn gone(&self, space: &Space, name: &str) -> anyhow::Result<()> {
+        until(&format!("pod {name} to go"), || {
+            let found = self.within(space, &["get", "pod", name, "--ignore-not-found", "-o", "name"])?;
+            Ok(found.is_empty().then_some(()))
+        })
+    }
+
+    /// Waits until a DaemonSet or Deployment is as it was last asked to be.
+    pub fn rolled_out(&self, space: &Space, what: &str) -> anyhow::Result<()> {
+        let patience = format!("--timeout={}s", PATIENCE.as_secs());
+        self.within(space, &["rollout", "status", what, &patience]).map(drop).with_context(|| self.described(space))
+    }
+
+    /// What a person would look at when a pod does not start.
+    fn described(&self, space: &Space) -> String {
+        self.within(space, &["describe", "pods"]).unwrap_or_else(|error| error.to_string())
+    }
+
+    /// Waits until a pod has an event that says this.
+    pub fn event(&self, space: &Space, pod: &str, says: &str) -> anyhow::Result<()> {
+        let of = format!("--field-selector=involvedObject.name={pod}");
+        until(&format!("an event of {pod} that says {says:?}"), || {
+            let found = self.within(space, &["get", "events", &of, "-o", "jsonpath={.items[*].message}"])?;
+            Ok(found.contains(says).then_some(()))
+        })
+        .with_context(|| self.described(space))
+    }
+
+    /// The one ready pod that these labels name, on a node if one is said. While there are others, or it is about to go, it is waited
+    /// for.
+    pub fn pod_of(&self, space: &Space, labels: &str, node: Option<&str>) -> anyhow::Result<String> {
+        let on = node.map_or(String::new(), |node| format!("spec.nodeName={node}"));
+        let name = until(&format!("one pod with {labels} in {}", space.name), || {
+            let found = self.within(space, &["get", "pods", "-l", labels, "--field-selector", &on, "-o", "json"])?;
+            let found: Value = serde_json::from_str(&found)?;
+            Ok(match found["items"].as_array().map_or(&[][..], Vec::as_slice) {
+                [pod] if pod["metadata"]["deletionTimestamp"].is_null() => {
+                    pod["metadata"]["name"].as_str().map(str::to_owned)
+                }
+                _ => None,
+            })
+        })
+        .with_context(|| self.described(space))?;
+        self.ready(space, &name)?;
+        Ok(name)
+    }
+
+    /// Runs a command in a pod's only container.
+    pub fn run(&self, space: &Space, pod: &str, command: &[&str]) -> anyhow::Result<Said> {
+        self.execute(&[&["-n", &space.name, "exec", pod, "--"], command].concat())
+    }
+
+    /// Runs a command in one of a pod's containers.
+    pub fn run_in(&self, space: &Space, pod: &str, container: &str, command: &[&str]) -> anyhow::Result<Said> {
+        self.execute(&[&["-n", &space.name, "exec", pod, "-c", container, "--"], command].concat())
+    }
+
+    fn execute(&self, arguments: &[&str]) -> anyhow::Result<Said> {
+        let output = Command::new(self.programs.path("kubectl")?)
+            .args(arguments)
+            .env("KUBECONFIG", self.place.kubeconfig())
+            .stdin(Stdio::null())
+            .output()
+            .context("starting kubectl")?;
+        let why = String::from_utf8_lossy(&output.stderr);
+        // Status 1 is the command's too; kubectl's own errors say so.
+        if !output.status.success() && !why.contains("command terminated with exit code") {
+            bail!("kubectl {}: {why}", arguments.join(" "));
+        }
+        if !output.status.success() {
+            eprint!("{why}");
+        }
+        let text = String::from_utf8_lossy(&output.stdout).trim_end().to_owned();
+        Ok(Said { text, is_fine: output.status.success() })
+    }
+}
+
+/// Asks until there is something; an error that stays becomes the reason.
+pub fn until<T>(what: &str, find: impl Fn() -> anyhow::Result<Option<T>>) -> anyhow::Result<T> {
+    let begin = Instant::now();
+    loop {
+        let found = find();
+        if let Ok(Some(found)) = found {
+            return Ok(found);
+        }
+        if begin.elapsed() > PATIENCE {
+            found.with_context(|| format!("waiting for {what}"))?;
+            bail!("{what}: not so after {} s", PATIENCE.as_secs());
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// A pod of the probe image on a node, as `restricted` wants it.
+pub fn probe(name: &str, node: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
+        "spec": {
+            "nodeName": node,
+            "terminationGracePeriodSeconds": 1,
+            "automountServiceAccountToken": false,
+            "securityContext": {"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}},
+            "containers": [{
+                "name": "probe", "image": PROBE, "imagePullPolicy": "Never",
+                "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}},
+            }],
+        },
+    })
+}
