@@ -5,7 +5,7 @@ use anyhow::{Context, bail};
 use podshm_unmodified::control::{Listing, Question, Response, ask};
 use podshm_unmodified::events;
 use podshm_unmodified::native::KernelSegment;
-use podshm_unmodified::{Mode, Place};
+use podshm_unmodified::{Config, Mode, Place, store, turn};
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -160,7 +160,7 @@ pub fn remove(arguments: &Remove) -> anyhow::Result<()> {
     let place = Place::of(&arguments.place.root, &arguments.domain)?;
     let config = place.config()?;
     if arguments.what.is_empty() {
-        return end(&place, arguments);
+        return end(&place, &config, arguments);
     }
     for what in &arguments.what {
         if let Some(name) = what.strip_prefix('/') {
@@ -206,7 +206,7 @@ fn in_use(path: &std::path::Path) -> anyhow::Result<Option<u32>> {
     Ok(None)
 }
 
-fn end(place: &Place, arguments: &Remove) -> anyhow::Result<()> {
+fn end(place: &Place, config: &Config, arguments: &Remove) -> anyhow::Result<()> {
     if !arguments.force {
         if let Ok(Response::Listing(listing)) = ask(place, &Question::List) {
             anyhow::ensure!(
@@ -216,10 +216,25 @@ fn end(place: &Place, arguments: &Remove) -> anyhow::Result<()> {
                 listing.members.join(" ")
             );
         }
+        let attached = match config.mode {
+            Mode::Preload => store::attached(&place.path("sysv")).context("looking for attachments")?,
+            Mode::Native => {
+                let all = place.kernel_segments()?;
+                all.iter().find(|one| one.attached > 0).map(|one| (one.id, one.attached as usize))
+            }
+        };
+        if let Some((id, times)) = attached {
+            bail!(
+                "segment {id} is attached {times} times; end those programs, or use --force: they keep what they have mapped"
+            );
+        }
         for file in fs::read_dir(place.path("shm"))?.flatten() {
             if let Some(user) = in_use(&file.path())? {
                 bail!("{} is in use by process {user}; end it, or use --force", file.file_name().to_string_lossy());
             }
+        }
+        if let Some(pid) = turn::holder(place).context("looking for the domain's daemon")? {
+            bail!("domain {} is served by a daemon, pid {pid}; end it first, or use --force", arguments.domain);
         }
     }
     place.tear_down()?;

@@ -4,13 +4,16 @@
 //! The member's own IPC namespace, which gives nothing, stays behind it: for kernels and members where there can be no such filter.
 
 use podshm_region::seccomp::Listener;
-use podshm_unmodified::control::{Question, Response, ask_at};
+use podshm_unmodified::control::{Question, Response, ask_within};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
+use std::time::Duration;
 
 /// Of one member; a program with ever new names gets no further.
 const TOLD_AT_MOST: usize = 64;
+/// How long a caller may be kept waiting while the daemon is told.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// From here on, for this thread and what it starts. `directory` is the domain's, whose path is hidden from the member.
 pub fn watch(member: String, directory: File) {
@@ -27,13 +30,12 @@ pub fn watch(member: String, directory: File) {
         let mut told = BTreeSet::new();
         while let Ok(refused) = listener.next_call() {
             let (call, program) = (refused.call, program_of(refused.tid));
-            drop(refused); // its caller waits no longer
             if told.len() >= TOLD_AT_MOST || told.contains(&(program.clone(), call)) {
                 continue;
             }
             let question = Question::PastLibrary(member.clone(), program.clone(), call.to_owned());
-            // A daemon that is away is told next time.
-            if matches!(ask_at(control.as_ref(), &question), Ok(Response::Done)) {
+            // Its caller waits for that: it may be the last that this member does. A daemon that is away is told next time.
+            if matches!(ask_within(control.as_ref(), &question, PATIENCE), Ok(Response::Done)) {
                 told.insert((program, call));
             }
         }

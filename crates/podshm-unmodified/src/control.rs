@@ -110,8 +110,13 @@ pub fn ask_patiently(place: &Place, question: &Question) -> io::Result<Response>
 
 /// Asks where the socket is known by another path.
 pub fn ask_at(socket: &Path, question: &Question) -> io::Result<Response> {
+    ask_within(socket, question, Duration::from_secs(60))
+}
+
+/// Asks, and waits no longer than this for the answer.
+pub fn ask_within(socket: &Path, question: &Question, patience: Duration) -> io::Result<Response> {
     let mut stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    stream.set_read_timeout(Some(patience))?;
     let mut line = serde_json::to_vec(question)?;
     line.push(b'\n');
     stream.write_all(&line)?;

@@ -55,6 +55,19 @@ fn token_to_byte(token: u64) -> u64 {
     token & (locks::END - 1)
 }
 
+/// A segment in a store's directory that somebody has attached, and how often; whether a daemon is there or not.
+pub fn attached(directory: &Path) -> std::io::Result<Option<(i32, usize)>> {
+    for entry in std::fs::read_dir(directory)?.flatten() {
+        let name = entry.file_name();
+        let Some(id) = name.to_str().and_then(|name| name.strip_prefix("seg-")?.parse().ok()) else { continue };
+        match locks::held(&File::open(entry.path())?)?.len() {
+            0 => {}
+            attached => return Ok(Some((id, attached))),
+        }
+    }
+    Ok(None)
+}
+
 fn is_held(file: &File, token: u64) -> bool {
     let byte = token_to_byte(token);
     matches!(locks::held_between(file, byte, byte + 1), Ok(Some(_)))

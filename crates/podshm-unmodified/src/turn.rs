@@ -27,6 +27,11 @@ impl Turn {
     }
 }
 
+/// Pid of the daemon that serves a domain, if one does.
+pub fn holder(place: &Place) -> std::io::Result<Option<String>> {
+    Ok(take(&place.path("daemon.lock"), Duration::ZERO)?.err())
+}
+
 /// The lock, or who has it.
 fn take(path: &Path, patience: Duration) -> std::io::Result<Result<Turn, String>> {
     let mut file = File::options().create(true).truncate(false).read(true).write(true).open(path)?;
