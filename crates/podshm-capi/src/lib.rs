@@ -5,11 +5,11 @@
 //!     ◄─ podshm_result ─────── entry: panics and errors end here; the message stays with the thread
 //! ```
 //! Rules of this room:
-//! * `unsafe` is in [`border`] alone; elsewhere the only unsafe word is the attribute that exports a name;
+//! * `unsafe` is in `border` alone; elsewhere the only unsafe word is the attribute that exports a name;
 //! * exported functions take pointers as types that only C can make (`Ref`, `Mut`, `Own`, `Out`, `Data`, `Room`, `Text`, `User`), so that
 //!   a safe function can take them on trust: whoever made them has promised what the header asks for;
 //! * what can be noticed of a broken promise (null, misaligned, freed, another kind of handle, another thread) is an error;
-//! * every function goes through [`last::entry`]; no panic crosses the border;
+//! * every function goes through `last::entry`; no panic crosses the border;
 //! * the header is generated from these sources: `scripts/c-header`.
 #![allow(non_camel_case_types)]
 
