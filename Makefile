@@ -1,8 +1,9 @@
 # The only way in; CI calls the same targets. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check c-header fmt bench bench-unmodified chaos chaos-scale vm-test cluster-up cluster-down cluster-test loom fuzz clean
+.PHONY: help setup demo test check c-header install fmt bench bench-unmodified chaos chaos-scale vm-test cluster-up cluster-down cluster-test loom fuzz clean
 
 ARGS ?=
+export PREFIX DESTDIR LIBDIR
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -23,6 +24,9 @@ check: ## fmt, clippy, docs, licences, crate direction, podshm.h (ONLY=clippy pi
 c-header: ## make crates/podshm-capi/include/podshm.h of the sources
 	@scripts/setup.sh capi
 	@PATH="$${PODSHM_TOOLS:-$${XDG_CACHE_HOME:-$$HOME/.cache}/podshm/tools}/bin:$$PATH" scripts/c-header
+
+install: ## programs, libraries, headers, man pages, completions into PREFIX=/usr/local (DESTDIR=, LIBDIR=lib)
+	@scripts/install.sh
 
 fmt: ## format the sources
 	cargo fmt --all

@@ -34,7 +34,7 @@ typedef int32_t (*any)(uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, ui
 /* Arguments: a letter each. Handles are capitals, small ones:
  *   d l   bytes and their length      b s   room and its size     o   place for a result      p   the same, may be null
  *   t     text                        n     a number              f   a function              z   a function or null, or its pointer
- *   h     a table of functions */
+ *   h     a table of functions        r     runs of bytes */
 struct function {
     const char *name;
     any call;
@@ -54,7 +54,7 @@ static const struct function FUNCTIONS[] = {
     F(podshm_snapshot_get, "Sdlbsp"), F(podshm_snapshot_check, "Sp"), F(podshm_value_new, "Tdlo"),
     F(podshm_value_free, "V"), F(podshm_value_len, "Vo"), F(podshm_value_read, "Vnbs"), F(podshm_queue_new, "Cto"),
     F(podshm_queue_free, "Q"), F(podshm_queue_try_push, "Qdlp"), F(podshm_queue_push, "Qdlnp"),
-    F(podshm_queue_try_push_with, "Qnfzp"), F(podshm_queue_push_or_drop, "Qdlp"), F(podshm_queue_dropped, "Qo"),
+    F(podshm_queue_try_push_with, "Qnfzp"), F(podshm_queue_try_push_all, "Qrlp"), F(podshm_queue_push_or_drop, "Qdlp"), F(podshm_queue_dropped, "Qo"),
     F(podshm_batch_new, "Qo"), F(podshm_batch_try_push, "Bdlp"), F(podshm_batch_publish, "B"),
     F(podshm_batch_free, "B"), F(podshm_caller_new, "Cto"), F(podshm_caller_spinning, "Ano"),
     F(podshm_caller_free, "A"), F(podshm_caller_call, "Adlbsnp"), F(podshm_caller_call_with, "Anfznfzp"),
@@ -72,6 +72,8 @@ static const struct function FUNCTIONS[] = {
     F(podshm_answer_reply_with, "Rnfzz"), F(podshm_answer_fail, "Rn"), F(podshm_answer_defer, "Ro"),
     F(podshm_deferred_reply, "Ddl"), F(podshm_deferred_free, "D"),
 };
+
+static const podshm_bytes RUNS[8] = {{"x", 1}};
 
 static void fills(void *user, size_t offset, void *part, size_t len)
 {
@@ -102,6 +104,7 @@ static uintptr_t good(char letter)
         return (uintptr_t)handles[kind];
     switch (letter) {
     case 'd': case 'b': return (uintptr_t)room;
+    case 'r': return (uintptr_t)RUNS;
     case 'l': return 8;
     case 's': return ROOM;
     case 'o': case 'p': return (uintptr_t)room;
@@ -356,6 +359,7 @@ static void use_what_was_freed(void)
 
 int main(int argc, char **argv)
 {
+    static const podshm_bytes runs[] = {{"x", 1}, {"y", SIZE_MAX}, {"z", 1}};
     uint32_t abi;
     size_t len;
     alarm(10 * SECONDS);
@@ -371,7 +375,10 @@ int main(int argc, char **argv)
     in_another_thread();
     OK(podshm_batch_free(handles[BATCH]));
     handles[BATCH] = NULL;
-    serve(); /* the record */
+    IS(podshm_queue_try_push_all(handles[QUEUE], runs, 3, &len), PODSHM_BAD_ARGUMENT);
+    if (len != 1)
+        DIE("%zu records before the wrong one", len);
+    serve(); /* the records */
     if (!handles[DEFERRED])
         serve(); /* the call, which did not come with it */
     IS(podshm_pending_try_take(handles[PENDING], NULL, 0, &len), PODSHM_NOT_YET);

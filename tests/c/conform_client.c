@@ -166,13 +166,28 @@ static void fill_sent(void *user, size_t offset, void *part, size_t len)
     memcpy(part, sent + offset, len);
 }
 
+/* The records of push-all one behind the other, all at once. */
+static void push_all(struct command *c, podshm_queue *queue)
+{
+    podshm_bytes records[32];
+    size_t len = number(c, 3), count = number(c, 2), accepted = 0;
+    for (size_t n = 0; n < count; n++) {
+        bytes(sent + n * len, len, number(c, 4) + n);
+        records[n].data = sent + n * len, records[n].len = len;
+    }
+    if (say(c, podshm_queue_try_push_all(queue, records, count, &accepted), 0) && accepted != count)
+        says(c, "not all");
+}
+
 static void push(struct command *c)
 {
     const char *how = word(c, 0);
     podshm_queue *queue;
     if (!say(c, podshm_queue_new(client, word(c, 1), &queue), 0))
         return;
-    if (!strcmp(how, "push-many")) {
+    if (!strcmp(how, "push-all")) {
+        push_all(c, queue);
+    } else if (!strcmp(how, "push-many")) {
         size_t len = number(c, 3);
         for (uint64_t n = 0; n < number(c, 2) && !strcmp(c->answer, "ok"); n++) {
             bytes(sent, len, number(c, 4) + n);

@@ -163,7 +163,7 @@ Said of_queue(const command *c)
     std::string what = word(c, 0);
     if (!queue)
         return queue.error();
-    bool counts = what == "push-many" || what == "batch";
+    bool counts = what == "push-many" || what == "push-all" || what == "batch";
     std::uint64_t count = counts ? number(c, 2) : 1, seed = number(c, counts ? 4 : 3);
     std::size_t len = number(c, counts ? 3 : 2);
     if (what == "fill") {
@@ -184,6 +184,18 @@ Said of_queue(const command *c)
             if (auto at = batch->try_push(made(len, seed + n)); !at)
                 return at.error();
         return plain(batch->publish());
+    }
+    if (what == "push-all") {
+        std::vector<Data> data;
+        std::vector<podshm_bytes> records;
+        for (std::uint64_t n = 0; n < count; n++)
+            data.push_back(made(len, seed + n));
+        for (auto &record : data)
+            records.push_back({record.data(), record.size()});
+        auto accepted = queue->try_push_all(records.data(), count);
+        if (accepted && *accepted < count)
+            return std::string("error FULL");
+        return plain(accepted);
     }
     if (what == "push-many") {
         for (std::uint64_t n = 0; n < count; n++)

@@ -231,6 +231,15 @@ typedef struct podshm_writer podshm_writer;
 typedef void (*podshm_fill)(void *user, size_t offset, void *part, size_t len);
 
 // What a callback gets back.
+// Some bytes.
+typedef struct {
+  // The first one.
+  const void *data;
+  // How many.
+  size_t len;
+} podshm_bytes;
+
+// Several runs of bytes; their number is the argument that follows.
 // A handle that a function uses.
 // A place for a result.
 // A handle that a function does something with: without `const` in C. To Rust it is shared all the same; its kind sees to the rest.
@@ -474,6 +483,13 @@ podshm_result podshm_queue_try_push_with(podshm_queue *queue,
                                          podshm_fill fill,
                                          void *user,
                                          uint64_t *position);
+
+// Accepts `count` records together, in one go, or as many of them as there is room for: then PODSHM_FULL. `*accepted` (may be null) says how many,
+// also where it fails otherwise: from the first on. The cheapest way to push several.
+podshm_result podshm_queue_try_push_all(podshm_queue *queue,
+                                        const podshm_bytes *records,
+                                        size_t count,
+                                        size_t *accepted);
 
 // Accepts the record, or drops it where the ring is full and counts that; `*accepted` says which.
 podshm_result podshm_queue_push_or_drop(podshm_queue *queue, const void *record, size_t len, bool *accepted);

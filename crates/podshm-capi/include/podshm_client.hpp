@@ -181,6 +181,16 @@ public:
             [&](auto *at) { return podshm_queue_try_push_with(raw_.get(), len, detail::fills<Fill>, &fill, at); });
     }
 
+    /* Accepts so many records together, from the first on: as many as there is room for. */
+    Result<std::size_t> try_push_all(const podshm_bytes *records, std::size_t count)
+    {
+        std::size_t accepted = 0;
+        podshm_result result = podshm_queue_try_push_all(raw_.get(), records, count, &accepted);
+        if (result == PODSHM_OK || (result == PODSHM_FULL && accepted))
+            return accepted;
+        return Error(result);
+    }
+
     /* Whether the record was accepted; it is dropped otherwise, and counted. */
     Result<bool> push_or_drop(Bytes record)
     {

@@ -1,6 +1,6 @@
 //! Pushing records.
 
-use crate::border::{Data, Fill, Len, Mut, Out, Own, OwnedBatch, Ref, Text, User, podshm_fill};
+use crate::border::{Data, Fill, Len, Mut, Out, Own, OwnedBatch, Ref, Runs, Text, User, podshm_fill};
 use crate::client::podshm_client;
 use crate::last::entry;
 use crate::result::podshm_result;
@@ -73,6 +73,33 @@ pub extern "C" fn podshm_queue_try_push_with(
         position.check_if_wanted()?;
         let mut fill = Fill::new(fill, user, None)?;
         position.set_if_wanted(queue.get()?.0.try_push_with(len, |part| fill.part(0, part))?)
+    })
+}
+
+/// Accepts `count` records together, in one go, or as many of them as there is room for: then PODSHM_FULL. `*accepted` (may be null) says how many,
+/// also where it fails otherwise: from the first on. The cheapest way to push several.
+#[unsafe(no_mangle)]
+pub extern "C" fn podshm_queue_try_push_all(
+    queue: Mut<podshm_queue>,
+    records: Runs,
+    count: Len,
+    accepted: Out<usize>,
+) -> podshm_result {
+    entry(|| {
+        accepted.set_if_wanted(0)?;
+        let records = records.each(count)?;
+        let mut batch = queue.get()?.0.batch()?;
+        let (mut done, mut result) = (0, Ok(()));
+        for record in records {
+            if let Err(fault) = record.and_then(|record| Ok(batch.try_push(record)?)) {
+                result = Err(fault);
+                break;
+            }
+            done += 1;
+        }
+        batch.publish();
+        accepted.set_if_wanted(done)?;
+        result
     })
 }
 

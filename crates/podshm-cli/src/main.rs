@@ -4,16 +4,17 @@
 mod broker;
 mod domain;
 mod listing;
+mod pages;
 mod past;
 mod run;
 mod serve;
 mod stage;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode;
 
 #[derive(Parser)]
-#[command(version, about = "Fast shared memory between pods on the same node")]
+#[command(name = "podshm", version, about = "Fast shared memory between pods on the same node")]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -33,6 +34,9 @@ enum Command {
     Events(listing::List),
     /// Removes what is left in a domain, or the domain.
     Rm(listing::Remove),
+    /// Writes man pages and shell completions.
+    #[command(hide = true)]
+    Pages(pages::Arguments),
     /// For `podshm run` alone.
     #[command(name = stage::VERB, hide = true)]
     MemberStage {
@@ -51,6 +55,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Ls(arguments) => listing::list(&arguments)?,
         Command::Events(arguments) => listing::events(&arguments)?,
         Command::Rm(arguments) => listing::remove(&arguments)?,
+        Command::Pages(arguments) => pages::write(self::Arguments::command(), &arguments)?,
         Command::MemberStage { stage } => return stage::run(&stage),
     }
     Ok(ExitCode::SUCCESS)

@@ -130,7 +130,7 @@ impl Joined {
                 }
                 return Ok(n.to_string());
             }
-            ("batch", [count, len, seed]) => {
+            ("batch" | "push-all", [count, len, seed]) => {
                 let mut batch = queue.batch()?;
                 for n in 0..number(count) {
                     batch.try_push(&bytes(number(len), number(seed) + n))?;
@@ -244,7 +244,7 @@ impl Participant for Joined {
             "snapshot" => self.snapshot(rest),
             "get-many" => self.get_many(rest),
             "keys" => self.client().table(rest[0]).and_then(|table| Ok(table.len()?.to_string())),
-            "push" | "try-push" | "push-or-drop" | "push-in-place" | "push-many" | "fill" | "batch" => {
+            "push" | "try-push" | "push-or-drop" | "push-in-place" | "push-many" | "push-all" | "fill" | "batch" => {
                 self.push(what, rest)
             }
             "call" | "call-into" | "call-in-place" => self.call(what, rest),

@@ -19,7 +19,7 @@ mod pointers;
 pub use callback::{Each, Fill, Stop, User, podshm_each, podshm_fill, podshm_release, podshm_stop};
 pub use handle::{Mut, Own, Ref};
 pub use offered::Table;
-pub use pointers::{Data, Len, Out, Room, Text};
+pub use pointers::{Data, Len, Out, Room, Runs, Text};
 
 pub(crate) use batch::OwnedBatch;
 pub(crate) use bound::Bound;

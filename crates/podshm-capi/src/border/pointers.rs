@@ -62,6 +62,43 @@ impl Data {
     }
 }
 
+/// Some bytes.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct podshm_bytes {
+    /// The first one.
+    pub data: *const c_void,
+    /// How many.
+    pub len: usize,
+}
+
+/// Several runs of bytes; their number is the argument that follows.
+#[repr(transparent)]
+pub struct Runs(*const podshm_bytes);
+
+impl Runs {
+    /// They. Null is none, where `count` is 0.
+    #[inline(always)]
+    pub(crate) fn each(&self, count: Len) -> Result<impl Iterator<Item = Result<&[u8], Fault>>, Fault> {
+        let runs: &[podshm_bytes] = if count.0 == 0 {
+            &[]
+        } else {
+            let bytes = count.0.saturating_mul(size_of::<podshm_bytes>());
+            check(self.0, bytes, "the records")?;
+            // SAFETY: **bytes**: `count` of them can be read; just checked: not null, aligned, not longer than memory.
+            unsafe { std::slice::from_raw_parts(self.0, count.0) }
+        };
+        Ok(runs.iter().map(|run| {
+            if run.len == 0 {
+                return Ok(&[][..]);
+            }
+            check(run.data.cast::<u8>(), run.len, "bytes to read")?;
+            // SAFETY: **bytes**, for each run as for [`Data`].
+            Ok(unsafe { std::slice::from_raw_parts(run.data.cast(), run.len) })
+        }))
+    }
+}
+
 /// Room for bytes; its size is the argument that follows.
 #[repr(transparent)]
 pub struct Room(*mut c_void);

@@ -1,0 +1,189 @@
+//! `make install`, and programs that know nothing but what it installed: the examples in C and C++.
+
+use podshm_broker::Limits;
+use podshm_tests::{Node, until};
+use rustix::process::{Pid, Signal, kill_process};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
+
+/// Where everything is installed, once for all tests here.
+fn prefix() -> &'static Path {
+    static PREFIX: OnceLock<PathBuf> = OnceLock::new();
+    PREFIX.get_or_init(|| {
+        let prefix = Path::new(env!("CARGO_TARGET_TMPDIR")).join("prefix");
+        let _ = std::fs::remove_dir_all(&prefix);
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let mut install = Command::new(root.join("scripts/install.sh"));
+        install.env("PREFIX", &prefix).env("PROFILE", "dev").env_remove("DESTDIR").env_remove("LIBDIR");
+        let output = install.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        prefix
+    })
+}
+
+/// Builds an example in a copy of its folder, by its own Makefile.
+fn example(name: &str) -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples").join(name);
+    let copy = Path::new(env!("CARGO_TARGET_TMPDIR")).join("example").join(name);
+    let _ = std::fs::remove_dir_all(&copy);
+    std::fs::create_dir_all(&copy).unwrap();
+    for file in std::fs::read_dir(source)
+        .unwrap()
+        .map(Result::unwrap)
+        .filter(|f| f.path().extension().is_some() || f.file_name() == "Makefile")
+    {
+        std::fs::copy(file.path(), copy.join(file.file_name())).unwrap();
+    }
+    let mut make = Command::new("make");
+    make.arg("-C").arg(&copy).env("PKG_CONFIG_PATH", prefix().join("lib/pkgconfig"));
+    let output = make.env("CFLAGS", "-O1 -Werror").env("CXXFLAGS", "-O1 -Werror").output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    copy
+}
+
+/// A program that is ended with its test.
+struct Running(Child);
+
+impl Running {
+    fn start(command: &mut Command) -> Running {
+        Running(command.stdout(Stdio::piped()).spawn().unwrap())
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.0), signal).unwrap();
+    }
+
+    /// What it has said, once it has ended in order.
+    fn end(mut self) -> String {
+        let mut status = None;
+        until("the program ends", || {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+            status = self.0.try_wait().unwrap();
+            status.is_some()
+        });
+        let mut said = String::new();
+        std::io::Read::read_to_string(&mut self.0.stdout.take().unwrap(), &mut said).unwrap();
+        assert!(status.unwrap().success(), "{status:?}: {said}");
+        said
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+#[test]
+fn everything_is_where_a_packager_expects_it() {
+    let prefix = prefix();
+    for file in [
+        "bin/podshm",
+        "bin/podshm-route-agent",
+        "lib/libpodshm.so",
+        "lib/libpodshm.so.0",
+        "lib/libpodshm.a",
+        "include/podshm.h",
+        "include/podshm.hpp",
+        "share/man/man1/podshm.1",
+        "share/man/man1/podshm-broker.1",
+        "share/bash-completion/completions/podshm",
+        "share/zsh/site-functions/_podshm",
+        "share/fish/vendor_completions.d/podshm.fish",
+        "share/doc/podshm/c-abi.md",
+    ] {
+        let found = std::fs::metadata(prefix.join(file)).unwrap_or_else(|e| panic!("{file}: {e}"));
+        assert!(found.is_file() && found.len() > 100, "{file}: {} bytes", found.len());
+    }
+    let page = std::fs::read_to_string(prefix.join("share/man/man1/podshm-broker.1")).unwrap();
+    assert!(page.contains(".TH") && page.contains("rejoin\\-grace\\-ms"), "{page}");
+    assert!(!prefix.join("share/man/man1/podshm-pages.1").exists(), "what is hidden has no page");
+    let mut asked = Command::new("pkg-config");
+    let said =
+        asked.args(["--modversion", "podshm"]).env("PKG_CONFIG_PATH", prefix.join("lib/pkgconfig")).output().unwrap();
+    assert_eq!(text(&said).trim(), env!("CARGO_PKG_VERSION"));
+}
+
+/// The static library, too, links by what pkg-config says.
+#[test]
+fn a_program_links_statically() {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("static");
+    std::fs::create_dir_all(&directory).unwrap();
+    let (source, program) = (directory.join("version.c"), directory.join("version"));
+    std::fs::write(
+        &source,
+        "#include <podshm.h>\n#include <stdio.h>\nint main(void) { puts(podshm_version()); return 0; }\n",
+    )
+    .unwrap();
+    let flags = Command::new("pkg-config")
+        .args(["--cflags", "podshm"])
+        .env("PKG_CONFIG_PATH", prefix().join("lib/pkgconfig"))
+        .output();
+    let private = ["-lgcc_s", "-lpthread", "-lm", "-ldl"];
+    let mut cc = Command::new("cc");
+    cc.arg(&source).args(text(&flags.unwrap()).split_whitespace()).arg(prefix().join("lib/libpodshm.a")).args(private);
+    let output = cc.arg("-o").arg(&program).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    assert_eq!(text(&Command::new(program).output().unwrap()).trim(), env!("CARGO_PKG_VERSION"));
+}
+
+#[test]
+fn the_example_in_c_guards() {
+    let built = example("c");
+    let node = Node::new(Limits::default());
+    let rules = built.join("rules");
+    std::fs::write(&rules, "# who may what\nallow test/cart read orders\nallow test/bank * *\n").unwrap();
+    let guard = Running::start(Command::new(built.join("guard")).arg(node.pod("agent")).arg(&rules));
+    let ask = |pod: &str, action: &str, resource: &str| {
+        let output = Command::new(built.join("ask")).arg(node.pod(pod)).args([action, resource]).output().unwrap();
+        (output.status.code().unwrap(), text(&output).trim().to_owned())
+    };
+    let (allow, deny) = ((0, "allow".to_owned()), (1, "deny".to_owned()));
+    assert_eq!(ask("cart", "read", "orders"), allow);
+    assert_eq!(ask("cart", "write", "orders"), deny);
+    assert_eq!(ask("bank", "write", "orders"), allow);
+    std::fs::write(&rules, "alow test/cart write orders\n").unwrap();
+    guard.signal(Signal::HUP);
+    assert_eq!(ask("cart", "read", "orders"), allow, "rules that make no sense change nothing");
+    std::fs::write(&rules, "allow test/cart write orders\n").unwrap();
+    guard.signal(Signal::HUP);
+    until("the new rules hold", || ask("cart", "write", "orders") == allow);
+    assert_eq!(ask("cart", "read", "orders"), deny);
+    let output =
+        Command::new(built.join("ask")).arg(node.pod("cart")).args(["write", "orders", "1000"]).output().unwrap();
+    assert!(text(&output).contains("ns each"), "{}", text(&output));
+    node.settle("whoever asked has left", |s| s.clients.is_empty());
+    guard.signal(Signal::TERM);
+    guard.end();
+    node.settle("the guard has left", |s| !s.agent);
+}
+
+#[test]
+fn the_example_in_cpp_looks_routes_up_and_an_upgrade_loses_no_report() {
+    let built = example("cpp");
+    let node = Node::new(Limits::default());
+    let routes = built.join("routes.txt");
+    std::fs::write(&routes, "shop/cart:http 10.0.0.7:80 10.0.0.8:80\nshop/pay:http 10.0.0.9:80\n").unwrap();
+    let router = || Running::start(Command::new(built.join("router")).arg(node.pod("agent")).arg(&routes));
+    let look = |route: &str, times: &str| {
+        let output = Command::new(built.join("routes")).arg(node.pod("shop")).args([route, times]).output().unwrap();
+        (output.status.success(), text(&output).trim().to_owned())
+    };
+    let first = router();
+    // Fewer than its queue has room for.
+    assert_eq!(look("shop/cart:http", "400"), (true, "400 looked up, 0 reports dropped".into()));
+    assert_eq!(look("shop/none:http", "1"), (false, "routes: there is no route shop/none:http".into()));
+    let second = router();
+    let of_first = first.end();
+    assert_eq!(of_first, "shop/cart:http 10.0.0.7:80 200\nshop/cart:http 10.0.0.8:80 200\n");
+    assert_eq!(look("shop/pay:http", "10"), (true, "10 looked up, 0 reports dropped".into()));
+    node.settle("all is drained", |s| s.clients.is_empty());
+    second.signal(Signal::TERM);
+    assert_eq!(second.end(), of_first + "shop/pay:http 10.0.0.9:80 10\n");
+}
