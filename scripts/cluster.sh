@@ -17,6 +17,12 @@ place=${PODSHM_CLUSTER_DIR:-/var/tmp/podshm-cluster}
 
 build() { cargo build "${CARGO_LOCKED[@]}" -p podshm-cluster --bins; }
 
+# What goes into images: static programs, so that an image has nothing else in it.
+build_static() {
+    RUSTFLAGS="${RUSTFLAGS:-} -C target-feature=+crt-static" cargo build "${CARGO_LOCKED[@]}" \
+        --target "$(rustc -vV | sed -n 's/^host: //p')" -p podshm-node -p podshm-cluster-pod --bins
+}
+
 finish() {
     local status=$?
     rm -rf "$logs"
@@ -38,6 +44,7 @@ case $verb in
         done
         [ "${#groups[@]}" != 0 ] || die "ONLY=$ONLY: no such group; there are $(basename -s .rs tests/cluster/tests/*.rs | tr '\n' ' ')"
         build
+        build_static
         "$cluster" build
         cargo test "${CARGO_LOCKED[@]}" -p podshm-cluster "${groups[@]}" --no-run
         trap finish EXIT

@@ -5,8 +5,10 @@
 #![forbid(unsafe_code)]
 
 mod layouts;
+mod policy;
 
 pub use layouts::{Meeting, NoMeeting, Spoken};
+pub use policy::{NotAllowed, Party, Policy, Role};
 
 use std::collections::BTreeMap;
 

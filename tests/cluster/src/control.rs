@@ -11,11 +11,11 @@ pub const SET: &str = "control";
 
 /// Pid 1 of the control plane.
 pub fn first(place: &Place) -> anyhow::Result<()> {
+    supervise::wait_for_network(place, SET)?;
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).context("making mounts private")?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     mount("proc", "/proc", "proc", flags, c"").context("mounting /proc")?;
     rustix::system::sethostname(b"control").context("setting the host name")?;
-    supervise::wait_for_network(place, SET)?;
     let programs = Programs::built(CLUSTER)?;
     let all = [("etcd", etcd(place)), ("kube-apiserver", api_server(place))];
     let later = [("kube-controller-manager", controller_manager(place)), ("kube-scheduler", scheduler(place))];

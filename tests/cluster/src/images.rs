@@ -125,3 +125,40 @@ fn digest(bytes: &[u8]) -> String {
 fn descriptor(media: &str, bytes: &[u8]) -> Value {
     json!({"mediaType": media, "digest": digest(bytes), "size": bytes.len()})
 }
+
+/// What pods of tests run: an agent, a client that counts (`tests/cluster/pod`). With the probe.
+pub const POD: &str = "podshm.dev/test/pod:1";
+/// The node daemon.
+pub const PODSHMD: &str = "podshm.dev/test/podshmd:1";
+
+/// A program of this workspace, as `scripts/cluster.sh` has built it: statically.
+pub fn built_statically(name: &str) -> anyhow::Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    let target = own.ancestors().find(|path| path.ends_with("debug")).and_then(Path::parent);
+    let target = target.with_context(|| format!("{} is in no target directory", own.display()))?;
+    let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let program = target.join(triple).join("debug").join(name);
+    ensure!(program.exists(), "{} is not there; scripts/cluster.sh builds it", program.display());
+    // As it goes into an image: what debuggers read makes most of it.
+    let stripped = program.with_extension("stripped");
+    let output = Command::new("strip").arg("-o").args([&stripped, &program]).output().context("starting strip")?;
+    ensure!(output.status.success(), "strip {}: {}", program.display(), String::from_utf8_lossy(&output.stderr));
+    let directory = target.join("cluster-programs");
+    fs::create_dir_all(&directory)?;
+    let to = directory.join(name);
+    fs::rename(&stripped, &to)?;
+    Ok(to)
+}
+
+/// Makes the images of the node daemon and of its tests' pods, and gives them to every node.
+pub fn provide_podshm(place: &Place, programs: &Programs) -> anyhow::Result<()> {
+    let (pod, daemon) = (built_statically("podshm-cluster-pod")?, built_statically("podshmd")?);
+    let pod = Image {
+        name: POD.into(),
+        programs: vec![pod, compile(place, "probe")?],
+        entrypoint: vec!["/podshm-cluster-pod".into()],
+        user: 65532,
+    };
+    let daemon = Image { name: PODSHMD.into(), programs: vec![daemon], entrypoint: vec!["/podshmd".into()], user: 0 };
+    [pod, daemon].iter().try_for_each(|image| provide(place, programs, image))
+}

@@ -51,6 +51,8 @@ fn main() -> anyhow::Result<()> {
         Verb::Up => up::up(&place),
         Verb::Down => down::down(&place),
         Verb::Kubectl { arguments } => {
+            // Where there is no cluster its address is somebody else's.
+            supervise::alive(&place, control::SET).context("there is no cluster; run `make cluster-up`")?;
             let kubectl = Programs::built(CLUSTER)?.path("kubectl")?;
             let mut command = Command::new(kubectl);
             Err(command.args(arguments).env("KUBECONFIG", place.kubeconfig()).exec()).context("starting kubectl")

@@ -117,10 +117,10 @@ fn kubelet(place: &Place, node: &str) -> serde_json::Value {
 /// Pid 1 of a node.
 pub fn first(place: &Place, node: &str) -> anyhow::Result<()> {
     let index = NODES.iter().position(|name| *name == node).with_context(|| format!("no node {node:?}"))?;
+    supervise::wait_for_network(place, node)?;
     let programs = Programs::built(CLUSTER)?;
     rustix::system::sethostname(format!("podshm-{node}").as_bytes()).context("setting the host name")?;
     view(&place.node(node))?;
-    supervise::wait_for_network(place, node)?;
     // Of this network namespace alone.
     fs::write("/proc/sys/net/ipv4/ip_forward", "1").context("letting pods reach other nodes")?;
     let program = |name: &str, arguments: Vec<String>| {

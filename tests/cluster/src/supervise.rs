@@ -72,7 +72,8 @@ pub fn outer(set: &str) -> String {
     format!("{set}-outer")
 }
 
-/// Waits until a set has its network: programs that come before their addresses would end.
+/// Waits until a set has its network: programs that come before their addresses would end. Before any mount, too: the process that
+/// has made the namespaces shares them, and looks this one up in the /proc of outside.
 pub fn wait_for_network(place: &Place, set: &str) -> anyhow::Result<()> {
     let begin = Instant::now();
     while !place.network_file(set).exists() {

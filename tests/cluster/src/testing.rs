@@ -1,9 +1,10 @@
 //! What tests ask of a cluster: namespaces of their own, pods, commands in them. All by kubectl, as a person would.
 
-use crate::images::PROBE;
+use crate::images::{POD, PODSHMD, PROBE, provide_podshm};
 use crate::place::Place;
 use crate::programs::{CLUSTER, Programs};
-use crate::up::kubectl;
+use crate::supervise::alive;
+use crate::{control, up::kubectl};
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
 use std::fs;
@@ -42,7 +43,9 @@ impl Cluster {
     /// The one that is up.
     pub fn connect() -> anyhow::Result<Self> {
         let cluster = Cluster { place: Place::here(), programs: Programs::built(CLUSTER)? };
-        cluster.kubectl(&["get", "--raw=/readyz"]).context("there is no cluster; run `make cluster-up`")?;
+        // Where there is none its address is somebody else's.
+        alive(&cluster.place, control::SET).context("there is no cluster; run `make cluster-up`")?;
+        cluster.kubectl(&["get", "--raw=/readyz"])?;
         Ok(cluster)
     }
 
@@ -56,16 +59,26 @@ impl Cluster {
         self.kubectl(&[&["-n", &space.name], arguments].concat())
     }
 
-    /// Applies a manifest of `deploy`, with the probe in place of the images that it names for an example.
+    /// Applies a manifest of `deploy`, with images of ours in place of those that it names for an example.
     pub fn apply(&self, manifest: &str) -> anyhow::Result<()> {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy").join(manifest);
         let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+        let ours = match manifest.split_once('/') {
+            None => PODSHMD,
+            Some(("examples", _)) => POD,
+            Some(_) => PROBE,
+        };
         let put = |line: &str| match line.split_once("image: registry.example/") {
-            Some((indent, _)) => format!("{indent}image: {PROBE}\n"),
+            Some((indent, _)) => format!("{indent}image: {ours}\n"),
             None => format!("{line}\n"),
         };
         let text: String = text.lines().map(put).collect();
         kubectl(&self.place, &self.programs, &["apply", "-f", "-"], &text).map(drop)
+    }
+
+    /// Gives every node the node daemon's image, and that of tests' pods.
+    pub fn provide_podshm(&self) -> anyhow::Result<()> {
+        provide_podshm(&self.place, &self.programs)
     }
 
     /// Makes a namespace at a Pod Security level; a former one of that name goes first.

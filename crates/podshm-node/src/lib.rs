@@ -1,0 +1,28 @@
+//! `podshmd`, the node daemon: a CSI driver for inline ephemeral volumes around the broker.
+//!
+//! ```text
+//!  kubelet ── csi.sock ──► services.rs ──► request.rs (what is asked, checked)
+//!     │                        │
+//!     │                        ▼
+//!     │                    volumes.rs ──► domains.rs   which domains there are, who may do what
+//!     │                        │     ──► broker        a socket for each pod
+//!     │                        │     ──► unmodified    the domain's /dev/shm
+//!     │                        ▼
+//!     │                    mounts.rs  ──► KUBELET_DIR/pods/UID/volumes/…/mount
+//!     └─ podshm.dev@reg.sock ◄── sockets.rs, run.rs
+//! ```
+//! What a volume is made of lies on the node, below ROOT, and is written down there before the pod can see it: a daemon that is
+//! killed between publish and unpublish is followed by one that goes on.
+#![forbid(unsafe_code)]
+
+pub mod domains;
+pub mod messages;
+pub mod mounts;
+pub mod request;
+pub mod run;
+pub mod services;
+pub mod sockets;
+pub mod volumes;
+
+/// The driver's name: of the CSIDriver object, and in pods' volumes.
+pub const DRIVER: &str = "podshm.dev";

@@ -1,0 +1,32 @@
+//! `podshmd`.
+#![forbid(unsafe_code)]
+
+use clap::{Parser, Subcommand};
+use podshm_node::run::{Options, Status, run};
+
+/// The node daemon: a CSI driver whose volumes are a domain's shared memory.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Serves until it is ended, or another one takes over.
+    Run(Options),
+    /// For a readiness probe: succeeds once the kubelet has registered this daemon.
+    Ready(Status),
+}
+
+fn main() -> anyhow::Result<()> {
+    let log = tracing_subscriber::EnvFilter::try_from_env("PODSHM_LOG").unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt().with_env_filter(log).with_writer(std::io::stderr).with_ansi(false).init();
+    match Arguments::parse().verb {
+        Verb::Run(options) => {
+            tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(run(options))
+        }
+        Verb::Ready(status) => status.is_ready(),
+    }
+}

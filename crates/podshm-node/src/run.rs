@@ -1,0 +1,203 @@
+//! A daemon's life: takes over from the one before, serves, gives way to the next.
+//!
+//! ```text
+//!  broker (the old daemon's gives way) → lock (the old daemon is done) → volumes → csi.sock → reg.sock → acknowledged
+//! ```
+//! A daemon that has given way waits to be ended; if its successor ends first, it begins anew.
+
+use crate::domains::Domains;
+use crate::services::made::identity_server::IdentityServer;
+use crate::services::made::node_server::NodeServer;
+use crate::services::made::registration_server::RegistrationServer;
+use crate::services::{Driver, Registration};
+use crate::sockets::SocketFile;
+use crate::volumes::Volumes;
+use crate::{DRIVER, sockets};
+use anyhow::Context;
+use podshm_broker::{Broker, BrokerConfig};
+use rustix::fs::{FlockOperation, flock};
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_stream::wrappers::UnixListenerStream;
+
+/// How often a daemon looks whether it has given way, and one that has, whether it is its turn again.
+const TICK: Duration = Duration::from_millis(50);
+/// How long a daemon before this one may take to let go of what it has.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What `podshmd run` takes.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Options {
+    /// This node's name.
+    #[arg(long, env = "NODE_NAME")]
+    node: String,
+    /// Where what volumes are made of lies: on a tmpfs of the node, with mount propagation.
+    #[arg(long, default_value = "/run/podshm")]
+    root: PathBuf,
+    /// The kubelet's --root-dir, at the same path here as there, its `pods` with mount propagation.
+    #[arg(long, default_value = "/var/lib/kubelet")]
+    kubelet_dir: PathBuf,
+    /// A directory with one JSON file for each domain.
+    #[arg(long, default_value = "/etc/podshm/domains")]
+    domains: PathBuf,
+    #[command(flatten)]
+    status: Status,
+}
+
+/// Where this daemon says how it is; no other daemon's.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Status {
+    /// A directory of this pod's own.
+    #[arg(long, default_value = "/run/podshmd")]
+    status_dir: PathBuf,
+}
+
+impl Status {
+    fn file(&self) -> PathBuf {
+        self.status_dir.join("registered")
+    }
+
+    /// Succeeds once the kubelet has acknowledged the driver, for as long as this daemon serves it.
+    pub fn is_ready(&self) -> anyhow::Result<()> {
+        let file = self.file();
+        let socket =
+            fs::read_to_string(&file).with_context(|| "the kubelet has not registered this daemon".to_owned())?;
+        UnixStream::connect(socket.trim()).with_context(|| format!("connecting to {socket}"))?;
+        Ok(())
+    }
+}
+
+/// Serves until SIGTERM or SIGINT.
+pub async fn run(options: Options) -> anyhow::Result<()> {
+    fs::create_dir_all(&options.status.status_dir).context("making the status directory")?;
+    let _ = fs::remove_file(options.status.file());
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let state = options.root.join(".broker");
+    let begun = {
+        let options = options.clone();
+        tokio::task::spawn_blocking(move || begin(&options))
+    };
+    let (volumes, lock) = begun.await??;
+    let volumes = Arc::new(Mutex::new(volumes));
+
+    let csi = options.kubelet_dir.join("plugins").join(DRIVER).join("csi.sock");
+    let (acknowledged, mut heard) = tokio::sync::watch::channel(false);
+    let driver = Driver::new(Arc::clone(&volumes), options.kubelet_dir.clone(), &options.node);
+    let registry = registry_socket(&options.kubelet_dir);
+    let (csi_file, csi_listener) = open(&csi)?;
+    let endpoint = csi.display().to_string();
+    let services = tonic::transport::Server::builder()
+        .add_service(IdentityServer::new(driver.clone()))
+        .add_service(NodeServer::new(driver))
+        .serve_with_incoming(csi_listener);
+    let services = tokio::spawn(services);
+    // Last: the kubelet calls the driver at once.
+    let (registry_file, registry_listener) = open(&registry)?;
+    let registration = tonic::transport::Server::builder()
+        .add_service(RegistrationServer::new(Registration::new(&endpoint, acknowledged)))
+        .serve_with_incoming(registry_listener);
+    let registration = tokio::spawn(registration);
+    tracing::info!(endpoint, "serving");
+
+    let mut tick = tokio::time::interval(TICK);
+    let is_ended = loop {
+        tokio::select! {
+            _ = term.recv() => break true,
+            _ = int.recv() => break true,
+            changed = heard.changed() => {
+                changed.context("the registration service has ended")?;
+                let (is_registered, file) = (*heard.borrow_and_update(), options.status.file());
+                if is_registered { fs::write(&file, &endpoint)? } else { let _ = fs::remove_file(&file); }
+            }
+            _ = tick.tick() => {
+                if volumes.lock().is_ok_and(|volumes| volumes.has_given_way()) { break false }
+            }
+        }
+    };
+    let _ = fs::remove_file(options.status.file());
+    for task in [services, registration] {
+        task.abort();
+        // What it holds, the volumes among it, goes with it.
+        let _ = task.await;
+    }
+    drop((csi_file, registry_file));
+    drop(volumes);
+    drop(lock);
+    if is_ended {
+        tracing::info!("ended; volumes stay as they are");
+        return Ok(());
+    }
+    tracing::info!("another daemon has taken over; waiting to be ended");
+    loop {
+        tokio::select! {
+            _ = term.recv() => return Ok(()),
+            _ = int.recv() => return Ok(()),
+            () = tokio::time::sleep(Duration::from_secs(1)) => {
+                let lock = OpenOptions::new().write(true).open(state.join("lock"));
+                if lock.is_ok_and(|lock| flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok()) {
+                    tracing::warn!("the daemon that took over is gone; beginning anew");
+                    let error = Command::new("/proc/self/exe").args(std::env::args_os().skip(1)).exec();
+                    return Err(error).context("starting this program anew");
+                }
+            }
+        }
+    }
+}
+
+/// Where the kubelet finds out about the driver.
+///
+/// The '@' is for HTTP/2: the kubelet's gRPC library takes the path, percent-encoded, for the server's authority, and ours, rightly,
+/// refuses percent signs anywhere but in front of an '@'.
+fn registry_socket(kubelet_dir: &Path) -> PathBuf {
+    kubelet_dir.join("plugins_registry").join(format!("{DRIVER}@reg.sock"))
+}
+
+/// Takes over from a daemon that is there, and finds what is published.
+fn begin(options: &Options) -> anyhow::Result<(Volumes, File)> {
+    let make = |path: &Path| fs::create_dir_all(path).with_context(|| format!("making {}", path.display()));
+    make(&options.root)?;
+    let broker =
+        Broker::start_with(BrokerConfig { state: Some(options.root.join(".broker")), ..BrokerConfig::default() })?;
+    // The old broker has given way; its daemon lets go of its domains' /dev/shm a moment later.
+    let path = options.root.join("lock");
+    let lock = OpenOptions::new().write(true).create(true).truncate(false).open(&path);
+    let lock = lock.with_context(|| format!("opening {}", path.display()))?;
+    let since = Instant::now();
+    while flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+        anyhow::ensure!(
+            since.elapsed() < PATIENCE,
+            "the daemon before this one has given way but does not let go of {}",
+            path.display()
+        );
+        std::thread::sleep(TICK);
+    }
+    let volumes = Volumes::restore(&options.root, Domains::at(&options.domains), broker)?;
+    Ok((volumes, lock))
+}
+
+fn open(path: &Path) -> anyhow::Result<(SocketFile, UnixListenerStream)> {
+    let directory = path.parent().context("a socket has a directory")?;
+    fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))?;
+    let (file, listener) = sockets::listen(path).with_context(|| format!("listening at {}", path.display()))?;
+    Ok((file, UnixListenerStream::new(tokio::net::UnixListener::from_std(listener)?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tonic::codegen::http::uri::Authority;
+
+    #[test]
+    fn the_registry_sockets_path_is_an_authority_once_the_kubelet_has_encoded_it() {
+        let path = registry_socket(Path::new("/var/lib/kubelet"));
+        let encoded = path.to_str().unwrap().replace('/', "%2F");
+        encoded.parse::<Authority>().unwrap();
+        encoded.replace('@', "-").parse::<Authority>().expect_err("without it, no kubelet can call");
+    }
+}

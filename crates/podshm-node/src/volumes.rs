@@ -1,0 +1,270 @@
+//! Volumes: made, written down, found again by the next daemon, and taken away.
+//!
+//! ```text
+//!  ROOT/volumes/HASH/volume.json      whose it is; written before the pod can see anything
+//!                   /socket/          mounted into the pod, read-only
+//!                     broker.sock     whoever connects here is that pod
+//!                     shm/            the domain's /dev/shm is mounted here   (mode posix)
+//!  ROOT/.broker/                      the broker's ledger
+//!  ROOT/domains/NAME/                 /dev/shm of a domain                    (podshm-unmodified)
+//! ```
+//! A pod mounts the volume where its library looks for the socket, and with `subPath: shm` at /dev/shm.
+
+use crate::domains::{DomainError, DomainSpec, Domains, Mode};
+use crate::mounts;
+use crate::request::{Target, VolumeId, Wanted};
+use podshm_broker::{Broker, BrokerError};
+use podshm_domain::{Identity, NotAllowed, Rights, Role};
+use podshm_unmodified::{Config, Place, PlaceError, Server};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use xxhash_rust::xxh3::xxh3_128;
+
+/// Why a volume could not be published or taken away.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum VolumeError {
+    /// There is no such domain.
+    #[error(transparent)]
+    Domain(#[from] DomainError),
+    /// The domain is not for this pod.
+    #[error("domain {domain}: {source}")]
+    NotAllowed {
+        /// The domain.
+        domain: String,
+        /// Which rule.
+        source: NotAllowed,
+    },
+    /// There, but otherwise.
+    #[error(
+        "volume {volume} is published already, for {found} at {at}; expected the same pod, domain, role and path as then"
+    )]
+    Otherwise {
+        /// Its name.
+        volume: String,
+        /// Whose it is.
+        found: String,
+        /// Where it is.
+        at: PathBuf,
+    },
+    /// The broker.
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+    /// The domain's /dev/shm.
+    #[error(transparent)]
+    Place(#[from] PlaceError),
+    /// The file system.
+    #[error("{what}: {source}")]
+    System {
+        /// What was being done.
+        what: String,
+        /// The answer.
+        source: io::Error,
+    },
+}
+
+/// A volume as it is written down.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Record {
+    volume: String,
+    target: PathBuf,
+    namespace: String,
+    pod: String,
+    uid: String,
+    service_account: String,
+    domain: String,
+    agent: bool,
+    /// As it was then: the domain may be gone from the cluster when the next daemon looks.
+    spec: DomainSpec,
+}
+
+/// All volumes of this node.
+#[derive(Debug)]
+pub struct Volumes {
+    root: PathBuf,
+    domains: Domains,
+    broker: Broker,
+    served: BTreeMap<String, Option<Server>>,
+    records: BTreeMap<String, Record>,
+}
+
+fn doing<T>(what: &str, path: &Path, result: io::Result<T>) -> Result<T, VolumeError> {
+    result.map_err(|source| VolumeError::System { what: format!("{what} {}", path.display()), source })
+}
+
+impl Record {
+    fn of(wanted: &Wanted, spec: DomainSpec) -> Self {
+        Record {
+            volume: wanted.volume.as_str().to_owned(),
+            target: wanted.target.path().to_owned(),
+            namespace: wanted.who.namespace.clone(),
+            pod: wanted.who.pod.clone(),
+            uid: wanted.who.uid.clone(),
+            service_account: wanted.who.service_account.clone(),
+            domain: wanted.domain.clone(),
+            agent: wanted.role == Role::Agent,
+            spec,
+        }
+    }
+
+    fn who(&self) -> Identity {
+        Identity {
+            namespace: self.namespace.clone(),
+            pod: self.pod.clone(),
+            uid: self.uid.clone(),
+            service_account: self.service_account.clone(),
+        }
+    }
+
+    fn is_same(&self, other: &Record) -> bool {
+        let Record { spec: _, .. } = self;
+        *self == Record { spec: self.spec.clone(), ..other.clone() }
+    }
+}
+
+impl Volumes {
+    /// With a broker that has begun on ROOT; serves again what a daemon before this one has published.
+    pub fn restore(root: &Path, domains: Domains, broker: Broker) -> Result<Self, VolumeError> {
+        let mut all =
+            Volumes { root: root.to_owned(), domains, broker, served: BTreeMap::new(), records: BTreeMap::new() };
+        make_directory(&all.root.join("volumes"), 0o711)?;
+        for (name, spec) in all.domains.all() {
+            all.serve(&name, &spec)?;
+        }
+        let entries = doing("reading", &root.join("volumes"), fs::read_dir(root.join("volumes")))?;
+        for directory in entries.flatten().map(|entry| entry.path()) {
+            match fs::read(directory.join("volume.json")).map(|text| serde_json::from_slice::<Record>(&text)) {
+                Ok(Ok(record)) => all.restore_one(&directory, record)?,
+                // A daemon that was killed before it had written this down had not shown it to anybody.
+                _ => doing("removing", &directory, fs::remove_dir_all(&directory))?,
+            }
+        }
+        Ok(all)
+    }
+
+    fn restore_one(&mut self, directory: &Path, record: Record) -> Result<(), VolumeError> {
+        let pod_is_there = record.target.ancestors().nth(4).is_some_and(Path::exists);
+        if !pod_is_there && !mounts::is_mounted(&record.target) {
+            tracing::info!(volume = record.volume, pod = record.who().name(), "its pod went while no daemon was here");
+            return doing("removing", directory, fs::remove_dir_all(directory));
+        }
+        self.serve(&record.domain, &record.spec)?;
+        self.open(directory, &record)?;
+        self.records.insert(record.volume.clone(), record);
+        Ok(())
+    }
+
+    /// Publishes a volume; done before is done.
+    pub fn publish(&mut self, wanted: &Wanted) -> Result<(), VolumeError> {
+        let spec = self.domains.find(&wanted.domain)?;
+        let not_allowed = |source| VolumeError::NotAllowed { domain: wanted.domain.clone(), source };
+        spec.policy().rights(&wanted.who, wanted.role).map_err(not_allowed)?;
+        let mut record = Record::of(wanted, spec);
+        match self.records.get(&record.volume) {
+            Some(found) if found.is_same(&record) => record = found.clone(),
+            Some(found) => {
+                let (volume, found_for, at) = (record.volume, found.who().name(), found.target.clone());
+                return Err(VolumeError::Otherwise { volume, found: found_for, at });
+            }
+            None => {}
+        }
+        self.serve(&record.domain, &record.spec)?;
+        let directory = self.directory(&record.volume);
+        make_directory(&directory, 0o711)?;
+        let socket = directory.join("socket");
+        make_directory(&socket, 0o755)?;
+        let has_shm = record.spec.modes.contains(&Mode::Posix);
+        if has_shm {
+            make_directory(&socket.join("shm"), 0o755)?;
+        }
+        if !self.records.contains_key(&record.volume) {
+            write_down(&directory, &record)?;
+            self.open(&directory, &record)?;
+            self.records.insert(record.volume.clone(), record.clone());
+        }
+        let target = &record.target;
+        doing("mounting the volume at", target, mounts::publish(&socket, target))?;
+        if has_shm {
+            let place = Place::of(&self.root, &record.domain)?;
+            let within = target.join("shm");
+            doing("mounting the domain's /dev/shm at", &within, mounts::add(&place.path("shm"), &within))?;
+        }
+        Ok(())
+    }
+
+    /// Takes a volume away; done before is done.
+    pub fn unpublish(&mut self, volume: &VolumeId, target: &Target) -> Result<(), VolumeError> {
+        doing("unmounting", target.path(), mounts::unpublish(target.path()))?;
+        let Some(record) = self.records.get(volume.as_str()) else { return Ok(()) };
+        if record.target != target.path() {
+            doing("unmounting", &record.target, mounts::unpublish(&record.target))?;
+        }
+        let directory = self.directory(volume.as_str());
+        self.broker.remove_socket(&directory.join("socket"))?;
+        match fs::remove_dir_all(&directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            other => doing("removing", &directory, other)?,
+        }
+        self.records.remove(volume.as_str());
+        Ok(())
+    }
+
+    /// Whether another daemon has taken over from this one's broker.
+    pub fn has_given_way(&self) -> bool {
+        self.broker.has_given_way()
+    }
+
+    fn directory(&self, volume: &str) -> PathBuf {
+        // Not the name itself: a Unix socket's path has 107 bytes, and the kubelet's names alone have 68.
+        self.root.join("volumes").join(format!("{:032x}", xxh3_128(volume.as_bytes())))
+    }
+
+    /// Listens for one pod.
+    fn open(&self, directory: &Path, record: &Record) -> Result<(), VolumeError> {
+        if !record.spec.modes.contains(&Mode::Channel) {
+            return Ok(());
+        }
+        let rights = Rights { join: !record.agent, serve: record.agent };
+        Ok(self.broker.add_socket(&record.domain, &directory.join("socket"), record.who(), rights)?)
+    }
+
+    /// Begins to serve a domain, if it is not served yet.
+    fn serve(&mut self, name: &str, spec: &DomainSpec) -> Result<(), VolumeError> {
+        if self.served.contains_key(name) {
+            return Ok(());
+        }
+        self.broker.add_domain(spec.config(name))?;
+        let server = if spec.modes.contains(&Mode::Posix) { Some(self.serve_posix(name, spec)?) } else { None };
+        self.served.insert(name.to_owned(), server);
+        Ok(())
+    }
+
+    fn serve_posix(&self, name: &str, spec: &DomainSpec) -> Result<Server, VolumeError> {
+        let place = Place::of(&self.root, name)?;
+        let config = match place.config() {
+            // A live domain stays as it is until nobody has it.
+            Ok(found) => found,
+            Err(PlaceError::Absent { .. }) => {
+                Config { shm_size: spec.shm_size.0, ..Config::new(name, podshm_unmodified::Mode::Preload) }
+            }
+            Err(error) => return Err(error.into()),
+        };
+        Ok(Server::start(place, config)?)
+    }
+}
+
+fn make_directory(path: &Path, mode: u32) -> Result<(), VolumeError> {
+    let made = DirBuilder::new().recursive(true).mode(mode).create(path);
+    // The mode of a process may be masked.
+    doing("making", path, made.and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(mode))))
+}
+
+fn write_down(directory: &Path, record: &Record) -> Result<(), VolumeError> {
+    let (path, next) = (directory.join("volume.json"), directory.join("volume.json.next"));
+    let write = || fs::write(&next, serde_json::to_vec(record)?).and_then(|()| fs::rename(&next, &path));
+    doing("writing", &path, write())
+}

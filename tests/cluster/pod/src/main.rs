@@ -1,0 +1,200 @@
+//! What pods of the test cluster run.
+//!
+//! ```text
+//!  podshm-cluster-pod agent                     serves table `values`, queue `records`, call `tally`, until SIGTERM or a successor
+//!  podshm-cluster-pod hold                      waits until it is told to end
+//!  podshm-cluster-pod exchange SENDER COUNT     pushes COUNT numbered records, one by one; says what the agent has counted
+//!  podshm-cluster-pod load SENDER COUNT         the same, at some pace and until it is told to end, COUNT at least
+//!  podshm-cluster-pod stop                      tells this pod's first process to end
+//!  podshm-cluster-pod ready                     whether this pod's socket is answered
+//! ```
+//! An agent leaves its tally to its successor.
+#![forbid(unsafe_code)]
+
+use anyhow::{Context, bail};
+use podshm::{Agent, Answer, Client, Handler, Progress, Record, Request};
+use podshm_testkit::numbered;
+use rustix::process::{Pid, Signal, kill_process};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+const SOCKETS: &str = "/run/podshm";
+const PATIENCE: Duration = Duration::from_secs(120);
+const KEY: &[u8] = b"greeting";
+const VALUE: &[u8] = b"hello from the agent of this node";
+
+fn main() -> anyhow::Result<()> {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["agent"] => agent(),
+        ["hold"] => hold(),
+        ["exchange", sender, count] => exchange(sender.parse()?, count.parse()?, false),
+        ["load", sender, count] => exchange(sender.parse()?, count.parse()?, true),
+        ["stop"] => Ok(kill_process(Pid::INIT, Signal::TERM)?),
+        ["ready"] => Client::join(SOCKETS, Duration::from_secs(2)).map(drop).context("joining"),
+        _ => bail!("expected agent, hold, ready, stop, or exchange or load with SENDER COUNT, found {words:?}"),
+    }
+}
+
+fn told() -> anyhow::Result<Arc<AtomicBool>> {
+    let told = Arc::new(AtomicBool::new(false));
+    for signal in [2, 15] {
+        signal_hook::flag::register(signal, Arc::clone(&told))?;
+    }
+    Ok(told)
+}
+
+fn hold() -> anyhow::Result<()> {
+    let told = told()?;
+    while !told.load(Ordering::Relaxed) {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+/// What was counted of one sender.
+#[derive(Clone, Copy, Debug, Default)]
+struct Count {
+    /// What this agent was given first: what came before went to its predecessor, which says so.
+    first: u64,
+    next: u64,
+    lost: u64,
+    repeated: u64,
+}
+
+impl Count {
+    fn all_lost(&self) -> u64 {
+        self.first + self.lost
+    }
+}
+
+#[derive(Debug, Default)]
+struct Tally {
+    of: BTreeMap<u32, Count>,
+    corrupt: u64,
+}
+
+impl Tally {
+    fn bytes(&self) -> Vec<u8> {
+        let line = |(sender, count): (&u32, &Count)| {
+            format!("{sender} {} {} {}\n", count.next, count.all_lost(), count.repeated)
+        };
+        self.of.iter().map(line).collect::<String>().into_bytes()
+    }
+
+    fn from_bytes(bytes: &[u8]) -> anyhow::Result<Self> {
+        let mut of = BTreeMap::new();
+        for line in std::str::from_utf8(bytes)?.lines() {
+            let words: Vec<u64> = line.split(' ').map(str::parse).collect::<Result<_, _>>()?;
+            let [sender, next, lost, repeated] = words[..] else { bail!("{line:?}: expected four numbers") };
+            of.insert(u32::try_from(sender)?, Count { first: 0, next, lost, repeated });
+        }
+        Ok(Tally { of, corrupt: 0 })
+    }
+
+    /// Goes on from what a predecessor has counted.
+    fn follow(&mut self, before: Tally) {
+        for (sender, then) in before.of {
+            let count =
+                self.of.entry(sender).or_insert(Count { first: then.next, next: then.next, ..Count::default() });
+            count.lost += then.lost + count.first.saturating_sub(then.next);
+            count.repeated += then.repeated + then.next.saturating_sub(count.first);
+            count.first = 0;
+        }
+    }
+}
+
+impl Handler for Tally {
+    fn record(&mut self, record: Record<'_>) {
+        let Ok(found) = numbered::decode(record.bytes) else {
+            self.corrupt += 1;
+            return;
+        };
+        let first = Count { first: found.sequence, next: found.sequence, ..Count::default() };
+        let count = self.of.entry(found.sender).or_insert(first);
+        if found.sequence < count.next {
+            count.repeated += 1;
+            return;
+        }
+        count.lost += found.sequence - count.next;
+        count.next = found.sequence + 1;
+    }
+
+    fn call(&mut self, request: Request<'_>, answer: &mut Answer<'_>) {
+        let sender = <[u8; 4]>::try_from(request.bytes).map(u32::from_le_bytes).unwrap_or_default();
+        let count = self.of.get(&sender).copied().unwrap_or_default();
+        let text = format!("{} {} {} {}", count.next, count.all_lost(), count.repeated, self.corrupt);
+        answer.reply_owned(text.into_bytes());
+    }
+}
+
+fn agent() -> anyhow::Result<()> {
+    let told = told()?;
+    let services =
+        Agent::builder().table("values", 100, 32 * 1024).queue("records", 64 * 1024, 256).call("tally", 4096, 256);
+    let mut agent = services.connect(SOCKETS, PATIENCE).context("connecting to the broker")?;
+    agent.table("values")?.put(KEY, VALUE)?;
+    agent.ready()?;
+    let mut tally = Tally::default();
+    let mut has_inherited = false;
+    println!("ready");
+    loop {
+        match agent.poll(&mut tally)? {
+            Progress::Handled(_) => {}
+            Progress::Idle => agent.wait(Duration::from_millis(20))?,
+            Progress::CloseAsked => break,
+        }
+        if !has_inherited && let Some(state) = agent.inherited_state() {
+            has_inherited = true;
+            tally.follow(Tally::from_bytes(state)?);
+            println!("serving, epoch {}", agent.epoch());
+        }
+        if told.load(Ordering::Relaxed) {
+            break;
+        }
+    }
+    agent.close(tally.bytes())?;
+    println!("closed");
+    Ok(())
+}
+
+fn exchange(sender: u32, least: u64, is_load: bool) -> anyhow::Result<()> {
+    let told = told()?;
+    let client = Client::join(SOCKETS, PATIENCE).context("joining")?;
+    let (values, records, tally) = (client.table("values")?, client.queue("records")?, client.call("tally")?);
+    let mut value = [0; 64];
+    let mut record = [0; 64];
+    let mut count = 0;
+    while count < least || (is_load && !told.load(Ordering::Relaxed)) {
+        numbered::encode_into(&mut record, sender, count);
+        records.push(&record, PATIENCE).with_context(|| format!("record {count}"))?;
+        count += 1;
+        if is_load && count % 64 == 0 {
+            let length = values.get(KEY, &mut value)?.context("the agent's value is gone")?;
+            anyhow::ensure!(&value[..length] == VALUE, "the agent's value is {:?}", &value[..length]);
+            if count == 64 {
+                println!("begun");
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    let length = values.get(KEY, &mut value)?.context("the agent has published nothing")?;
+    anyhow::ensure!(&value[..length] == VALUE, "the agent's value is {:?}", &value[..length]);
+    let begin = Instant::now();
+    loop {
+        let mut answer = [0; 256];
+        let length = tally.call(&sender.to_le_bytes(), &mut answer, Duration::from_secs(10));
+        let said = length.map(|length| String::from_utf8_lossy(&answer[..length]).into_owned());
+        match said {
+            Ok(said) if said.split(' ').next() == Some(&count.to_string()) => {
+                let words: Vec<&str> = said.split(' ').collect();
+                println!("{} records, {} lost, {} repeated, {} corrupt", words[0], words[1], words[2], words[3]);
+                return Ok(());
+            }
+            other if begin.elapsed() > PATIENCE => bail!("the agent has counted {other:?}, not {count}"),
+            _ => std::thread::sleep(Duration::from_millis(20)),
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! Volumes of the node daemon without a cluster: what is done twice, and what a daemon finds that follows one which ended at any
+//! moment. Needs root: each test has a mount namespace of its own.
+
+use podshm::{Agent, Answer, Client, ErrorKind, Handler, Record, Request};
+use podshm_broker::{Broker, BrokerConfig};
+use podshm_domain::{Identity, Role};
+use podshm_node::domains::Domains;
+use podshm_node::mounts::is_mounted;
+use podshm_node::request::{Target, VolumeId, Wanted};
+use podshm_node::volumes::{VolumeError, Volumes};
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+use rustix::thread::UnshareFlags;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A node's directories, on a tmpfs that goes with the test.
+struct Node(PathBuf);
+
+impl Node {
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// A daemon's volumes, as it finds them when it starts.
+    fn daemon(&self) -> Volumes {
+        let state = Some(self.path("run/.broker"));
+        let broker = Broker::start_with(BrokerConfig { state, rejoin_grace: Duration::from_secs(5) }).unwrap();
+        Volumes::restore(&self.path("run"), Domains::at(&self.path("domains")), broker).unwrap()
+    }
+
+    /// What the kubelet asks for a pod; its directory is there, as the kubelet makes it.
+    fn wanted(&self, pod: &str, role: Role) -> Wanted {
+        let path = self.path("kubelet").join("pods").join(pod).join("volumes/kubernetes.io~csi/podshm/mount");
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let (target, uid) = Target::parse(path.to_str().unwrap(), &self.path("kubelet")).unwrap();
+        Wanted {
+            volume: VolumeId::parse(&format!("csi-{pod}")).unwrap(),
+            target,
+            who: Identity { namespace: "shop".into(), pod: pod.into(), uid, service_account: "default".into() },
+            domain: "routing".into(),
+            role,
+        }
+    }
+
+    fn left(&self) -> Vec<PathBuf> {
+        fs::read_dir(self.path("run/volumes")).unwrap().flatten().map(|entry| entry.path()).collect()
+    }
+}
+
+/// Runs a test in a thread whose mounts are its own.
+fn on_a_node(name: &str, test: impl FnOnce(&Node) + Send + 'static) {
+    let name = format!("/tmp/podshm-{name}");
+    let thread = std::thread::spawn(move || {
+        // Deprecated for UnshareFlags::FILES, which is not among these.
+        #[allow(deprecated)]
+        rustix::thread::unshare(UnshareFlags::NEWNS).expect("a mount namespace of its own: needs root");
+        mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
+        fs::create_dir_all(&name).unwrap();
+        mount("test", &name, "tmpfs", MountFlags::empty(), c"mode=755").unwrap();
+        let node = Node(PathBuf::from(&name));
+        for directory in ["run", "kubelet/pods", "domains"] {
+            fs::create_dir_all(node.path(directory)).unwrap();
+        }
+        let domain = r#"{"modes": ["channel", "posix"], "budget": "8Mi", "perPod": "4Mi", "shmSize": "1Mi",
+            "serve": [{"namespace": "shop"}], "join": [{"namespace": "shop"}]}"#;
+        fs::write(node.path("domains/routing"), domain).unwrap();
+        test(&node);
+    });
+    thread.join().expect("the test");
+}
+
+fn join(target: &Path) -> Result<Client, podshm::Error> {
+    Client::join(target, PATIENCE)
+}
+
+/// An agent that serves one table, until it is dropped.
+struct Serving {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct NoRecords;
+
+impl Handler for NoRecords {
+    fn record(&mut self, _: Record<'_>) {}
+
+    fn call(&mut self, _: Request<'_>, _: &mut Answer<'_>) {}
+}
+
+fn serve(target: &Path) -> Serving {
+    let (target, stop) = (target.to_owned(), Arc::new(AtomicBool::new(false)));
+    let told = Arc::clone(&stop);
+    let thread = std::thread::spawn(move || {
+        let mut agent = Agent::builder().table("values", 10, 4096).connect(target, PATIENCE).unwrap();
+        agent.table("values").unwrap().put(b"key", b"value").unwrap();
+        agent.ready().unwrap();
+        agent.run(&mut NoRecords, || told.load(Ordering::Relaxed)).unwrap();
+    });
+    Serving { stop, thread: Some(thread) }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let ended = self.thread.take().expect("dropped once").join();
+        assert!(ended.is_ok() || std::thread::panicking(), "the agent");
+    }
+}
+
+#[test]
+fn done_before_is_done() {
+    on_a_node("twice", |node| {
+        let mut volumes = node.daemon();
+        let (agent, member) = (node.wanted("agent", Role::Agent), node.wanted("cart", Role::Member));
+        for wanted in [&agent, &member, &member, &agent] {
+            volumes.publish(wanted).unwrap();
+        }
+        let _agent = serve(agent.target.path());
+        let client = join(member.target.path()).unwrap();
+        assert_eq!(client.member(), "shop/cart");
+        let mut value = [0; 8];
+        assert_eq!(client.table("values").unwrap().get(b"key", &mut value).unwrap(), Some(5));
+        // The domain's /dev/shm is one; the volume itself is nobody's to write.
+        fs::write(agent.target.path().join("shm/routes"), "10.0.0.1").unwrap();
+        assert_eq!(fs::read(member.target.path().join("shm/routes")).unwrap(), b"10.0.0.1");
+        let refused = fs::write(member.target.path().join("file"), "x").unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+        drop(client);
+        for wanted in [&member, &member, &agent, &agent] {
+            volumes.unpublish(&wanted.volume, &wanted.target).unwrap();
+            assert!(!wanted.target.path().exists());
+        }
+        assert_eq!(node.left(), [] as [PathBuf; 0]);
+    });
+}
+
+#[test]
+fn a_volume_is_one_pods() {
+    on_a_node("otherwise", |node| {
+        let mut volumes = node.daemon();
+        let first = node.wanted("cart", Role::Member);
+        volumes.publish(&first).unwrap();
+        let other = Wanted { volume: first.volume.clone(), ..node.wanted("thief", Role::Member) };
+        let refused = volumes.publish(&other).unwrap_err();
+        assert!(matches!(refused, VolumeError::Otherwise { .. }), "{refused}");
+        assert!(!is_mounted(other.target.path()));
+        let foreign = Wanted { who: Identity { namespace: "bank".into(), ..other.who.clone() }, ..other };
+        let refused = volumes.publish(&foreign).unwrap_err();
+        assert!(matches!(refused, VolumeError::NotAllowed { .. }), "{refused}");
+    });
+}
+
+#[test]
+fn a_daemon_goes_on_from_where_the_one_before_it_ended() {
+    on_a_node("restart", |node| {
+        let mut volumes = node.daemon();
+        let (agent, member) = (node.wanted("agent", Role::Agent), node.wanted("cart", Role::Member));
+        volumes.publish(&agent).unwrap();
+        volumes.publish(&member).unwrap();
+        let _agent = serve(agent.target.path());
+        let client = join(member.target.path()).unwrap();
+        // The domain is taken out of the cluster, and then the daemon ends; pods that have it keep it.
+        fs::remove_file(node.path("domains/routing")).unwrap();
+        drop(volumes);
+        let mut value = [0; 8];
+        assert_eq!(
+            client.table("values").unwrap().get(b"key", &mut value).unwrap(),
+            Some(5),
+            "nobody is needed for it"
+        );
+        let mut volumes = node.daemon();
+        join(member.target.path()).expect("the next daemon answers at the same socket directory, in the same mount");
+        drop(client);
+        let refused = volumes.publish(&node.wanted("new", Role::Member)).unwrap_err();
+        assert!(matches!(refused, VolumeError::Domain(_)), "{refused}");
+        volumes.unpublish(&member.volume, &member.target).unwrap();
+        volumes.unpublish(&agent.volume, &agent.target).unwrap();
+        assert_eq!(node.left(), [] as [PathBuf; 0]);
+    });
+}
+
+#[test]
+fn what_a_daemon_was_killed_over_is_finished_or_removed() {
+    on_a_node("halfway", |node| {
+        let mut volumes = node.daemon();
+        let (half, gone) = (node.wanted("half", Role::Member), node.wanted("gone", Role::Member));
+        volumes.publish(&half).unwrap();
+        volumes.publish(&gone).unwrap();
+        drop(volumes);
+        // Written down and not mounted yet; the pod is there, and the kubelet will ask again.
+        podshm_node::mounts::unpublish(half.target.path()).unwrap();
+        // Its pod went altogether while nobody was here.
+        podshm_node::mounts::unpublish(gone.target.path()).unwrap();
+        fs::remove_dir_all(node.path("kubelet/pods/gone")).unwrap();
+        // Begun and not written down.
+        fs::create_dir_all(node.path("run/volumes/0123/socket")).unwrap();
+        let mut volumes = node.daemon();
+        assert_eq!(node.left().len(), 1, "{:?}", node.left());
+        volumes.publish(&half).unwrap();
+        let refused = Client::join(half.target.path(), Duration::from_millis(300)).expect_err("there is no agent");
+        assert_eq!(refused.kind(), ErrorKind::Deadline, "the socket is answered, and there is no agent: {refused}");
+        volumes.unpublish(&half.volume, &half.target).unwrap();
+        volumes.unpublish(&gone.volume, &gone.target).unwrap();
+        assert_eq!(node.left(), [] as [PathBuf; 0]);
+    });
+}
+
+#[test]
+fn domains_do_not_see_each_other() {
+    on_a_node("domains", |node| {
+        fs::copy(node.path("domains/routing"), node.path("domains/audit")).unwrap();
+        let mut volumes = node.daemon();
+        let (agent, member) = (node.wanted("agent", Role::Agent), node.wanted("cart", Role::Member));
+        let other = Wanted { domain: "audit".into(), ..node.wanted("till", Role::Member) };
+        for wanted in [&agent, &member, &other] {
+            volumes.publish(wanted).unwrap();
+        }
+        fs::write(member.target.path().join("shm/routes"), "10.0.0.1").unwrap();
+        assert!(agent.target.path().join("shm/routes").exists());
+        assert!(!other.target.path().join("shm/routes").exists());
+        let _agent = serve(agent.target.path());
+        assert_eq!(join(member.target.path()).unwrap().domain(), "routing");
+        let refused = Client::join(other.target.path(), Duration::from_millis(500)).expect_err("it has no agent");
+        assert_eq!(refused.kind(), ErrorKind::Deadline, "{refused}");
+    });
+}
