@@ -153,8 +153,8 @@ typedef int32_t podshm_progress;
 
 // A connected agent. For one thread at a time: any other, and the agent's own callbacks, get PODSHM_BUSY.
 //
-//     podshm_agent_poll() until PODSHM_IDLE, then podshm_agent_wait(); or podshm_agent_run(), which does that; or
-//     podshm_agent_park() and podshm_agent_event_fd(), for event loops.
+// podshm_agent_poll() until PODSHM_IDLE, then podshm_agent_wait(); or podshm_agent_run(), which does that; or
+// podshm_agent_park() and podshm_agent_event_fd(), for event loops.
 typedef struct podshm_agent podshm_agent;
 
 // Where a handler puts its answer. The first one counts. It lives until the handler returns, for the handler's thread.

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 /// A connected agent. For one thread at a time: any other, and the agent's own callbacks, get PODSHM_BUSY.
 ///
-///     podshm_agent_poll() until PODSHM_IDLE, then podshm_agent_wait(); or podshm_agent_run(), which does that; or
-///     podshm_agent_park() and podshm_agent_event_fd(), for event loops.
+/// podshm_agent_poll() until PODSHM_IDLE, then podshm_agent_wait(); or podshm_agent_run(), which does that; or
+/// podshm_agent_park() and podshm_agent_event_fd(), for event loops.
 pub struct podshm_agent(pub(crate) Arc<Place>);
 
 /// Where the agent is, until it is freed; writers of its tables share it.
