@@ -52,7 +52,7 @@ case $verb in
         step "a cluster"
         "$cluster" up
         step "the tests"
-        cargo test "${CARGO_LOCKED[@]}" -p podshm-cluster "${groups[@]}" --no-fail-fast
+        cargo test "${CARGO_LOCKED[@]}" -p podshm-cluster "${groups[@]}" --no-fail-fast -- --show-output
         ;;
     *) die "expected up, down or test, found '$verb'" ;;
 esac

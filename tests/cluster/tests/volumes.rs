@@ -56,6 +56,7 @@ impl Node {
 /// Runs a test in a thread whose mounts are its own.
 fn on_a_node(name: &str, test: impl FnOnce(&Node) + Send + 'static) {
     let name = format!("/tmp/podshm-{name}");
+    let mount_point = name.clone();
     let thread = std::thread::spawn(move || {
         // Deprecated for UnshareFlags::FILES, which is not among these.
         #[allow(deprecated)]
@@ -72,7 +73,9 @@ fn on_a_node(name: &str, test: impl FnOnce(&Node) + Send + 'static) {
         fs::write(node.path("domains/routing"), domain).unwrap();
         test(&node);
     });
-    thread.join().expect("the test");
+    let ended = thread.join();
+    let _ = fs::remove_dir(mount_point);
+    ended.expect("the test");
 }
 
 fn join(target: &Path) -> Result<Client, podshm::Error> {
