@@ -126,8 +126,9 @@ fn answer(number: u64, plan: &Plan) -> Vec<u8> {
 struct Entry {
     plan: Plan,
     has_deadline: bool,
-    /// Crashes before it began.
+    /// Crashes before it began, and changes of agents.
     crashes: u32,
+    restarts: u32,
     handled: u32,
     ended: Option<Result<Vec<u8>, ErrorKind>>,
 }
@@ -247,8 +248,8 @@ impl Run {
 
     fn begin(&mut self, plan: Plan, has_deadline: bool) -> (u64, podshm::Caller) {
         let number = self.book.calls.len() as u64;
-        let crashes = self.crashes;
-        self.book.calls.push(Entry { plan, has_deadline, crashes, handled: 0, ended: None });
+        let (crashes, restarts) = (self.crashes, self.restarts);
+        self.book.calls.push(Entry { plan, has_deadline, crashes, restarts, handled: 0, ended: None });
         (number, self.client.call(if plan.again { "again" } else { "once" }).unwrap())
     }
 
@@ -361,7 +362,11 @@ impl Run {
             }
             Err(error) => match error.kind() {
                 ErrorKind::Deadline => assert!(entry.has_deadline, "{error}: {what}"),
-                ErrorKind::OutcomeUnknown => assert!(self.crashes > entry.crashes, "{error}: {what}"),
+                ErrorKind::OutcomeUnknown => {
+                    // Nobody looks at it while the old agent closes: an answer that is longer than its ring may have no room for all of that second.
+                    let cut = plan.answer > RING as usize && entry.handled > 0 && self.restarts > entry.restarts;
+                    assert!(self.crashes > entry.crashes || cut, "{error}: {what}");
+                }
                 // That it is not handled later either is looked at in the end.
                 ErrorKind::AgentAway => assert!(entry.handled == 0 && self.restarts > 0, "{error}: {what}"),
                 other => panic!("{other:?}, {error}: {what}"),
