@@ -1,7 +1,7 @@
 //! Table, queue and call end to end, over a real broker and real regions, agent and clients in threads of one process.
 
 use podshm::{Agent, Answer, Client, ErrorKind, Handler, Progress, Record, Request, Spin};
-use podshm_broker::Limits;
+use podshm_broker::{Limits, SuccessorWaits};
 use podshm_tests::{Node, PATIENCE};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -236,4 +236,21 @@ fn tables_grow_without_readers_stopping() {
     stop.store(true, Ordering::Relaxed);
     assert!(reader.join().unwrap() > 2, "the reader saw several generations");
     assert_eq!(agent.table("routes").unwrap().keys(), 3001);
+}
+
+#[test]
+fn the_broker_says_what_a_successor_waits_for() {
+    let node = Node::new(Limits::default());
+    let builder = Agent::builder().queue("reports", 64 * 1024, 1024);
+    let waits = || node.broker.stats("d").unwrap().successor;
+    let mut first = builder.clone().connect(node.pod("agent"), PATIENCE).unwrap();
+    assert_eq!(waits(), Some(SuccessorWaits::Ready));
+    first.ready().unwrap();
+    node.settle("it serves", |s| s.agent && s.successor.is_none());
+    let mut second = builder.connect(node.pod("agent"), PATIENCE).unwrap();
+    assert_eq!(waits(), Some(SuccessorWaits::Ready));
+    second.ready().unwrap();
+    node.settle("the first is to close", |s| s.successor == Some(SuccessorWaits::Close));
+    first.close(Vec::new()).unwrap();
+    node.settle("the second serves", |s| s.agent && s.successor.is_none() && s.epoch == 2);
 }

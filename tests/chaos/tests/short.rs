@@ -5,7 +5,7 @@ use std::process::Command;
 #[test]
 fn two_hundred_faults_break_no_promise() {
     let status = Command::new(env!("CARGO_BIN_EXE_podshm-chaos"))
-        .args(["--seconds", "30", "--least", "200"])
+        .args(["--seconds", "30", "--least", "200", "--broker-restarts"])
         .args(["--data", concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/data")])
         .env_remove("DURATION")
         .status()
