@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 /// How often the books are written down.
 const EVERY: Duration = Duration::from_millis(10);
+/// The same where that takes long.
+const AT_LEAST_EVERY: Duration = Duration::from_millis(100);
 
 /// A domain's books, as the broker wrote them down last.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -109,8 +111,8 @@ pub fn run(root: &Path, books: &Path, clients: u32, processes: u32) -> anyhow::R
         }
         fs::write(&next, text)?;
         fs::rename(&next, books)?;
-        // What it takes grows with the clients; the broker has other things to do.
-        std::thread::sleep(EVERY.max(20 * began.elapsed()));
+        // What it takes grows with the clients; the broker has other things to do. It may have been stopped meanwhile.
+        std::thread::sleep((20 * began.elapsed()).clamp(EVERY, AT_LEAST_EVERY));
     }
 }
 
