@@ -195,6 +195,28 @@ fn clients_that_come_back_after_their_agents_are_not_given_up() {
     assert_eq!(tally.repeated, 0, "{tally:?}");
 }
 
+/// The broker is stopped for longer than its participants have: that time is not taken from them.
+#[test]
+fn the_grace_does_not_run_while_the_broker_does_not() {
+    let mut stage = Stage::new(PROGRAM, BROKER, 2);
+    stage.daemon.grace = Duration::from_secs(2);
+    stage.books();
+    let signal = |stage: &Stage, signal| (0..2).for_each(|sender| stage.signal_client(sender, signal));
+    stage.daemon.kill();
+    stage.agent.take().expect("an agent").kill();
+    signal(&stage, libc::SIGSTOP);
+    stage.daemon.restart();
+    stage.daemon.signal(libc::SIGSTOP);
+    std::thread::sleep(Duration::from_secs(5));
+    stage.daemon.signal(libc::SIGCONT);
+    std::thread::sleep(Duration::from_millis(500));
+    signal(&stage, libc::SIGCONT);
+    stage.new_agent();
+    stage.await_progress("with the successor");
+    assert_eq!(stage.books().number("unclaimed"), 0);
+    stage.check();
+}
+
 /// A domain at its budget: what is expected back is charged until it is back or given up, so nobody else gets its place.
 #[test]
 fn a_domain_at_its_budget_stays_within_it() {

@@ -187,6 +187,11 @@ pub(crate) struct Loop {
     place: Option<Place>,
 }
 
+/// Between two looks at what is overdue.
+const TICK: Duration = Duration::from_millis(200);
+/// A look that comes after more than this comes late: the process was stopped, or had no processor.
+const LATE: Duration = Duration::from_secs(1);
+
 impl Loop {
     pub(crate) fn new(poll: OwnedFd, wake: Arc<OwnedFd>, inbox: Receiver<Act>) -> Self {
         let reserve = Reserve::of(&wake);
@@ -214,7 +219,7 @@ impl Loop {
         let mut checked = Instant::now();
         while !self.stop {
             events.clear();
-            let tick = rustix::event::Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
+            let tick = rustix::event::Timespec { tv_sec: 0, tv_nsec: TICK.subsec_nanos().into() };
             match epoll::wait(&self.poll, rustix::buffer::spare_capacity(&mut events), Some(&tick)) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => {
@@ -243,10 +248,12 @@ impl Loop {
                     let _ = self.read(token, &mut buffer);
                 }
             }
-            if checked.elapsed() > Duration::from_millis(200) {
+            let passed = checked.elapsed();
+            if passed > TICK {
                 checked = Instant::now();
                 self.state.check_agents(checked);
                 self.state.check_clients(checked);
+                self.state.expect_longer(passed.saturating_sub(LATE));
                 self.state.check_returns(checked, events.is_empty());
                 self.check_dead(checked, &mut buffer);
             }
@@ -289,6 +296,7 @@ impl Loop {
         let token = self.token();
         epoll::add(&self.poll, &socket, epoll::EventData::new_u64(token), epoll::EventFlags::IN)
             .map_err(|e| fail(e.into()))?;
+        self.state.may_come(&domain, &who, self.grace);
         let socket = ProcessFd::new(socket);
         self.listeners.insert(token, Listener { socket, path, inode, domain, who, rights });
         Ok(())

@@ -31,11 +31,24 @@ impl State {
         };
         if self.regions.is_expecting() {
             tracing::info!(domain = name, clients = domain.clients.len(), "participants are expected back");
-            let now = Instant::now();
-            self.expecting_until = Some((now + grace, now + 2 * grace));
+            self.expect_for(grace);
         }
         self.domains.insert(name, domain);
         Ok(())
+    }
+
+    /// `who` can come to the domain from now on. Where it is expected back its time begins: there was nowhere to come to before.
+    pub(crate) fn may_come(&mut self, domain: &str, who: &Identity, grace: Duration) {
+        let Some(domain) = self.domains.get(domain).filter(|_| self.expecting_until.is_some()) else { return };
+        let is_agent = domain.absent_agent.as_ref().is_some_and(|(absent, _)| absent == who);
+        if is_agent || domain.clients.values().any(|client| client.absent && client.member == *who) {
+            self.expect_for(grace);
+        }
+    }
+
+    fn expect_for(&mut self, grace: Duration) {
+        let now = Instant::now();
+        self.expecting_until = Some((now + grace, now + 2 * grace));
     }
 
     fn restored_domain(&mut self, config: DomainConfig, record: DomainRecord) -> Result<Domain, BrokerError> {

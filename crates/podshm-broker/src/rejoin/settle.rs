@@ -5,13 +5,18 @@ use crate::regions::ConnId;
 use crate::state::State;
 use podshm_layout::step::{self, Step};
 use podshm_proto::Services;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 impl State {
     /// Whether nobody may take over yet: somebody who is expected back has a part in it.
     pub(crate) fn waits_for_returns(&self, successor: ConnId) -> bool {
         let Some(domain) = self.home(successor).filter(|_| self.expecting_until.is_some()) else { return false };
         domain.absent_agent.is_some() || domain.clients.values().any(|c| c.absent)
+    }
+
+    /// Nobody could come, and no domain could be added, while this process did not run: that time does not count.
+    pub(crate) fn expect_longer(&mut self, unseen: Duration) {
+        self.expecting_until = self.expecting_until.map(|(until, at_last)| (until + unseen, at_last + unseen));
     }
 
     /// Ends the waiting where there is nothing more to wait for, or the time is over. While participants have messages here that are not
