@@ -3,7 +3,8 @@
 use crate::request::is_label;
 use podshm_broker::{DomainConfig, Limits};
 use podshm_domain::{Party, Policy};
-use serde::{Deserialize, Serialize};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::{fs, io};
@@ -45,7 +46,7 @@ pub struct DomainSpec {
     #[serde(default = "per_pod")]
     pub per_pod: Bytes,
     /// Size of /dev/shm.
-    #[serde(default = "budget")]
+    #[serde(default = "budget", deserialize_with = "bounded")]
     pub shm_size: Bytes,
     /// Who may serve it.
     #[serde(default)]
@@ -61,6 +62,14 @@ fn budget() -> Bytes {
 
 fn per_pod() -> Bytes {
     Bytes(64 << 20)
+}
+
+/// A tmpfs of size 0 has no limit at all.
+fn bounded<'de, D: Deserializer<'de>>(from: D) -> Result<Bytes, D::Error> {
+    match Bytes::deserialize(from)? {
+        Bytes(0) => Err(D::Error::custom("shmSize is 0; expected a size, as in \"256Mi\", or no mode posix")),
+        size => Ok(size),
+    }
 }
 
 impl DomainSpec {
@@ -189,7 +198,9 @@ mod tests {
         fs::create_dir_all(&directory).unwrap();
         fs::write(directory.join("routing"), r#"{"modes": ["channel"], "join": [{"namespace": "shop"}]}"#).unwrap();
         fs::write(directory.join("odd"), r#"{"modes": ["channel"], "bugdet": "1Gi"}"#).unwrap();
+        fs::write(directory.join("endless"), r#"{"modes": ["posix"], "shmSize": "0"}"#).unwrap();
         let domains = Domains::at(&directory);
+        assert!(domains.find("endless").unwrap_err().to_string().contains("shmSize"));
         assert_eq!(domains.find("routing").unwrap().budget, Bytes(256 << 20));
         assert!(domains.find("odd").unwrap_err().to_string().contains("bugdet"));
         for absent in ["other", "../routing", ".", ""] {

@@ -132,15 +132,25 @@ impl Volumes {
         let mut all =
             Volumes { root: root.to_owned(), domains, broker, served: BTreeMap::new(), records: BTreeMap::new() };
         make_directory(&all.root.join("volumes"), 0o711)?;
+        // One that fails is no reason to leave the others alone; whoever asks for it is told why.
         for (name, spec) in all.domains.all() {
-            all.serve(&name, &spec)?;
+            if let Err(error) = all.serve(&name, &spec) {
+                tracing::error!(domain = name, %error, "a domain is not served");
+            }
         }
         let entries = doing("reading", &root.join("volumes"), fs::read_dir(root.join("volumes")))?;
         for directory in entries.flatten().map(|entry| entry.path()) {
-            match fs::read(directory.join("volume.json")).map(|text| serde_json::from_slice::<Record>(&text)) {
-                Ok(Ok(record)) => all.restore_one(&directory, record)?,
+            let found = match fs::read(directory.join("volume.json")) {
                 // A daemon that was killed before it had written this down had not shown it to anybody.
-                _ => doing("removing", &directory, fs::remove_dir_all(&directory))?,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => remove(&directory),
+                read => {
+                    doing("reading the record of", &directory, read.and_then(|text| Ok(serde_json::from_slice(&text)?)))
+                        .and_then(|record| all.restore_one(&directory, record))
+                }
+            };
+            // A pod may have it, and its record may be a newer daemon's: it stays until it is unpublished.
+            if let Err(error) = found {
+                tracing::error!(directory = %directory.display(), %error, "a volume is not served");
             }
         }
         Ok(all)
@@ -150,7 +160,7 @@ impl Volumes {
         let pod_is_there = record.target.ancestors().nth(4).is_some_and(Path::exists);
         if !pod_is_there && !mounts::is_mounted(&record.target) {
             tracing::info!(volume = record.volume, pod = record.who().name(), "its pod went while no daemon was here");
-            return doing("removing", directory, fs::remove_dir_all(directory));
+            return remove(directory);
         }
         self.serve(&record.domain, &record.spec)?;
         self.open(directory, &record)?;
@@ -199,16 +209,14 @@ impl Volumes {
     /// Takes a volume away; done before is done.
     pub fn unpublish(&mut self, volume: &VolumeId, target: &Target) -> Result<(), VolumeError> {
         doing("unmounting", target.path(), mounts::unpublish(target.path()))?;
-        let Some(record) = self.records.get(volume.as_str()) else { return Ok(()) };
-        if record.target != target.path() {
-            doing("unmounting", &record.target, mounts::unpublish(&record.target))?;
-        }
         let directory = self.directory(volume.as_str());
-        self.broker.remove_socket(&directory.join("socket"))?;
-        match fs::remove_dir_all(&directory) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            other => doing("removing", &directory, other)?,
+        if let Some(record) = self.records.get(volume.as_str()) {
+            if record.target != target.path() {
+                doing("unmounting", &record.target, mounts::unpublish(&record.target))?;
+            }
+            self.broker.remove_socket(&directory.join("socket"))?;
         }
+        remove(&directory)?;
         self.records.remove(volume.as_str());
         Ok(())
     }
@@ -232,14 +240,17 @@ impl Volumes {
         Ok(self.broker.add_socket(&record.domain, &directory.join("socket"), record.who(), rights)?)
     }
 
-    /// Begins to serve a domain, if it is not served yet.
+    /// Begins to serve a domain, as far as it is not served yet.
     fn serve(&mut self, name: &str, spec: &DomainSpec) -> Result<(), VolumeError> {
-        if self.served.contains_key(name) {
-            return Ok(());
+        if !self.served.contains_key(name) {
+            self.broker.add_domain(spec.config(name))?;
+            self.served.insert(name.to_owned(), None);
         }
-        self.broker.add_domain(spec.config(name))?;
-        let server = if spec.modes.contains(&Mode::Posix) { Some(self.serve_posix(name, spec)?) } else { None };
-        self.served.insert(name.to_owned(), server);
+        // Apart: the mode may have come later, and what failed is tried again with the next volume.
+        if spec.modes.contains(&Mode::Posix) && self.served.get(name).is_some_and(Option::is_none) {
+            let server = self.serve_posix(name, spec)?;
+            self.served.insert(name.to_owned(), Some(server));
+        }
         Ok(())
     }
 
@@ -261,6 +272,17 @@ fn make_directory(path: &Path, mode: u32) -> Result<(), VolumeError> {
     let made = DirBuilder::new().recursive(true).mode(mode).create(path);
     // The mode of a process may be masked.
     doing("making", path, made.and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(mode))))
+}
+
+/// Removes a volume's directory; done before is done.
+fn remove(directory: &Path) -> Result<(), VolumeError> {
+    // What is mounted within the volume is mounted here too where mounts are propagated, and what lies in it is the domain's.
+    let shm = directory.join("socket/shm");
+    doing("unmounting", &shm, mounts::unpublish(&shm))?;
+    match fs::remove_dir_all(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => doing("removing", directory, other),
+    }
 }
 
 fn write_down(directory: &Path, record: &Record) -> Result<(), VolumeError> {

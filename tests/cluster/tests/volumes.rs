@@ -233,3 +233,68 @@ fn domains_do_not_see_each_other() {
         assert_eq!(refused.kind(), ErrorKind::Deadline, "{refused}");
     });
 }
+
+#[test]
+fn a_domain_may_get_a_dev_shm_later_and_says_each_time_why_it_has_none() {
+    on_a_node("later", |node| {
+        let both = fs::read_to_string(node.path("domains/routing")).unwrap();
+        fs::write(node.path("domains/routing"), both.replace(r#", "posix""#, "")).unwrap();
+        let mut volumes = node.daemon();
+        let before = node.wanted("before", Role::Member);
+        volumes.publish(&before).unwrap();
+        assert!(!before.target.path().join("shm").exists());
+        fs::write(node.path("domains/routing"), both).unwrap();
+        let after = node.wanted("after", Role::Member);
+        // In the way of the domain's directory.
+        fs::write(node.path("run/domains"), "").unwrap();
+        let refused = [volumes.publish(&after).unwrap_err(), volumes.publish(&after).unwrap_err()];
+        assert!(refused.iter().all(|error| matches!(error, VolumeError::Place(_))), "{refused:?}");
+        fs::remove_file(node.path("run/domains")).unwrap();
+        volumes.publish(&after).unwrap();
+        fs::write(after.target.path().join("shm/routes"), "10.0.0.1").unwrap();
+    });
+}
+
+#[test]
+fn what_a_daemon_cannot_serve_is_left_alone_and_the_rest_is_served() {
+    on_a_node("unserved", |node| {
+        let mut volumes = node.daemon();
+        let (agent, member) = (node.wanted("agent", Role::Agent), node.wanted("cart", Role::Member));
+        volumes.publish(&member).unwrap();
+        // As a newer daemon may have written it.
+        let record = node.left()[0].join("volume.json");
+        fs::write(&record, r#"{"version": 2}"#).unwrap();
+        volumes.publish(&agent).unwrap();
+        drop(volumes);
+        // In the way of a domain's directory.
+        fs::copy(node.path("domains/routing"), node.path("domains/audit")).unwrap();
+        fs::write(node.path("run/domains/audit"), "").unwrap();
+        let mut volumes = node.daemon();
+        assert!(record.exists(), "a pod has it");
+        let _agent = serve(agent.target.path());
+        let till = node.wanted("till", Role::Member);
+        volumes.publish(&till).unwrap();
+        join(till.target.path()).unwrap();
+        volumes.unpublish(&member.volume, &member.target).unwrap();
+        assert!(!record.exists());
+    });
+}
+
+#[test]
+fn a_volume_goes_and_its_domains_dev_shm_stays_as_it_is() {
+    on_a_node("shared", |node| {
+        mount_change(&node.0, MountPropagationFlags::SHARED).unwrap();
+        let mut volumes = node.daemon();
+        let (agent, member) = (node.wanted("agent", Role::Agent), node.wanted("cart", Role::Member));
+        volumes.publish(&agent).unwrap();
+        volumes.publish(&member).unwrap();
+        let file = agent.target.path().join("shm/routes");
+        fs::write(&file, "10.0.0.1").unwrap();
+        // Somebody takes the pod's mounts away where this daemon's copy of them does not hear of it.
+        mount_change(member.target.path(), MountPropagationFlags::PRIVATE).unwrap();
+        podshm_node::mounts::unpublish(member.target.path()).unwrap();
+        volumes.unpublish(&member.volume, &member.target).unwrap();
+        assert_eq!(fs::read(&file).unwrap(), b"10.0.0.1");
+        assert_eq!(node.left().len(), 1);
+    });
+}
