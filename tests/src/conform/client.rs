@@ -1,9 +1,8 @@
 //! The client's half.
 
-use super::{ENDED, PATIENCE, Participant, answer, byte, bytes, check, in_child, key, millis, number, say};
+use super::{ENDED, PATIENCE, Participant, answer, byte, bytes, check, comes, in_child, key, millis, number, say};
 use podshm::client::Pending;
 use podshm::{Client, Error, ErrorKind, Key, Spin};
-use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -179,7 +178,6 @@ impl Joined {
 
     fn event(&mut self) -> Result<String, Error> {
         let caller = self.client().call("decide")?;
-        let fd = caller.event_fd().as_raw_fd();
         loop {
             if let Some((Some(out), _)) = &self.pending {
                 out.arm();
@@ -187,9 +185,7 @@ impl Joined {
             if let Some(found) = self.look()? {
                 return Ok(found);
             }
-            let mut waits = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-            // SAFETY: one pollfd, which lives as long as the call.
-            if unsafe { libc::poll(&raw mut waits, 1, 20_000) } <= 0 {
+            if !comes(&caller.event_fd(), PATIENCE) {
                 return Ok("no event".into());
             }
             let _ = rustix::io::read(caller.event_fd(), &mut [0u8; 8]);

@@ -5,8 +5,9 @@ mod agent;
 mod client;
 
 use podshm::Error;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io::{Read, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -33,7 +34,7 @@ pub fn run(role: &str) {
     };
     let mut line = Vec::new();
     loop {
-        while participant.round() && !is_readable(&control) {}
+        while participant.round() && !comes(&control, Duration::ZERO) {}
         let mut byte = [0];
         match control.read(&mut byte) {
             Ok(1) if byte[0] == b'\n' => {
@@ -48,10 +49,10 @@ pub fn run(role: &str) {
     }
 }
 
-fn is_readable(control: &UnixStream) -> bool {
-    let mut waits = libc::pollfd { fd: control.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-    // SAFETY: one pollfd, which lives as long as the call.
-    unsafe { libc::poll(&raw mut waits, 1, 0) > 0 }
+/// Whether there is something to read, now or within `patience`.
+fn comes(from: &impl AsFd, patience: Duration) -> bool {
+    let patience = Timespec::try_from(patience).expect("a few seconds");
+    poll(&mut [PollFd::new(from, PollFlags::IN)], Some(&patience)).is_ok_and(|ready| ready > 0)
 }
 
 /// What a result is called in an answer.
