@@ -6,6 +6,7 @@
 #   scripts/cluster.sh test     up, the tests, down
 #
 #   ONLY="schemes" scripts/cluster.sh test    one group; groups are the files in tests/cluster/tests
+#   PODSHM_CLUSTER_INSTANCE=1         another one beside it, up to 9
 #   KEEP=1 scripts/cluster.sh test            leaves it up
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"
@@ -13,7 +14,8 @@ source "$(dirname "$0")/lib.sh"
 verb=${1:-}
 cluster=$TARGET/debug/podshm-cluster
 logs=$TARGET/cluster-logs
-place=${PODSHM_CLUSTER_DIR:-/var/tmp/podshm-cluster}
+instance=${PODSHM_CLUSTER_INSTANCE:-0}
+place=${PODSHM_CLUSTER_DIR:-/var/tmp/podshm-cluster${instance#0}}
 
 build() { cargo build "${CARGO_LOCKED[@]}" -p podshm-cluster --bins; }
 

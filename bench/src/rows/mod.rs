@@ -30,6 +30,7 @@ pub fn all() -> Vec<Box<dyn Row>> {
         Box::new(TransportRow(ring::RingTransport::HARDENED)),
         Box::new(TransportRow(podshm::PodshmTransport::DEFAULT)),
         Box::new(TransportRow(podshm::PodshmTransport::LARGE)),
+        Box::new(TransportRow(podshm::CTransport)),
         Box::new(podshm::Threads),
         #[cfg(feature = "iceoryx2")]
         Box::new(TransportRow(iceoryx2_pubsub::PubSub)),
@@ -39,6 +40,7 @@ pub fn all() -> Vec<Box<dyn Row>> {
         Box::new(TransportRow(unix_seqpacket::UnixSeqpacket)),
         Box::new(seqlock::Seqlock),
         Box::new(podshm::PodshmHandle),
+        Box::new(podshm::CHandle),
         Box::new(hashbrown_map::BOXED),
         Box::new(hashbrown_map::INLINE),
         Box::new(podshm::PodshmTable),

@@ -1,6 +1,6 @@
 //! A cgroup for each node, in every hierarchy: kubelets that shared one would remove each other's pods.
 
-use crate::place::NAME;
+use crate::place::name;
 use anyhow::{Context, ensure};
 use std::fs;
 use std::io;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 /// As a kubelet wants it: its `cgroupRoot`.
 pub fn root_of(node: &str) -> String {
-    format!("/{NAME}/{node}")
+    format!("/{}/{node}", name())
 }
 
 /// Mount points of all hierarchies; true where it is cgroup v2 with controllers.
@@ -36,7 +36,7 @@ fn hierarchies() -> anyhow::Result<Vec<(PathBuf, bool)>> {
 /// Makes a node's groups.
 pub fn make(node: &str) -> anyhow::Result<()> {
     for (point, is_v2) in hierarchies()? {
-        let (ours, theirs) = (point.join(NAME), point.join(NAME).join(node));
+        let (ours, theirs) = (point.join(name()), point.join(name()).join(node));
         for (parent, group) in [(&point, &ours), (&ours, &theirs)] {
             match fs::create_dir(group) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -76,7 +76,7 @@ pub fn remove(patience: Duration) -> anyhow::Result<()> {
 
 /// The cluster's groups that are there.
 pub fn left() -> anyhow::Result<Vec<PathBuf>> {
-    let all = hierarchies()?.into_iter().map(|(point, _)| point.join(NAME));
+    let all = hierarchies()?.into_iter().map(|(point, _)| point.join(name()));
     Ok(all.filter(|group| group.exists()).collect())
 }
 

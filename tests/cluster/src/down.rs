@@ -57,7 +57,7 @@ pub fn left(place: &Place) -> anyhow::Result<Vec<String>> {
         left.push(format!("directory {root}"));
     }
     if network::is_there() {
-        left.push(format!("interface {}", crate::place::NAME));
+        left.push(format!("interface {}", crate::place::name()));
     }
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     left.extend(mounts.lines().filter(|line| line.contains(&root)).map(|line| format!("mount {line}")));

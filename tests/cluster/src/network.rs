@@ -1,6 +1,6 @@
 //! Interfaces and routes. Nothing has a default route: no packet of the cluster leaves the machine.
 
-use crate::place::{API_SERVICE, BRIDGE, CONTROL, HOST, NAME, NODES, SERVICES, node_address, pod_network};
+use crate::place::{self, API_SERVICE, BRIDGE, NODES, SERVICES, host, name, node_address, pod_network};
 use anyhow::{Context, ensure};
 use std::process::Command;
 
@@ -21,12 +21,13 @@ fn ip(of: Option<u32>, arguments: &str) -> anyhow::Result<()> {
 
 /// The control plane's: a link to the host, a bridge for nodes, the API server's service address.
 pub fn control(pid: u32) -> anyhow::Result<()> {
-    ip(None, &format!("link add {NAME} type veth peer name host netns {pid}"))?;
-    ip(None, &format!("addr add {HOST}/30 dev {NAME}"))?;
-    ip(None, &format!("link set {NAME} up"))?;
+    let name = name();
+    ip(None, &format!("link add {name} type veth peer name host netns {pid}"))?;
+    ip(None, &format!("addr add {}/30 dev {name}", host()))?;
+    ip(None, &format!("link set {name} up"))?;
     let inside = |arguments: &str| ip(Some(pid), arguments);
     inside("link set lo up")?;
-    inside(&format!("addr add {CONTROL}/30 dev host"))?;
+    inside(&format!("addr add {}/30 dev host", place::control()))?;
     inside("link set host up")?;
     inside("link add nodes type bridge")?;
     inside(&format!("addr add {BRIDGE}/24 dev nodes"))?;
@@ -55,10 +56,10 @@ pub fn node(control: u32, index: usize, pid: u32) -> anyhow::Result<()> {
 
 /// Removes the host's end of a link that is left over. It goes by itself with the control plane's namespace, a moment later.
 pub fn remove() {
-    let _ = ip(None, &format!("link del {NAME}"));
+    let _ = ip(None, &format!("link del {}", name()));
 }
 
 /// Whether the host has its end still.
 pub fn is_there() -> bool {
-    std::path::Path::new("/sys/class/net").join(NAME).exists()
+    std::path::Path::new("/sys/class/net").join(name()).exists()
 }

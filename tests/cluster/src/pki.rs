@@ -1,6 +1,6 @@
 //! The cluster's certificates, made anew for each cluster.
 
-use crate::place::{API_SERVICE, BRIDGE, CONTROL, NODES, Place};
+use crate::place::{self, API_SERVICE, BRIDGE, NODES, Place};
 use anyhow::Context;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
@@ -24,7 +24,8 @@ pub fn make(place: &Place) -> anyhow::Result<()> {
     let issuer = Issuer::new(authority, key);
 
     let names = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost"];
-    let addresses = [API_SERVICE, BRIDGE, CONTROL, "127.0.0.1"];
+    let control = place::control();
+    let addresses = [API_SERVICE, BRIDGE, &control, "127.0.0.1"];
     let mut server =
         CertificateParams::new(names.iter().chain(&addresses).map(|name| (*name).to_owned()).collect::<Vec<_>>())?;
     server.distinguished_name.push(DnType::CommonName, "kube-apiserver");
@@ -50,7 +51,7 @@ pub fn make(place: &Place) -> anyhow::Result<()> {
         }
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         issue(place, &file, &params, &issuer)?;
-        let address = if file == "admin" { CONTROL } else { BRIDGE };
+        let address = if file == "admin" { &place::control() } else { BRIDGE };
         kubeconfig(place, &file, address)?;
     }
     fs::copy(place.path("pki/admin.kubeconfig"), place.kubeconfig())?;

@@ -7,14 +7,35 @@ pub const DIRECTORY_ENV: &str = "PODSHM_CLUSTER_DIR";
 
 /// The nodes' names.
 pub const NODES: [&str; 2] = ["a", "b"];
-/// What everything of the cluster is called where the machine sees it: cgroups, the host's interface.
-pub const NAME: &str = "podshm-cluster";
+/// Which cluster this is of several on one machine: 0, or not set, to 9.
+pub const INSTANCE_ENV: &str = "PODSHM_CLUSTER_INSTANCE";
+
+/// 0 unless the environment says otherwise.
+fn instance() -> u32 {
+    let Some(said) = std::env::var_os(INSTANCE_ENV).filter(|said| !said.is_empty()) else { return 0 };
+    match said.to_str().and_then(|said| said.parse().ok()) {
+        Some(instance @ 0..=9) => instance,
+        _ => panic!("{INSTANCE_ENV}: expected 0 to 9, found {said:?}"),
+    }
+}
+
+/// What everything of the cluster is called where the machine sees it: cgroups, the host's interface (15 bytes at most).
+pub fn name() -> String {
+    match instance() {
+        0 => "podshm-cluster".into(),
+        instance => format!("podshm-cluster{instance}"),
+    }
+}
 
 // 198.18.0.0/15 is for tests of this kind: nobody routes it.
 /// The host's end of the link to the control plane.
-pub const HOST: &str = "198.18.0.1";
+pub fn host() -> String {
+    format!("198.18.0.{}", instance() * 4 + 1)
+}
 /// The control plane's end.
-pub const CONTROL: &str = "198.18.0.2";
+pub fn control() -> String {
+    format!("198.18.0.{}", instance() * 4 + 2)
+}
 /// The control plane on the nodes' bridge.
 pub const BRIDGE: &str = "198.18.1.1";
 /// Services' addresses. The first is the API server's: it listens there itself, so that no proxy is needed for it.
@@ -45,7 +66,7 @@ impl Default for Place {
 impl Place {
     /// As the environment says; /var/tmp/podshm-cluster otherwise.
     pub fn here() -> Self {
-        Place(std::env::var_os(DIRECTORY_ENV).map_or_else(|| PathBuf::from("/var/tmp").join(NAME), PathBuf::from))
+        Place(std::env::var_os(DIRECTORY_ENV).map_or_else(|| PathBuf::from("/var/tmp").join(name()), PathBuf::from))
     }
 
     /// The directory itself.

@@ -2,6 +2,7 @@
 //!
 //! The broker is a thread of the measuring process unless a row says otherwise; it is idle once everybody has joined.
 
+mod c_library;
 mod clients;
 mod cost;
 mod join;
@@ -10,6 +11,7 @@ mod table;
 mod threads;
 mod transport;
 
+pub use c_library::{CHandle, CTransport};
 pub use clients::Crowd;
 pub use cost::ClientCost;
 pub use join::Join;
