@@ -9,5 +9,5 @@ pub mod report;
 pub mod status;
 
 pub use bytes::Bytes;
-pub use domain::{DomainSpec, Mode, OlderScheme, PartySpec, ShmDomain, SysvSpec};
+pub use domain::{DomainSpec, Mechanism, Mode, OlderScheme, PartySpec, ShmDomain, SysvSpec};
 pub use status::{Condition, ConditionStatus, DomainStatus, WorstNode};
