@@ -2,7 +2,7 @@
 
 use crate::action::{Action, Change};
 use crate::world::{
-    World, has_label, has_taint, is_cordoned, is_ready, labels, mark_of, name, node_of, phase, restarts, unhealthy,
+    World, annotation, has_label, has_taint, is_cordoned, is_ready, labels, mark_of, name, node_of, phase, restarts, unhealthy,
 };
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -149,7 +149,9 @@ pub(crate) fn convert(node: &str, mark: NodeMark) -> Action {
 pub(crate) fn verification<'w>(rollout: &AgentRollout, world: &'w World, node: &str) -> Option<&'w Pod> {
     let uid = rollout.metadata.uid.as_deref();
     world.pods.iter().find(|pod| {
-        labels(&pod.metadata).get(VERIFIES).map(String::as_str) == Some(node)
+        // A label has no room for every name of a node.
+        let named = annotation(&pod.metadata, VERIFIES).or(labels(&pod.metadata).get(VERIFIES).map(String::as_str));
+        named == Some(node)
             && pod.metadata.deletion_timestamp.is_none()
             && pod.metadata.owner_references.iter().flatten().any(|owner| Some(owner.uid.as_str()) == uid)
     })
