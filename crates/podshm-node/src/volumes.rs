@@ -10,14 +10,17 @@
 //! ```
 //! A pod mounts the volume where its library looks for the socket, and with `subPath: shm` at /dev/shm.
 
-use crate::domains::{DomainError, DomainSpec, Domains, Mode};
+use crate::domains::{Bytes, DomainError, DomainSpec, Domains, Mode};
+use crate::memory::{Memory, OverLimit};
 use crate::mounts;
+use crate::report::{DomainView, NodeView, condition};
 use crate::request::{Target, VolumeId, Wanted};
+use podshm_api::report::NodeCondition;
 use podshm_broker::{Broker, BrokerError};
 use podshm_domain::{Identity, NotAllowed, Rights, Role};
 use podshm_unmodified::{Config, Place, PlaceError, Server};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -51,6 +54,14 @@ pub enum VolumeError {
         /// Where it is.
         at: PathBuf,
     },
+    /// There is no room for the domain.
+    #[error("domain {domain}: {source}")]
+    OverLimit {
+        /// The domain.
+        domain: String,
+        /// By how much, and what to change.
+        source: OverLimit,
+    },
     /// The broker.
     #[error(transparent)]
     Broker(#[from] BrokerError),
@@ -65,6 +76,19 @@ pub enum VolumeError {
         /// The answer.
         source: io::Error,
     },
+}
+
+impl VolumeError {
+    /// Which rule, in a word, where it is the pod or the domain that is in the way.
+    pub fn rule(&self) -> Option<&'static str> {
+        match self {
+            VolumeError::Domain(_) => Some("domain"),
+            VolumeError::NotAllowed { source, .. } => Some(source.list),
+            VolumeError::Otherwise { .. } => Some("published_otherwise"),
+            VolumeError::OverLimit { .. } => Some("over_limit"),
+            _ => None,
+        }
+    }
 }
 
 /// A volume as it is written down.
@@ -88,8 +112,17 @@ pub struct Volumes {
     root: PathBuf,
     domains: Domains,
     broker: Broker,
-    served: BTreeMap<String, Option<Server>>,
+    memory: Memory,
+    /// Domains that the broker has, each with the budget that it goes by.
+    budgets: BTreeMap<String, u64>,
+    /// Domains with a /dev/shm.
+    shm: BTreeMap<String, Server>,
+    /// Why a domain is not served as its description says, as it was found last.
+    failed: BTreeMap<String, NodeCondition>,
+    /// Domains that pods have already and that get no more than is left.
+    clamped: BTreeMap<String, NodeCondition>,
     records: BTreeMap<String, Record>,
+    unserved: BTreeSet<PathBuf>,
 }
 
 fn doing<T>(what: &str, path: &Path, result: io::Result<T>) -> Result<T, VolumeError> {
@@ -128,16 +161,20 @@ impl Record {
 
 impl Volumes {
     /// With a broker that has begun on ROOT; serves again what a daemon before this one has published.
-    pub fn restore(root: &Path, domains: Domains, broker: Broker) -> Result<Self, VolumeError> {
-        let mut all =
-            Volumes { root: root.to_owned(), domains, broker, served: BTreeMap::new(), records: BTreeMap::new() };
+    pub fn restore(root: &Path, domains: Domains, broker: Broker, memory: Memory) -> Result<Self, VolumeError> {
+        let mut all = Volumes {
+            root: root.to_owned(),
+            domains,
+            broker,
+            memory,
+            budgets: BTreeMap::new(),
+            shm: BTreeMap::new(),
+            failed: BTreeMap::new(),
+            clamped: BTreeMap::new(),
+            records: BTreeMap::new(),
+            unserved: BTreeSet::new(),
+        };
         make_directory(&all.root.join("volumes"), 0o711)?;
-        // One that fails is no reason to leave the others alone; whoever asks for it is told why.
-        for (name, spec) in all.domains.all() {
-            if let Err(error) = all.serve(&name, &spec) {
-                tracing::error!(domain = name, %error, "a domain is not served");
-            }
-        }
         let entries = doing("reading", &root.join("volumes"), fs::read_dir(root.join("volumes")))?;
         for directory in entries.flatten().map(|entry| entry.path()) {
             let found = match fs::read(directory.join("volume.json")) {
@@ -151,6 +188,14 @@ impl Volumes {
             // A pod may have it, and its record may be a newer daemon's: it stays until it is unpublished.
             if let Err(error) = found {
                 tracing::error!(directory = %directory.display(), %error, "a volume is not served");
+                all.unserved.insert(directory);
+            }
+        }
+        // What pods have comes first: it is there already. One that fails is no reason to leave the others alone; whoever asks for it
+        // is told why.
+        for (name, spec) in all.domains.all() {
+            if let Err(error) = all.serve(&name, &spec, false) {
+                tracing::error!(domain = name, %error, "a domain is not served");
             }
         }
         Ok(all)
@@ -162,7 +207,7 @@ impl Volumes {
             tracing::info!(volume = record.volume, pod = record.who().name(), "its pod went while no daemon was here");
             return remove(directory);
         }
-        self.serve(&record.domain, &record.spec)?;
+        self.serve(&record.domain, &record.spec, true)?;
         self.open(directory, &record)?;
         self.records.insert(record.volume.clone(), record);
         Ok(())
@@ -182,7 +227,7 @@ impl Volumes {
             }
             None => {}
         }
-        self.serve(&record.domain, &record.spec)?;
+        self.serve(&record.domain, &record.spec, false)?;
         let directory = self.directory(&record.volume);
         make_directory(&directory, 0o711)?;
         let socket = directory.join("socket");
@@ -195,6 +240,7 @@ impl Volumes {
             write_down(&directory, &record)?;
             self.open(&directory, &record)?;
             self.records.insert(record.volume.clone(), record.clone());
+            self.unserved.remove(&directory);
         }
         let target = &record.target;
         doing("mounting the volume at", target, mounts::publish(&socket, target))?;
@@ -218,12 +264,45 @@ impl Volumes {
         }
         remove(&directory)?;
         self.records.remove(volume.as_str());
+        self.unserved.remove(&directory);
         Ok(())
     }
 
     /// Whether another daemon has taken over from this one's broker.
     pub fn has_given_way(&self) -> bool {
         self.broker.has_given_way()
+    }
+
+    /// What the node's report and its metrics are made of.
+    pub fn view(&self) -> NodeView {
+        let mut view = NodeView { unserved_volumes: self.unserved.len() as u64, ..NodeView::default() };
+        let mut budgets: BTreeMap<String, u64> =
+            self.domains.all().into_iter().map(|(name, spec)| (name, spec.budget.0)).collect();
+        budgets.extend(self.budgets.iter().map(|(name, budget)| (name.clone(), *budget)));
+        let of_records = self.records.values().map(|record| &record.domain);
+        let names = budgets.keys().chain(self.shm.keys()).chain(self.failed.keys()).chain(of_records);
+        for name in names.cloned().collect::<BTreeSet<_>>() {
+            let stats = self.broker.stats(&name).ok();
+            if let Some(stats) = &stats {
+                (view.region_bytes, view.regions) = (stats.region_bytes, stats.regions as u64);
+            }
+            let of =
+                |agent| self.records.values().filter(|record| record.domain == name && record.agent == agent).count();
+            let place = self.shm.get(&name).and_then(|_| Place::of(&self.root, &name).ok());
+            let fill = place.and_then(|place| place.fill().ok());
+            let conditions = [&self.failed, &self.clamped].into_iter().filter_map(|found| found.get(&name).cloned());
+            let domain = DomainView {
+                stats,
+                generation: 0,
+                budget: budgets.get(&name).copied().unwrap_or_default(),
+                agents: of(true) as u32,
+                members: of(false) as u32,
+                shm: fill.map(|fill| (fill.used, fill.size)),
+                conditions: conditions.collect(),
+            };
+            view.domains.insert(name, domain);
+        }
+        view
     }
 
     fn directory(&self, volume: &str) -> PathBuf {
@@ -240,18 +319,53 @@ impl Volumes {
         Ok(self.broker.add_socket(&record.domain, &directory.join("socket"), record.who(), rights)?)
     }
 
-    /// Begins to serve a domain, as far as it is not served yet.
-    fn serve(&mut self, name: &str, spec: &DomainSpec) -> Result<(), VolumeError> {
-        if !self.served.contains_key(name) {
-            self.broker.add_domain(spec.config(name))?;
-            self.served.insert(name.to_owned(), None);
+    /// Begins to serve a domain, as far as it is not served yet; what is in the way stays in the report until it is not. One that pods
+    /// have already is served whatever there is room for: they keep what they have, and are refused more.
+    fn serve(&mut self, name: &str, spec: &DomainSpec, pods_have_it: bool) -> Result<(), VolumeError> {
+        let served = self.serve_what_is_not(name, spec, pods_have_it);
+        match &served {
+            Ok(()) => drop(self.failed.remove(name)),
+            Err(error) => {
+                let reason = if matches!(error, VolumeError::OverLimit { .. }) { "OverLimit" } else { "NotServed" };
+                self.failed.insert(name.to_owned(), condition(reason, error.to_string()));
+            }
         }
-        // Apart: the mode may have come later, and what failed is tried again with the next volume.
-        if spec.modes.contains(&Mode::Posix) && self.served.get(name).is_some_and(Option::is_none) {
+        served
+    }
+
+    fn serve_what_is_not(&mut self, name: &str, spec: &DomainSpec, pods_have_it: bool) -> Result<(), VolumeError> {
+        // Each apart: a mode may have come later, and what failed is tried again with the next volume.
+        if spec.modes.contains(&Mode::Channel) && !self.budgets.contains_key(name) {
+            let mut config = spec.config(name);
+            match self.memory.admit(config.limits.budget, self.others(name)?) {
+                Ok(()) => {}
+                Err(refused) if pods_have_it => {
+                    let (asked, left) = (String::from(spec.budget), String::from(Bytes(refused.room())));
+                    tracing::error!(domain = name, asked, left, "a domain that pods have gets less than its budget");
+                    let says = format!("{refused}. Its pods keep what they have; beyond {left} new regions are refused");
+                    self.clamped.insert(name.to_owned(), condition("OverLimit", says));
+                    config.limits.budget = refused.room();
+                }
+                Err(source) => return Err(VolumeError::OverLimit { domain: name.to_owned(), source }),
+            }
+            let budget = config.limits.budget;
+            self.broker.add_domain(config)?;
+            self.budgets.insert(name.to_owned(), budget);
+        }
+        if spec.modes.contains(&Mode::Posix) && !self.shm.contains_key(name) {
             let server = self.serve_posix(name, spec)?;
-            self.served.insert(name.to_owned(), Some(server));
+            self.shm.insert(name.to_owned(), server);
         }
         Ok(())
+    }
+
+    /// What is not for a domain: the other domains' budgets, or what they have where that is more, and what nobody's budget counts.
+    fn others(&self, name: &str) -> Result<u64, VolumeError> {
+        let mut others = self.broker.unserved_bytes(name)?;
+        for (other, budget) in &self.budgets {
+            others = others.saturating_add(self.broker.stats(other)?.domain_bytes.max(*budget));
+        }
+        Ok(others)
     }
 
     fn serve_posix(&self, name: &str, spec: &DomainSpec) -> Result<Server, VolumeError> {
