@@ -90,7 +90,10 @@ impl Later {
         match std::mem::replace(&mut *state, State::Given) {
             State::Unbound => *state = State::Early(response),
             State::Bound(deferred) => answer_later(deferred, response),
-            State::Early(_) | State::Given => return Err(PyValueError::new_err("this call has been answered already")),
+            before => {
+                *state = before;
+                return Err(PyValueError::new_err("this call has been answered already"));
+            }
         }
         Ok(())
     }
@@ -101,7 +104,10 @@ impl Later {
             State::Unbound => *state = State::Bound(answer.defer()),
             State::Early(Some(response)) => answer.reply_owned(response),
             State::Early(None) => answer.fail(FAILED),
-            State::Bound(_) | State::Given => return Err(PyValueError::new_err("this Later is another call's answer")),
+            before => {
+                *state = before;
+                return Err(PyValueError::new_err("this Later is another call's answer"));
+            }
         }
         Ok(())
     }

@@ -4,6 +4,28 @@ from typing import Any, Final, Self, final
 
 from typing_extensions import Buffer
 
+__all__ = [
+    "DEFAULT_CALL_RING",
+    "DEFAULT_RING",
+    "Agent",
+    "Caller",
+    "Calls",
+    "Client",
+    "Key",
+    "Later",
+    "Pending",
+    "Progress",
+    "Queue",
+    "Record",
+    "Request",
+    "Services",
+    "Snapshot",
+    "Table",
+    "TableWriter",
+    "Value",
+    "__version__",
+]
+
 __version__: str
 DEFAULT_RING: int
 DEFAULT_CALL_RING: int
