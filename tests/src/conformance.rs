@@ -206,7 +206,7 @@ impl Stage<'_> {
         stage.end()
     }
 
-    /// Everybody ends well: a sanitizer, or valgrind, would have it otherwise. Clients first, as a child of theirs may still be at it.
+    /// Everybody ends well: a sanitizer, or valgrind, would have it otherwise.
     fn end(mut self) -> Result<bool, String> {
         while let Some((who, pod)) = self.pods.pop_last() {
             match pod.end() {
