@@ -22,6 +22,7 @@ case $PROFILE in dev) built=$TARGET/debug ;; *) built=$TARGET/$PROFILE ;; esac
 pages=$(mktemp -d "${TMPDIR:-/tmp}/podshm-pages.XXXXXX")
 trap 'rm -rf "$pages"' EXIT
 "$built/podshm" pages "$pages"
+"$built/guard-agent" --man >"$pages/man1/podshm-guard-agent.1"
 
 put() { install -D -m "$1" "$2" "$to/$3"; }
 put 755 "$built/podshm" bin/podshm

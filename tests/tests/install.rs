@@ -96,6 +96,7 @@ fn everything_is_where_a_packager_expects_it() {
         "include/podshm.hpp",
         "share/man/man1/podshm.1",
         "share/man/man1/podshm-broker.1",
+        "share/man/man1/podshm-guard-agent.1",
         "share/bash-completion/completions/podshm",
         "share/zsh/site-functions/_podshm",
         "share/fish/vendor_completions.d/podshm.fish",

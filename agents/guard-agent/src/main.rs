@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use guard_agent::{Bundle, Config, Health, Policies, Server};
 
 /// Answers authorization requests of the pods of this node from Cedar policies.
@@ -16,11 +16,11 @@ use guard_agent::{Bundle, Config, Health, Policies, Server};
 #[command(version)]
 struct Args {
     /// Directory of the podshm socket.
-    #[arg(long, required_unless_present_any = ["check", "probe"])]
+    #[arg(long, required_unless_present_any = ["check", "probe", "man"])]
     socket_dir: Option<PathBuf>,
     /// Directory of the policies: *.cedar, and where wanted schema.cedarschema (or schema.json) and entities.json. Followed while the
     /// agent runs.
-    #[arg(long, required_unless_present_any = ["check", "probe"])]
+    #[arg(long, required_unless_present_any = ["check", "probe", "man"])]
     policies: Option<PathBuf>,
     /// Keep a copy of the last good policies in this file, and start with it where those in the directory can't be used.
     #[arg(long)]
@@ -37,10 +37,17 @@ struct Args {
     /// Say whether the agent that writes this health file is at work, and end; for a kubelet's probe.
     #[arg(long, conflicts_with = "socket_dir")]
     probe: Option<PathBuf>,
+    /// Write the man page to standard output, and end; for `make install`.
+    #[arg(long, hide = true)]
+    man: bool,
 }
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
+    if args.man {
+        let command = Args::command().name("podshm-guard-agent");
+        return Ok(clap_mangen::Man::new(command).render(&mut std::io::stdout())?);
+    }
     if let Some(directory) = args.check {
         return check(&directory);
     }
