@@ -129,9 +129,9 @@ pub enum Purpose {
 /// A DaemonSet.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct AgentRef {
-    /// Its namespace.
+    /// Namespace of the DaemonSet.
     pub namespace: String,
-    /// Its name.
+    /// Name of the DaemonSet.
     pub name: String,
 }
 
@@ -171,7 +171,7 @@ pub struct Nodes {
 )]
 #[serde(rename_all = "camelCase")]
 pub struct Batch {
-    /// So many nodes.
+    /// So many nodes, in this batch alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new("self >= 1").message("count: expected 1 or more"))]
     pub count: Option<u32>,
@@ -206,7 +206,7 @@ pub enum Stop {
 /// A Deployment with the agent in its pods, and how it is without.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Workload {
-    /// Its namespace.
+    /// Namespace of the workload.
     pub namespace: String,
     /// Its kind; Deployment is the one that can be moved.
     #[serde(default = "deployment")]
