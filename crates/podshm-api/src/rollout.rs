@@ -155,9 +155,9 @@ impl Default for Mark {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Nodes {
-    /// By label.
+    /// Those with these labels.
     pub selector: Selector,
-    /// Not these, by label. Control planes are never among the nodes unless `selector` names their label.
+    /// Without those with these labels. Control planes are never among the nodes unless `selector` names their label.
     pub exclude: Vec<Selector>,
     /// Not these, by name.
     pub exclude_names: Vec<String>,
