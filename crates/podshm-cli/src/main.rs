@@ -6,6 +6,7 @@ mod domain;
 mod listing;
 mod pages;
 mod past;
+mod rollout;
 mod run;
 mod serve;
 mod stage;
@@ -34,6 +35,9 @@ enum Command {
     Events(listing::List),
     /// Removes what is left in a domain, or the domain.
     Rm(listing::Remove),
+    /// Plans, starts, watches and steers gray rollouts of node agents (also: kubectl podshm rollout).
+    #[command(subcommand)]
+    Rollout(rollout::Verb),
     /// Writes man pages and shell completions.
     #[command(hide = true)]
     Pages(pages::Arguments),
@@ -55,6 +59,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Ls(arguments) => listing::list(&arguments)?,
         Command::Events(arguments) => listing::events(&arguments)?,
         Command::Rm(arguments) => listing::remove(&arguments)?,
+        Command::Rollout(verb) => return rollout::run(verb),
         Command::Pages(arguments) => pages::write(self::Arguments::command(), &arguments)?,
         Command::MemberStage { stage } => return stage::run(&stage),
     }
