@@ -26,6 +26,7 @@ trap 'rm -rf "$pages"' EXIT
 
 put() { install -D -m "$1" "$2" "$to/$3"; }
 put 755 "$built/podshm" bin/podshm
+ln -sfn podshm "$to/bin/kubectl-podshm" # kubectl podshm …
 put 755 "$built/route-agent" bin/podshm-route-agent
 put 755 "$built/guard-agent" bin/podshm-guard-agent
 put 755 "$built/libpodshm_capi.so" "$LIBDIR/libpodshm.so.$version"

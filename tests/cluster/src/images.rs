@@ -1,6 +1,6 @@
 //! Images: OCI archives with a few static programs, made here and imported into each node.
 
-use crate::place::{NODES, Place};
+use crate::place::{Place, nodes};
 use crate::programs::Programs;
 use crate::supervise::alive;
 use anyhow::{Context, ensure};
@@ -74,7 +74,7 @@ pub fn provide(place: &Place, programs: &Programs, image: &Image) -> anyhow::Res
     let archive = place.path("images").join(format!("{file}.tar"));
     fs::create_dir_all(place.path("images"))?;
     image.write(&archive)?;
-    NODES.iter().try_for_each(|node| import(place, programs, node, &archive))
+    nodes().iter().try_for_each(|node| import(place, programs, node, &archive))
 }
 
 /// Imports an archive into a node's containerd, from outside, through the node's own /run.
