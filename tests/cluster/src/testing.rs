@@ -1,6 +1,6 @@
 //! What tests ask of a cluster: namespaces of their own, pods, commands in them. All by kubectl, as a person would.
 
-use crate::images::{POD, PODSHMD, PROBE, provide_podshm};
+use crate::images::{CONTROLLER, POD, PODSHMD, PROBE, provide_podshm};
 use crate::place::Place;
 use crate::programs::{CLUSTER, Programs};
 use crate::supervise::alive;
@@ -203,6 +203,7 @@ impl Cluster {
 fn ours(manifest: &str, image: &str) -> &'static str {
     match image.split(':').next() {
         Some("podshmd") => PODSHMD,
+        Some("podshm-controller") => CONTROLLER,
         _ if manifest.starts_with("examples/") => POD,
         _ => PROBE,
     }
