@@ -17,6 +17,40 @@ pub enum Mode {
     Channel,
     /// /dev/shm.
     Posix,
+    /// System V memory.
+    Sysv,
+}
+
+/// How System V calls reach a domain.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mechanism {
+    /// By the preload library, which the domain's volumes have.
+    #[default]
+    Preload,
+    /// By the kernel, in an IPC namespace of the domain that the container runtime joins (NRI).
+    Native,
+}
+
+/// A domain's System V memory on a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct SysvSpec {
+    /// How calls reach it.
+    pub mechanism: Mechanism,
+    /// The largest segment.
+    pub shmmax: Bytes,
+    /// All segments together; in bytes here, where the kernel counts pages.
+    pub shmall: Bytes,
+    /// How many segments.
+    pub shmmni: u32,
+}
+
+impl Default for SysvSpec {
+    /// 256 MiB, all of it in one segment or in 4,096.
+    fn default() -> Self {
+        SysvSpec { mechanism: Mechanism::default(), shmmax: budget(), shmall: budget(), shmmni: 4096 }
+    }
 }
 
 /// A size as Kubernetes writes it: `256Mi`.
@@ -48,6 +82,9 @@ pub struct DomainSpec {
     /// Size of /dev/shm.
     #[serde(default = "budget", deserialize_with = "bounded")]
     pub shm_size: Bytes,
+    /// Mode sysv.
+    #[serde(default)]
+    pub sysv: SysvSpec,
     /// Who may serve it.
     #[serde(default)]
     serve: Vec<PartySpec>,
@@ -77,6 +114,14 @@ impl DomainSpec {
     pub fn config(&self, name: &str) -> DomainConfig {
         let limits = Limits { budget: self.budget.0, member_share: self.per_pod.0, ..Limits::default() };
         DomainConfig { limits, ..DomainConfig::new(name) }
+    }
+
+    /// What of it may be charged to the daemon on a node, at most. In mode `sysv` segments are, and so is what programs with the library
+    /// reserve in /dev/shm by ftruncate.
+    pub fn charged(&self) -> u64 {
+        let channel = if self.modes.contains(&Mode::Channel) { self.budget.0 } else { 0 };
+        let by_preload = self.modes.contains(&Mode::Sysv) && self.sysv.mechanism == Mechanism::Preload;
+        channel.saturating_add(if by_preload { self.sysv.shmall.0.saturating_add(self.shm_size.0) } else { 0 })
     }
 
     /// Who may do what.

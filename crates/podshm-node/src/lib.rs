@@ -6,7 +6,7 @@
 //!     │                        ▼
 //!     │                    volumes.rs ──► domains.rs   which domains there are, who may do what
 //!     │                        │     ──► broker        a socket for each pod
-//!     │                        │     ──► unmodified    the domain's /dev/shm
+//!     │                        │     ──► unmodified    the domain's /dev/shm, and System V memory (sysv.rs)
 //!     │                        ▼
 //!     │                    mounts.rs  ──► KUBELET_DIR/pods/UID/volumes/…/mount
 //!     └─ podshm.dev@reg.sock ◄── sockets.rs, run.rs
@@ -22,6 +22,7 @@ pub mod request;
 pub mod run;
 pub mod services;
 pub mod sockets;
+pub mod sysv;
 pub mod volumes;
 
 /// The driver's name: of the CSIDriver object, and in pods' volumes.

@@ -31,6 +31,12 @@ pub fn add(part: &Path, within: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Mounts a part of a volume within it that programs load code from: nobody can write to it.
+pub fn add_library(part: &Path, within: &Path) -> io::Result<()> {
+    add(part, within)?;
+    Ok(mount_remount(within, MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV, c"")?)
+}
+
 /// Takes a volume away with all that is mounted within it, from pods too that go on; done before is done.
 pub fn unpublish(target: &Path) -> io::Result<()> {
     while is_mounted(target) {

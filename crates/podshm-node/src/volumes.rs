@@ -5,17 +5,18 @@
 //!                   /socket/          mounted into the pod, read-only
 //!                     broker.sock     whoever connects here is that pod
 //!                     shm/            the domain's /dev/shm is mounted here   (mode posix)
+//!                     shm.sock, lib/  see sysv.rs                             (mode sysv)
 //!  ROOT/.broker/                      the broker's ledger
 //!  ROOT/domains/NAME/                 /dev/shm of a domain                    (podshm-unmodified)
 //! ```
 //! A pod mounts the volume where its library looks for the socket, and with `subPath: shm` at /dev/shm.
 
 use crate::domains::{DomainError, DomainSpec, Domains, Mode};
-use crate::mounts;
 use crate::request::{Target, VolumeId, Wanted};
+use crate::{mounts, sysv};
 use podshm_broker::{Broker, BrokerError};
 use podshm_domain::{Identity, NotAllowed, Rights, Role};
-use podshm_unmodified::{Config, Place, PlaceError, Server};
+use podshm_unmodified::{Place, PlaceError, Server};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder};
@@ -160,6 +161,7 @@ impl Volumes {
         let pod_is_there = record.target.ancestors().nth(4).is_some_and(Path::exists);
         if !pod_is_there && !mounts::is_mounted(&record.target) {
             tracing::info!(volume = record.volume, pod = record.who().name(), "its pod went while no daemon was here");
+            self.close(directory, &record)?;
             return remove(directory);
         }
         self.serve(&record.domain, &record.spec)?;
@@ -187,9 +189,12 @@ impl Volumes {
         make_directory(&directory, 0o711)?;
         let socket = directory.join("socket");
         make_directory(&socket, 0o755)?;
-        let has_shm = record.spec.modes.contains(&Mode::Posix);
-        if has_shm {
-            make_directory(&socket.join("shm"), 0o755)?;
+        let has = |mode| record.spec.modes.contains(&mode);
+        let (has_shm, has_library) = (has(Mode::Posix), has(Mode::Sysv));
+        for (name, is_there) in [("shm", has_shm), (sysv::LIBRARY, has_library)] {
+            if is_there {
+                make_directory(&socket.join(name), 0o755)?;
+            }
         }
         if !self.records.contains_key(&record.volume) {
             write_down(&directory, &record)?;
@@ -198,10 +203,14 @@ impl Volumes {
         }
         let target = &record.target;
         doing("mounting the volume at", target, mounts::publish(&socket, target))?;
+        let place = Place::of(&self.root, &record.domain)?;
         if has_shm {
-            let place = Place::of(&self.root, &record.domain)?;
             let within = target.join("shm");
             doing("mounting the domain's /dev/shm at", &within, mounts::add(&place.path("shm"), &within))?;
+        }
+        if has_library {
+            let (part, within) = (place.path("lib"), target.join(sysv::LIBRARY));
+            doing("mounting the preload library at", &within, mounts::add_library(&part, &within))?;
         }
         Ok(())
     }
@@ -215,6 +224,7 @@ impl Volumes {
                 doing("unmounting", &record.target, mounts::unpublish(&record.target))?;
             }
             self.broker.remove_socket(&directory.join("socket"))?;
+            self.close(&directory, record)?;
         }
         remove(&directory)?;
         self.records.remove(volume.as_str());
@@ -233,11 +243,21 @@ impl Volumes {
 
     /// Listens for one pod.
     fn open(&self, directory: &Path, record: &Record) -> Result<(), VolumeError> {
+        if record.spec.modes.contains(&Mode::Sysv) {
+            let (place, socket) = (Place::of(&self.root, &record.domain)?, directory.join("socket"));
+            doing("listening for System V calls in", &socket, sysv::add(&place, &socket))?;
+        }
         if !record.spec.modes.contains(&Mode::Channel) {
             return Ok(());
         }
         let rights = Rights { join: !record.agent, serve: record.agent };
         Ok(self.broker.add_socket(&record.domain, &directory.join("socket"), record.who(), rights)?)
+    }
+
+    /// Listens no more for what the broker knows nothing of.
+    fn close(&self, directory: &Path, record: &Record) -> Result<(), VolumeError> {
+        let (place, socket) = (Place::of(&self.root, &record.domain)?, directory.join("socket"));
+        doing("listening no more in", &socket, sysv::remove(&place, &socket))
     }
 
     /// Begins to serve a domain, as far as it is not served yet.
@@ -247,23 +267,23 @@ impl Volumes {
             self.served.insert(name.to_owned(), None);
         }
         // Apart: the mode may have come later, and what failed is tried again with the next volume.
-        if spec.modes.contains(&Mode::Posix) && self.served.get(name).is_some_and(Option::is_none) {
-            let server = self.serve_posix(name, spec)?;
+        let is_for_unmodified = [Mode::Posix, Mode::Sysv].iter().any(|mode| spec.modes.contains(mode));
+        if is_for_unmodified && self.served.get(name).is_some_and(Option::is_none) {
+            let server = self.serve_unmodified(name, spec)?;
             self.served.insert(name.to_owned(), Some(server));
         }
         Ok(())
     }
 
-    fn serve_posix(&self, name: &str, spec: &DomainSpec) -> Result<Server, VolumeError> {
+    fn serve_unmodified(&self, name: &str, spec: &DomainSpec) -> Result<Server, VolumeError> {
         let place = Place::of(&self.root, name)?;
         let config = match place.config() {
             // A live domain stays as it is until nobody has it.
             Ok(found) => found,
-            Err(PlaceError::Absent { .. }) => {
-                Config { shm_size: spec.shm_size.0, ..Config::new(name, podshm_unmodified::Mode::Preload) }
-            }
+            Err(PlaceError::Absent { .. }) => sysv::config(name, spec),
             Err(error) => return Err(error.into()),
         };
+        sysv::prune(&place);
         Ok(Server::start(place, config)?)
     }
 }
@@ -277,8 +297,9 @@ fn make_directory(path: &Path, mode: u32) -> Result<(), VolumeError> {
 /// Removes a volume's directory; done before is done.
 fn remove(directory: &Path) -> Result<(), VolumeError> {
     // What is mounted within the volume is mounted here too where mounts are propagated, and what lies in it is the domain's.
-    let shm = directory.join("socket/shm");
-    doing("unmounting", &shm, mounts::unpublish(&shm))?;
+    for part in ["shm", sysv::LIBRARY].map(|name| directory.join("socket").join(name)) {
+        doing("unmounting", &part, mounts::unpublish(&part))?;
+    }
     match fs::remove_dir_all(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => doing("removing", directory, other),
