@@ -4,7 +4,7 @@
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use podshm_cluster::place::Place;
-use podshm_cluster::programs::{CLUSTER, Programs, TESTS};
+use podshm_cluster::programs::{CLUSTER, HELM, Programs, TESTS};
 use podshm_cluster::{control, down, node, supervise, up};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -31,6 +31,13 @@ enum Verb {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// helm, as the cluster's administrator where there is a cluster; builds it where it is not built yet.
+    #[command(disable_help_flag = true)]
+    Helm {
+        /// What helm is given.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Asks a set of namespaces (a, b, control): `ask a 'restart kubelet'`; stop and start too.
     Ask {
         /// The set.
@@ -47,7 +54,7 @@ enum Verb {
 fn main() -> anyhow::Result<()> {
     let place = Place::here();
     match Arguments::parse().verb {
-        Verb::Build => Programs::build(&[CLUSTER, TESTS].concat()).map(drop),
+        Verb::Build => Programs::build(&[CLUSTER, TESTS, HELM].concat()).map(drop),
         Verb::Up => up::up(&place),
         Verb::Down => down::down(&place),
         Verb::Kubectl { arguments } => {
@@ -56,6 +63,12 @@ fn main() -> anyhow::Result<()> {
             let kubectl = Programs::built(CLUSTER)?.path("kubectl")?;
             let mut command = Command::new(kubectl);
             Err(command.args(arguments).env("KUBECONFIG", place.kubeconfig()).exec()).context("starting kubectl")
+        }
+        Verb::Helm { arguments } => {
+            // What it says of the build is not what somebody renders.
+            let helm = Programs::built(HELM).or_else(|_| Programs::build(HELM))?.path("helm")?;
+            let mut command = Command::new(helm);
+            Err(command.args(arguments).env("KUBECONFIG", place.kubeconfig()).exec()).context("starting helm")
         }
         Verb::Ask { set, request } => supervise::ask(&place, &set, &request),
         Verb::Set { name } => supervise::set(&place, &name),

@@ -54,6 +54,14 @@ pub const CLUSTER: &[Module] = &[
 /// What tests run beside it.
 pub const TESTS: &[Module] =
     &[Module { name: "csi-test", programs: &["csi-sanity"], minutes: 1, renamed: None, stamped: None }];
+/// What the chart is rendered and installed with.
+pub const HELM: &[Module] = &[Module {
+    name: "helm",
+    programs: &["helm"],
+    minutes: 2,
+    renamed: None,
+    stamped: Some(("helm.sh/helm/v4", &["helm.sh/helm/v4/internal/version.version"])),
+}];
 
 /// Directories with the programs of some modules, in the order of PATH.
 #[derive(Clone, Debug)]

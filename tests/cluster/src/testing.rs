@@ -63,13 +63,8 @@ impl Cluster {
     pub fn apply(&self, manifest: &str) -> anyhow::Result<()> {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy").join(manifest);
         let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-        let ours = match manifest.split_once('/') {
-            None => PODSHMD,
-            Some(("examples", _)) => POD,
-            Some(_) => PROBE,
-        };
         let put = |line: &str| match line.split_once("image: registry.example/") {
-            Some((indent, _)) => format!("{indent}image: {ours}\n"),
+            Some((indent, image)) => format!("{indent}image: {}\n", ours(manifest, image)),
             None => format!("{line}\n"),
         };
         let text: String = text.lines().map(put).collect();
@@ -196,6 +191,15 @@ impl Cluster {
         }
         let text = String::from_utf8_lossy(&output.stdout).trim_end().to_owned();
         Ok(Said { text, is_fine: output.status.success() })
+    }
+}
+
+/// The image of ours in place of one that a manifest names for an example.
+fn ours(manifest: &str, image: &str) -> &'static str {
+    match image.split(':').next() {
+        Some("podshmd") => PODSHMD,
+        _ if manifest.starts_with("examples/") => POD,
+        _ => PROBE,
     }
 }
 

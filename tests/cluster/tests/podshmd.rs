@@ -1,4 +1,4 @@
-//! The node daemon on a real cluster: `deploy/podshmd.yaml` and `deploy/examples/routing.yaml` as they are, with images of ours.
+//! The node daemon on a real cluster: `deploy/manifests/podshm.yaml` and `deploy/examples/routing.yaml` as they are, with images of ours.
 //!
 //! One test after the other, in one: they share the daemon.
 
@@ -69,7 +69,7 @@ fn pods_under_restricted_share_memory_with_the_agent_of_their_node() {
     let cluster = Cluster::connect().unwrap();
     let (system, routing, shop) = (space("podshm-system"), space("routing"), space("shop"));
     cluster.provide_podshm().unwrap();
-    cluster.apply("podshmd.yaml").unwrap();
+    cluster.apply("manifests/podshm.yaml").unwrap();
     cluster.rolled_out(&system, "daemonset/podshmd").unwrap();
     cluster.apply("examples/routing.yaml").unwrap();
     cluster.rolled_out(&routing, "daemonset/agent").unwrap();

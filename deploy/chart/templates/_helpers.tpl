@@ -1,0 +1,23 @@
+{{/* Labels of everything: (dict "root" $ "part" NAME). Selectors use `app` alone, which never changes. */}}
+{{- define "podshm.labels" -}}
+app: {{ .part }}
+app.kubernetes.io/name: podshm
+app.kubernetes.io/component: {{ .part }}
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+{{- end }}
+
+{{/* An image: (dict "root" $ "name" NAME-IN-THE-REGISTRY "given" WHOLE-REFERENCE-OR-EMPTY). */}}
+{{- define "podshm.image" -}}
+{{- $images := .root.Values.images -}}
+{{- .given | default (printf "%s/%s:%s" $images.registry .name ($images.tag | default .root.Chart.AppVersion)) -}}
+{{- end }}
+
+{{/* What `restricted` asks of a container. */}}
+{{- define "podshm.restricted" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+runAsNonRoot: true
+capabilities: {drop: [ALL]}
+seccompProfile: {type: RuntimeDefault}
+{{- end }}
