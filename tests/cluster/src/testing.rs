@@ -1,6 +1,6 @@
 //! What tests ask of a cluster: namespaces of their own, pods, commands in them. All by kubectl, as a person would.
 
-use crate::images::{POD, PODSHMD, PROBE, provide_podshm};
+use crate::images::{POD, PODSHMD, PROBE, provide_dynamic, provide_podshm};
 use crate::place::Place;
 use crate::programs::{CLUSTER, Programs};
 use crate::supervise::alive;
@@ -74,6 +74,11 @@ impl Cluster {
     /// Gives every node the node daemon's image, and that of tests' pods.
     pub fn provide_podshm(&self) -> anyhow::Result<()> {
         provide_podshm(&self.place, &self.programs)
+    }
+
+    /// Gives every node the image of dynamic programs.
+    pub fn provide_dynamic(&self) -> anyhow::Result<()> {
+        provide_dynamic(&self.place, &self.programs)
     }
 
     /// Makes a namespace at a Pod Security level; a former one of that name goes first.
