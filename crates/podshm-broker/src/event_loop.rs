@@ -126,6 +126,12 @@ impl Broker {
         self.ask(move |l| l.state.stats(&name).ok_or(BrokerError::NoDomain { found: name }))?
     }
 
+    /// Bytes of regions that the ledger has of domains which were not added (again), but of this one: nobody's budget counts them.
+    pub fn unserved_bytes(&self, except: &str) -> Result<u64, BrokerError> {
+        let except = except.to_owned();
+        self.ask(move |l| l.state.unserved_bytes(&except))
+    }
+
     /// Whether it has ended by itself: another broker was started on its state and has taken over.
     pub fn has_given_way(&self) -> bool {
         self.thread.as_ref().is_none_or(JoinHandle::is_finished)

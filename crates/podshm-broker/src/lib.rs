@@ -31,6 +31,7 @@ mod upgrade;
 
 pub use event_loop::{Broker, BrokerConfig};
 pub use podshm_domain::{Identity, Limits, Rights};
+pub use podshm_proto::RefusalKind;
 /// Named steps at which a test can stop or kill this process.
 #[cfg(feature = "steps")]
 pub use podshm_region::steps;

@@ -212,6 +212,11 @@ impl RegionBook {
         self.all.len()
     }
 
+    /// Bytes of a domain's regions.
+    pub(crate) fn domain_bytes(&self, domain: &str) -> u64 {
+        self.all.values().filter(|held| held.owner.domain == domain).map(|held| held.region.bytes).sum()
+    }
+
     /// Bytes of the regions of a domain that a broker before this one has made.
     pub(crate) fn inherited_bytes(&self, domain: &str) -> u64 {
         let theirs = self.all.values().filter(|held| held.inherited && held.owner.domain == domain);

@@ -37,6 +37,11 @@ impl State {
         Ok(())
     }
 
+    /// Regions of domains that have not begun.
+    pub(crate) fn unserved_bytes(&self, except: &str) -> u64 {
+        self.restored.regions.values().filter(|record| record.domain != except).map(|record| record.region.bytes).sum()
+    }
+
     /// `who` can come to the domain from now on. Where it is expected back its time begins: there was nowhere to come to before.
     pub(crate) fn may_come(&mut self, domain: &str, who: &Identity, grace: Duration) {
         let Some(domain) = self.domains.get(domain).filter(|_| self.expecting_until.is_some()) else { return };

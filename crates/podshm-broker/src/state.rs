@@ -62,6 +62,8 @@ pub struct DomainStats {
     pub layout: u32,
     /// Bytes reserved of the budget, successors included.
     pub reserved: u64,
+    /// Bytes of this domain's regions that are alive in the broker.
+    pub domain_bytes: u64,
     /// Bytes of regions alive in the broker, all domains.
     pub region_bytes: u64,
     /// Most bytes of regions that were ever alive in the broker, all domains.
@@ -70,6 +72,8 @@ pub struct DomainStats {
     pub regions: usize,
     /// Joins refused.
     pub refused: u64,
+    /// Those of them that this broker has refused itself, by kind: not what it was told by brokers before it.
+    pub refused_by: BTreeMap<RefusalKind, u64>,
     /// Clients whose records were discarded after the drain grace.
     pub discarded: u64,
     /// Participants whose process died while somebody kept their socket open: noticed late, treated as gone.
@@ -129,6 +133,7 @@ pub(crate) struct Domain {
     pub(crate) last_client: u64,
     pub(crate) last_place: u64,
     pub(crate) refused: u64,
+    pub(crate) refused_by: BTreeMap<RefusalKind, u64>,
     pub(crate) discarded: u64,
     pub(crate) held_open: u64,
     /// What the last agent that closed in order left to its successor.
@@ -176,6 +181,7 @@ impl Domain {
             last_client: 0,
             last_place: 0,
             refused: 0,
+            refused_by: BTreeMap::new(),
             discarded: 0,
             held_open: 0,
             left_state: LeftState::default(),
@@ -318,6 +324,7 @@ impl State {
         connection.ending = true;
         if let Some(domain) = self.domains.get_mut(&connection.domain) {
             domain.refused += 1;
+            *domain.refused_by.entry(kind).or_default() += 1;
         }
     }
 
@@ -368,10 +375,12 @@ impl State {
             clients: clients.collect(),
             layout: self.meeting(domain, None).layout().number(),
             reserved: domain.books.reserved(),
+            domain_bytes: self.regions.domain_bytes(name),
             region_bytes: self.regions.bytes(),
             region_bytes_peak: self.regions.peak(),
             regions: self.regions.count(),
             refused: domain.refused,
+            refused_by: domain.refused_by.clone(),
             discarded: domain.discarded,
             held_open: domain.held_open,
             inherited_bytes: self.regions.inherited_bytes(name),

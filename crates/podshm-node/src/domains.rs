@@ -116,12 +116,12 @@ impl DomainSpec {
         DomainConfig { limits, ..DomainConfig::new(name) }
     }
 
-    /// What of it may be charged to the daemon on a node, at most. In mode `sysv` segments are, and so is what programs with the library
-    /// reserve in /dev/shm by ftruncate.
-    pub fn charged(&self) -> u64 {
-        let channel = if self.modes.contains(&Mode::Channel) { self.budget.0 } else { 0 };
-        let by_preload = self.modes.contains(&Mode::Sysv) && self.sysv.mechanism == Mechanism::Preload;
-        channel.saturating_add(if by_preload { self.sysv.shmall.0.saturating_add(self.shm_size.0) } else { 0 })
+    /// What of its System V memory may be charged to the daemon on a node, at most; and, by programs with the library, of its /dev/shm.
+    pub fn charged_by_preload(&self) -> u64 {
+        match self.sysv.mechanism {
+            Mechanism::Preload => self.sysv.shmall.0.saturating_add(self.shm_size.0),
+            Mechanism::Native => 0,
+        }
     }
 
     /// Who may do what.

@@ -5,19 +5,25 @@
 //!     │                        │
 //!     │                        ▼
 //!     │                    volumes.rs ──► domains.rs   which domains there are, who may do what
+//!     │                        │     ──► memory.rs     which budgets fit into the daemon's own limit
 //!     │                        │     ──► broker        a socket for each pod
 //!     │                        │     ──► unmodified    the domain's /dev/shm, and System V memory (sysv.rs)
 //!     │                        ▼
 //!     │                    mounts.rs  ──► KUBELET_DIR/pods/UID/volumes/…/mount
-//!     └─ podshm.dev@reg.sock ◄── sockets.rs, run.rs
+//!     ├─ podshm.dev@reg.sock ◄── sockets.rs, run.rs
+//!     └─ probes, Prometheus, podshm-controller ──► port.rs ──► metrics.rs, report.rs
 //! ```
 //! What a volume is made of lies on the node, below ROOT, and is written down there before the pod can see it: a daemon that is
 //! killed between publish and unpublish is followed by one that goes on.
 #![forbid(unsafe_code)]
 
 pub mod domains;
+pub mod memory;
 pub mod messages;
+pub mod metrics;
 pub mod mounts;
+pub mod port;
+pub mod report;
 pub mod request;
 pub mod run;
 pub mod services;

@@ -78,6 +78,19 @@ pub enum BadRequest {
     },
 }
 
+impl BadRequest {
+    /// Which rule, in a word: what refusals are counted by.
+    pub fn rule(&self) -> &'static str {
+        match self {
+            BadRequest::Field { .. } => "field",
+            BadRequest::NotInline => "not_inline",
+            BadRequest::NoPodInfo { .. } => "no_pod_info",
+            BadRequest::Attribute { .. } => "attribute",
+            BadRequest::Value { .. } => "value",
+        }
+    }
+}
+
 impl VolumeId {
     /// Of a name that the kubelet has given.
     pub fn parse(found: &str) -> Result<Self, BadRequest> {

@@ -6,6 +6,8 @@
 //! A daemon that has given way waits to be ended; if its successor ends first, it begins anew.
 
 use crate::domains::Domains;
+use crate::memory::{Memory, RESERVE};
+use crate::port::{self, Told};
 use crate::services::made::identity_server::IdentityServer;
 use crate::services::made::node_server::NodeServer;
 use crate::services::made::registration_server::RegistrationServer;
@@ -17,12 +19,14 @@ use anyhow::Context;
 use podshm_broker::{Broker, BrokerConfig};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{self, File, OpenOptions};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
 
@@ -46,9 +50,24 @@ pub struct Options {
     /// A directory with one JSON file for each domain.
     #[arg(long, default_value = "/etc/podshm/domains")]
     domains: PathBuf,
+    /// The one port: /metrics, /healthz, /readyz, /domains. By default 9478 at all addresses of this pod.
+    #[arg(long)]
+    metrics_addr: Option<SocketAddr>,
+    /// What of this daemon's memory limit is not for regions.
+    #[arg(long, default_value_t = RESERVE)]
+    memory_reserve: u64,
     #[command(flatten)]
     status: Status,
 }
+
+impl Options {
+    fn memory(&self) -> Memory {
+        Memory::of_this_process(self.memory_reserve)
+    }
+}
+
+/// The port's number, unless another is said.
+const PORT: u16 = 9478;
 
 /// Where this daemon says how it is; no other daemon's.
 #[derive(clap::Args, Clone, Debug)]
@@ -79,16 +98,20 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let _ = fs::remove_file(options.status.file());
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let state = options.root.join(".broker");
+    // First: a daemon that waits for the one before it is alive.
+    let told = Arc::new(Told::new(&options.node, options.memory().limit));
+    let port = tokio::spawn(port::answer(listen(options.metrics_addr).await?, Arc::clone(&told)));
     let begun = {
         let options = options.clone();
         tokio::task::spawn_blocking(move || begin(&options))
     };
     let (volumes, lock) = begun.await??;
     let volumes = Arc::new(Mutex::new(volumes));
+    told.serves(&volumes);
 
     let csi = options.kubelet_dir.join("plugins").join(DRIVER).join("csi.sock");
     let (acknowledged, mut heard) = tokio::sync::watch::channel(false);
-    let driver = Driver::new(Arc::clone(&volumes), options.kubelet_dir.clone(), &options.node);
+    let driver = Driver::new(Arc::clone(&volumes), options.kubelet_dir.clone(), &options.node, told.metrics.clone());
     let registry = registry_socket(&options.kubelet_dir);
     let (csi_file, csi_listener) = open(&csi)?;
     let endpoint = csi.display().to_string();
@@ -113,6 +136,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
             changed = heard.changed() => {
                 changed.context("the registration service has ended")?;
                 let (is_registered, file) = (*heard.borrow_and_update(), options.status.file());
+                told.registered(is_registered);
                 if is_registered { fs::write(&file, &endpoint)? } else { let _ = fs::remove_file(&file); }
             }
             _ = tick.tick() => {
@@ -121,6 +145,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         }
     };
     let _ = fs::remove_file(options.status.file());
+    told.registered(false);
     for task in [services, registration] {
         task.abort();
         // What it holds, the volumes among it, goes with it.
@@ -130,6 +155,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     drop(volumes);
     drop(lock);
     if is_ended {
+        port.abort();
         tracing::info!("ended; volumes stay as they are");
         return Ok(());
     }
@@ -148,6 +174,13 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
             }
         }
     }
+}
+
+async fn listen(address: Option<SocketAddr>) -> anyhow::Result<TcpListener> {
+    let all = [IpAddr::from(Ipv6Addr::UNSPECIFIED), IpAddr::from(Ipv4Addr::UNSPECIFIED)];
+    let addresses = address.map_or_else(|| all.map(|address| SocketAddr::new(address, PORT)).to_vec(), |one| vec![one]);
+    // The first one that there is: a node may be without IPv6.
+    TcpListener::bind(&addresses[..]).await.with_context(|| format!("listening at {addresses:?}"))
 }
 
 /// Where the kubelet finds out about the driver.
@@ -177,7 +210,7 @@ fn begin(options: &Options) -> anyhow::Result<(Volumes, File)> {
         );
         std::thread::sleep(TICK);
     }
-    let volumes = Volumes::restore(&options.root, Domains::at(&options.domains), broker)?;
+    let volumes = Volumes::restore(&options.root, Domains::at(&options.domains), broker, options.memory())?;
     Ok((volumes, lock))
 }
 

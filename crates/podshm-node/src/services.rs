@@ -5,10 +5,12 @@ use crate::messages::{
     NodeCapabilities, NodeInfo, Nothing, PluginCapabilities, PluginInfo, ProbeResponse, PublishRequest,
     RegistrationInfo, RegistrationStatus, UnpublishRequest,
 };
+use crate::metrics::{Metrics, Outcome};
 use crate::request::{BadRequest, unwanted, wanted};
 use crate::volumes::{VolumeError, Volumes};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 use tonic::{Request, Response, Status};
 
 /// What build.rs makes of the services' names.
@@ -25,44 +27,72 @@ pub struct Driver {
     volumes: Arc<Mutex<Volumes>>,
     kubelet_dir: Arc<PathBuf>,
     node: Arc<str>,
+    metrics: Metrics,
+}
+
+/// Why a call fails.
+enum Failure {
+    Bad(BadRequest),
+    Volume(VolumeError),
+    /// The work could not be carried out.
+    Panicked(String),
 }
 
 impl Driver {
     /// Of a node.
-    pub fn new(volumes: Arc<Mutex<Volumes>>, kubelet_dir: PathBuf, node: &str) -> Self {
-        Driver { volumes, kubelet_dir: Arc::new(kubelet_dir), node: node.into() }
+    pub fn new(volumes: Arc<Mutex<Volumes>>, kubelet_dir: PathBuf, node: &str, metrics: Metrics) -> Self {
+        Driver { volumes, kubelet_dir: Arc::new(kubelet_dir), node: node.into(), metrics }
+    }
+
+    /// Counts a call that has ended.
+    fn ended<R>(&self, call: &'static str, began: Instant, result: Result<R, Failure>) -> Result<R, Status> {
+        let outcome = result.as_ref().map_or_else(Failure::outcome, |_| Outcome::Done);
+        self.metrics.called(call, outcome, began.elapsed());
+        result.map_err(Failure::status)
     }
 
     /// Does something with the volumes, off the threads that answer: mounting may take its time.
     async fn with<R: Send + 'static>(
         &self,
         act: impl FnOnce(&mut Volumes) -> Result<R, VolumeError> + Send + 'static,
-    ) -> Result<R, Status> {
+    ) -> Result<R, Failure> {
         let volumes = Arc::clone(&self.volumes);
         // One at a time, and a call that the kubelet has given up is carried out all the same: its next try finds it done.
         let done =
             tokio::task::spawn_blocking(move || act(&mut volumes.lock().unwrap_or_else(PoisonError::into_inner)));
-        done.await.map_err(|error| Status::internal(error.to_string()))?.map_err(refused)
+        done.await.map_err(|error| Failure::Panicked(error.to_string()))?.map_err(Failure::Volume)
     }
 }
 
-/// As the kubelet will write it into the pod's events.
-fn refused(error: VolumeError) -> Status {
-    match &error {
-        VolumeError::Domain(_) => Status::not_found(error.to_string()),
-        VolumeError::NotAllowed { .. } => Status::permission_denied(error.to_string()),
-        VolumeError::Otherwise { .. } => Status::already_exists(error.to_string()),
-        _ => {
-            tracing::error!(%error, "a volume");
-            Status::internal(error.to_string())
+impl Failure {
+    fn outcome(&self) -> Outcome {
+        match self {
+            Failure::Bad(error) => Outcome::Refused(error.rule()),
+            Failure::Volume(error) => error.rule().map_or(Outcome::Failed, Outcome::Refused),
+            Failure::Panicked(_) => Outcome::Failed,
         }
     }
-}
 
-fn bad(error: BadRequest) -> Status {
-    match error {
-        BadRequest::NoPodInfo { .. } => Status::failed_precondition(error.to_string()),
-        _ => Status::invalid_argument(error.to_string()),
+    /// As the kubelet will write it into the pod's events.
+    fn status(self) -> Status {
+        match self {
+            Failure::Bad(error @ BadRequest::NoPodInfo { .. }) => Status::failed_precondition(error.to_string()),
+            Failure::Bad(error) => Status::invalid_argument(error.to_string()),
+            Failure::Volume(error) => match &error {
+                VolumeError::Domain(_) => Status::not_found(error.to_string()),
+                VolumeError::NotAllowed { .. } => Status::permission_denied(error.to_string()),
+                VolumeError::Otherwise { .. } => Status::already_exists(error.to_string()),
+                VolumeError::OverLimit { .. } | VolumeError::SysvOverLimit { .. } => {
+                    Status::resource_exhausted(error.to_string())
+                }
+                VolumeError::NoRuntime { .. } => Status::unavailable(error.to_string()),
+                _ => {
+                    tracing::error!(%error, "a volume");
+                    Status::internal(error.to_string())
+                }
+            },
+            Failure::Panicked(error) => Status::internal(error),
+        }
     }
 }
 
@@ -78,7 +108,7 @@ impl made::identity_server::Identity for Driver {
     }
 
     async fn probe(&self, _: Request<Nothing>) -> Result<Response<ProbeResponse>, Status> {
-        let ready = self.with(|volumes| Ok(!volumes.has_given_way())).await?;
+        let ready = self.with(|volumes| Ok(!volumes.has_given_way())).await.map_err(Failure::status)?;
         Ok(Response::new(ProbeResponse { ready: Some(ready) }))
     }
 }
@@ -86,20 +116,29 @@ impl made::identity_server::Identity for Driver {
 #[tonic::async_trait]
 impl made::node_server::Node for Driver {
     async fn node_publish_volume(&self, request: Request<PublishRequest>) -> Result<Response<Nothing>, Status> {
-        let wanted = wanted(request.get_ref(), &self.kubelet_dir).map_err(bad)?;
-        let (pod, domain) = (wanted.who.name(), wanted.domain.clone());
-        let published = self.with(move |volumes| volumes.publish(&wanted)).await;
+        let began = Instant::now();
+        let published = match wanted(request.get_ref(), &self.kubelet_dir) {
+            Ok(wanted) => {
+                let (pod, domain) = (wanted.who.name(), wanted.domain.clone());
+                self.with(move |volumes| volumes.publish(&wanted)).await.map(|()| (pod, domain))
+            }
+            Err(error) => Err(Failure::Bad(error)),
+        };
+        let published = self.ended("publish", began, published);
         match &published {
-            Ok(()) => tracing::info!(pod, domain, "published"),
-            Err(status) => tracing::warn!(pod, domain, why = status.message(), "not published"),
+            Ok((pod, domain)) => tracing::info!(pod, domain, "published"),
+            Err(status) => tracing::warn!(why = status.message(), "not published"),
         }
-        published.map(|()| Response::new(Nothing {}))
+        published.map(|_| Response::new(Nothing {}))
     }
 
     async fn node_unpublish_volume(&self, request: Request<UnpublishRequest>) -> Result<Response<Nothing>, Status> {
-        let (volume, target) = unwanted(request.get_ref(), &self.kubelet_dir).map_err(bad)?;
-        self.with(move |volumes| volumes.unpublish(&volume, &target)).await?;
-        Ok(Response::new(Nothing {}))
+        let began = Instant::now();
+        let unpublished = match unwanted(request.get_ref(), &self.kubelet_dir) {
+            Ok((volume, target)) => self.with(move |volumes| volumes.unpublish(&volume, &target)).await,
+            Err(error) => Err(Failure::Bad(error)),
+        };
+        self.ended("unpublish", began, unpublished).map(|()| Response::new(Nothing {}))
     }
 
     async fn node_get_capabilities(&self, _: Request<Nothing>) -> Result<Response<NodeCapabilities>, Status> {

@@ -11,14 +11,17 @@
 //! ```
 //! A pod mounts the volume where its library looks for the socket, and with `subPath: shm` at /dev/shm.
 
-use crate::domains::{DomainError, DomainSpec, Domains, Mode};
+use crate::domains::{Bytes, DomainError, DomainSpec, Domains, Mechanism, Mode};
+use crate::memory::{Memory, OverLimit};
+use crate::report::{DomainView, NodeView, condition};
 use crate::request::{Target, VolumeId, Wanted};
 use crate::{mounts, sysv};
+use podshm_api::report::NodeCondition;
 use podshm_broker::{Broker, BrokerError};
 use podshm_domain::{Identity, NotAllowed, Rights, Role};
 use podshm_unmodified::{Place, PlaceError, Server};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -52,6 +55,33 @@ pub enum VolumeError {
         /// Where it is.
         at: PathBuf,
     },
+    /// There is no room for the domain.
+    #[error("domain {domain}: {source}")]
+    OverLimit {
+        /// The domain.
+        domain: String,
+        /// By how much, and what to change.
+        source: OverLimit,
+    },
+    /// More System V memory than the daemon may pay for.
+    #[error("domain {domain}, mode sysv (budget is sysv.shmall and shmSize here): {source}")]
+    SysvOverLimit {
+        /// The domain.
+        domain: String,
+        /// By how much, and what to change.
+        source: OverLimit,
+    },
+    /// Nobody would have a container join the domain's IPC namespace.
+    #[error(
+        "domain {domain}: sysv.mechanism is native, and {why}: a container that started now would silently have System V memory of its \
+         own; once the runtime calls podshmd the pod goes on by itself. Or have sysv.mechanism: preload"
+    )]
+    NoRuntime {
+        /// The domain.
+        domain: String,
+        /// What is in the way.
+        why: String,
+    },
     /// The broker.
     #[error(transparent)]
     Broker(#[from] BrokerError),
@@ -66,6 +96,20 @@ pub enum VolumeError {
         /// The answer.
         source: io::Error,
     },
+}
+
+impl VolumeError {
+    /// Which rule, in a word, where it is the pod or the domain that is in the way.
+    pub fn rule(&self) -> Option<&'static str> {
+        match self {
+            VolumeError::Domain(_) => Some("domain"),
+            VolumeError::NotAllowed { source, .. } => Some(source.list),
+            VolumeError::Otherwise { .. } => Some("published_otherwise"),
+            VolumeError::OverLimit { .. } | VolumeError::SysvOverLimit { .. } => Some("over_limit"),
+            VolumeError::NoRuntime { .. } => Some("no_runtime"),
+            _ => None,
+        }
+    }
 }
 
 /// A volume as it is written down.
@@ -89,8 +133,19 @@ pub struct Volumes {
     root: PathBuf,
     domains: Domains,
     broker: Broker,
-    served: BTreeMap<String, Option<Server>>,
+    memory: Memory,
+    /// Domains that the broker has, each with the budget that it goes by.
+    budgets: BTreeMap<String, u64>,
+    /// Domains with a /dev/shm, or System V memory.
+    unmodified: BTreeMap<String, Server>,
+    /// What System V memory of domains, and what else the library has reserved, may come to.
+    sysv: BTreeMap<String, u64>,
+    /// Why a domain is not served as its description says, as it was found last.
+    failed: BTreeMap<String, NodeCondition>,
+    /// Domains that pods have already and that get no more than is left.
+    clamped: BTreeMap<String, NodeCondition>,
     records: BTreeMap<String, Record>,
+    unserved: BTreeSet<PathBuf>,
 }
 
 fn doing<T>(what: &str, path: &Path, result: io::Result<T>) -> Result<T, VolumeError> {
@@ -129,16 +184,21 @@ impl Record {
 
 impl Volumes {
     /// With a broker that has begun on ROOT; serves again what a daemon before this one has published.
-    pub fn restore(root: &Path, domains: Domains, broker: Broker) -> Result<Self, VolumeError> {
-        let mut all =
-            Volumes { root: root.to_owned(), domains, broker, served: BTreeMap::new(), records: BTreeMap::new() };
+    pub fn restore(root: &Path, domains: Domains, broker: Broker, memory: Memory) -> Result<Self, VolumeError> {
+        let mut all = Volumes {
+            root: root.to_owned(),
+            domains,
+            broker,
+            memory,
+            budgets: BTreeMap::new(),
+            unmodified: BTreeMap::new(),
+            sysv: BTreeMap::new(),
+            failed: BTreeMap::new(),
+            clamped: BTreeMap::new(),
+            records: BTreeMap::new(),
+            unserved: BTreeSet::new(),
+        };
         make_directory(&all.root.join("volumes"), 0o711)?;
-        // One that fails is no reason to leave the others alone; whoever asks for it is told why.
-        for (name, spec) in all.domains.all() {
-            if let Err(error) = all.serve(&name, &spec) {
-                tracing::error!(domain = name, %error, "a domain is not served");
-            }
-        }
         let entries = doing("reading", &root.join("volumes"), fs::read_dir(root.join("volumes")))?;
         for directory in entries.flatten().map(|entry| entry.path()) {
             let found = match fs::read(directory.join("volume.json")) {
@@ -152,6 +212,14 @@ impl Volumes {
             // A pod may have it, and its record may be a newer daemon's: it stays until it is unpublished.
             if let Err(error) = found {
                 tracing::error!(directory = %directory.display(), %error, "a volume is not served");
+                all.unserved.insert(directory);
+            }
+        }
+        // What pods have comes first: it is there already. One that fails is no reason to leave the others alone; whoever asks for it
+        // is told why.
+        for (name, spec) in all.domains.all() {
+            if let Err(error) = all.serve(&name, &spec, false) {
+                tracing::error!(domain = name, %error, "a domain is not served");
             }
         }
         Ok(all)
@@ -164,7 +232,7 @@ impl Volumes {
             self.close(directory, &record)?;
             return remove(directory);
         }
-        self.serve(&record.domain, &record.spec)?;
+        self.serve(&record.domain, &record.spec, true)?;
         self.open(directory, &record)?;
         self.records.insert(record.volume.clone(), record);
         Ok(())
@@ -175,6 +243,10 @@ impl Volumes {
         let spec = self.domains.find(&wanted.domain)?;
         let not_allowed = |source| VolumeError::NotAllowed { domain: wanted.domain.clone(), source };
         spec.policy().rights(&wanted.who, wanted.role).map_err(not_allowed)?;
+        if spec.modes.contains(&Mode::Sysv) && spec.sysv.mechanism == Mechanism::Native {
+            let why = "this podshmd does not speak to the container runtime".to_owned();
+            return Err(VolumeError::NoRuntime { domain: wanted.domain.clone(), why });
+        }
         let mut record = Record::of(wanted, spec);
         match self.records.get(&record.volume) {
             Some(found) if found.is_same(&record) => record = found.clone(),
@@ -184,7 +256,7 @@ impl Volumes {
             }
             None => {}
         }
-        self.serve(&record.domain, &record.spec)?;
+        self.serve(&record.domain, &record.spec, false)?;
         let directory = self.directory(&record.volume);
         make_directory(&directory, 0o711)?;
         let socket = directory.join("socket");
@@ -200,6 +272,7 @@ impl Volumes {
             write_down(&directory, &record)?;
             self.open(&directory, &record)?;
             self.records.insert(record.volume.clone(), record.clone());
+            self.unserved.remove(&directory);
         }
         let target = &record.target;
         doing("mounting the volume at", target, mounts::publish(&socket, target))?;
@@ -228,12 +301,45 @@ impl Volumes {
         }
         remove(&directory)?;
         self.records.remove(volume.as_str());
+        self.unserved.remove(&directory);
         Ok(())
     }
 
     /// Whether another daemon has taken over from this one's broker.
     pub fn has_given_way(&self) -> bool {
         self.broker.has_given_way()
+    }
+
+    /// What the node's report and its metrics are made of.
+    pub fn view(&self) -> NodeView {
+        let mut view = NodeView { unserved_volumes: self.unserved.len() as u64, ..NodeView::default() };
+        let mut budgets: BTreeMap<String, u64> =
+            self.domains.all().into_iter().map(|(name, spec)| (name, spec.budget.0)).collect();
+        budgets.extend(self.budgets.iter().map(|(name, budget)| (name.clone(), *budget)));
+        let of_records = self.records.values().map(|record| &record.domain);
+        let names = budgets.keys().chain(self.unmodified.keys()).chain(self.failed.keys()).chain(of_records);
+        for name in names.cloned().collect::<BTreeSet<_>>() {
+            let stats = self.broker.stats(&name).ok();
+            if let Some(stats) = &stats {
+                (view.region_bytes, view.regions) = (stats.region_bytes, stats.regions as u64);
+            }
+            let of =
+                |agent| self.records.values().filter(|record| record.domain == name && record.agent == agent).count();
+            let place = self.unmodified.get(&name).and_then(|_| Place::of(&self.root, &name).ok());
+            let fill = place.and_then(|place| place.fill().ok());
+            let conditions = [&self.failed, &self.clamped].into_iter().filter_map(|found| found.get(&name).cloned());
+            let domain = DomainView {
+                stats,
+                generation: 0,
+                budget: budgets.get(&name).copied().unwrap_or_default(),
+                agents: of(true) as u32,
+                members: of(false) as u32,
+                shm: fill.map(|fill| (fill.used, fill.size)),
+                conditions: conditions.collect(),
+            };
+            view.domains.insert(name, domain);
+        }
+        view
     }
 
     fn directory(&self, volume: &str) -> PathBuf {
@@ -260,19 +366,73 @@ impl Volumes {
         doing("listening no more in", &socket, sysv::remove(&place, &socket))
     }
 
-    /// Begins to serve a domain, as far as it is not served yet.
-    fn serve(&mut self, name: &str, spec: &DomainSpec) -> Result<(), VolumeError> {
-        if !self.served.contains_key(name) {
-            self.broker.add_domain(spec.config(name))?;
-            self.served.insert(name.to_owned(), None);
+    /// Begins to serve a domain, as far as it is not served yet; what is in the way stays in the report until it is not. One that pods
+    /// have already is served whatever there is room for: they keep what they have, and are refused more.
+    fn serve(&mut self, name: &str, spec: &DomainSpec, pods_have_it: bool) -> Result<(), VolumeError> {
+        let served = self.serve_what_is_not(name, spec, pods_have_it);
+        match &served {
+            Ok(()) => drop(self.failed.remove(name)),
+            Err(error) => {
+                let reason = if error.rule() == Some("over_limit") { "OverLimit" } else { "NotServed" };
+                self.failed.insert(name.to_owned(), condition(reason, error.to_string()));
+            }
         }
-        // Apart: the mode may have come later, and what failed is tried again with the next volume.
+        served
+    }
+
+    fn serve_what_is_not(&mut self, name: &str, spec: &DomainSpec, pods_have_it: bool) -> Result<(), VolumeError> {
+        // Each apart: a mode may have come later, and what failed is tried again with the next volume.
+        if spec.modes.contains(&Mode::Channel) && !self.budgets.contains_key(name) {
+            let mut config = spec.config(name);
+            match self.memory.admit(config.limits.budget, self.others(name)?) {
+                Ok(()) => {}
+                Err(refused) if pods_have_it => {
+                    let (asked, left) = (String::from(spec.budget), String::from(Bytes(refused.room())));
+                    tracing::error!(domain = name, asked, left, "a domain that pods have gets less than its budget");
+                    let says = format!("{refused}. Its pods keep what they have; beyond {left} new regions are refused");
+                    self.clamped.insert(name.to_owned(), condition("OverLimit", says));
+                    config.limits.budget = refused.room();
+                }
+                Err(source) => return Err(VolumeError::OverLimit { domain: name.to_owned(), source }),
+            }
+            let budget = config.limits.budget;
+            self.broker.add_domain(config)?;
+            self.budgets.insert(name.to_owned(), budget);
+        }
+        if spec.modes.contains(&Mode::Sysv) && !self.sysv.contains_key(name) {
+            self.admit_sysv(name, spec.charged_by_preload(), pods_have_it)?;
+        }
         let is_for_unmodified = [Mode::Posix, Mode::Sysv].iter().any(|mode| spec.modes.contains(mode));
-        if is_for_unmodified && self.served.get(name).is_some_and(Option::is_none) {
+        if is_for_unmodified && !self.unmodified.contains_key(name) {
             let server = self.serve_unmodified(name, spec)?;
-            self.served.insert(name.to_owned(), Some(server));
+            self.unmodified.insert(name.to_owned(), server);
         }
         Ok(())
+    }
+
+    /// Counts what a domain's System V memory may come to. Where pods have it already it is there, whatever there is room for.
+    fn admit_sysv(&mut self, name: &str, charged: u64, pods_have_it: bool) -> Result<(), VolumeError> {
+        let own = self.budgets.get(name).copied().unwrap_or_default();
+        match self.memory.admit(charged, self.others(name)?.saturating_add(own)) {
+            Ok(()) => {}
+            Err(refused) if pods_have_it => {
+                tracing::error!(domain = name, %refused, "a domain that pods have may have more than there is room for");
+                self.clamped.insert(name.to_owned(), condition("OverLimit", refused.to_string()));
+            }
+            Err(source) => return Err(VolumeError::SysvOverLimit { domain: name.to_owned(), source }),
+        }
+        self.sysv.insert(name.to_owned(), charged);
+        Ok(())
+    }
+
+    /// What is not for a domain: the other domains' budgets, or what they have where that is more, and what nobody's budget counts.
+    fn others(&self, name: &str) -> Result<u64, VolumeError> {
+        let mut others = self.broker.unserved_bytes(name)?;
+        for (other, budget) in &self.budgets {
+            others = others.saturating_add(self.broker.stats(other)?.domain_bytes.max(*budget));
+        }
+        others = self.sysv.values().fold(others, |sum, charged| sum.saturating_add(*charged));
+        Ok(others)
     }
 
     fn serve_unmodified(&self, name: &str, spec: &DomainSpec) -> Result<Server, VolumeError> {

@@ -54,6 +54,11 @@ impl Cluster {
         kubectl(&self.place, &self.programs, arguments, "")
     }
 
+    /// Runs kubectl with something to read.
+    pub fn given(&self, arguments: &[&str], input: &str) -> anyhow::Result<String> {
+        kubectl(&self.place, &self.programs, arguments, input)
+    }
+
     /// Runs kubectl in a namespace.
     pub fn within(&self, space: &Space, arguments: &[&str]) -> anyhow::Result<String> {
         self.kubectl(&[&["-n", &space.name], arguments].concat())

@@ -82,13 +82,14 @@ fn csi(name: &str, attributes: &Value) -> Value {
 #[test]
 fn a_label_is_enough() {
     let cluster = Cluster::connect().unwrap();
+    cluster.apply("chart/files/shmdomains.json").unwrap();
+    cluster.kubectl(&["wait", "--for=condition=Established", "crd/shmdomains.podshm.dev", "--timeout=60s"]).unwrap();
     for (name, spec) in [
         ("adm-all", json!({"modes": ["channel", "posix", "sysv"], "shmSize": "8Mi"})),
         ("adm-channel", json!({"modes": ["channel"]})),
         ("adm-native", json!({"modes": ["sysv"], "sysv": {"mechanism": "native"}})),
     ] {
         let domain = json!({"apiVersion": "podshm.dev/v1alpha1", "kind": "ShmDomain", "metadata": {"name": name}, "spec": spec});
-        crd(&cluster);
         let (is_fine, _, why) = kubectl(&cluster, &["apply", "-f", "-"], &domain.to_string());
         assert!(is_fine, "{why}");
     }

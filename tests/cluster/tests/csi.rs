@@ -27,7 +27,7 @@ impl Daemon {
         let process = Command::new("unshare")
             .args(["--mount", "--propagation", "private"])
             .arg(built_statically("podshmd").unwrap())
-            .args(["run", "--node", "here"])
+            .args(["run", "--node", "here", "--metrics-addr", "127.0.0.1:0"])
             .arg("--root")
             .arg(directory.join("root"))
             .arg("--kubelet-dir")

@@ -79,8 +79,8 @@ fn unmodified_programs_share_both_kinds_through_a_volume_and_one_variable() {
 /// One volume has all three modes.
 fn domain(cluster: &Cluster) {
     let spec = json!({
-        "modes": ["channel", "posix", "sysv"], "budget": "32Mi", "perPod": "16Mi", "shmSize": "8Mi",
-        "sysv": {"shmmax": "32Mi", "shmall": "48Mi", "shmmni": 16},
+        "modes": ["channel", "posix", "sysv"], "budget": "16Mi", "perPod": "8Mi", "shmSize": "8Mi",
+        "sysv": {"shmmax": "32Mi", "shmall": "40Mi", "shmmni": 16},
         "serve": [{"namespace": "legacy-agents"}], "join": [{"namespace": "legacy-shop"}],
     });
     let patch = json!({"data": {"legacy": spec.to_string()}}).to_string();

@@ -4,6 +4,7 @@ use podshm_broker::{Broker, BrokerConfig};
 use podshm_cluster::images::compile_dynamic;
 use podshm_domain::{Identity, Role};
 use podshm_node::domains::Domains;
+use podshm_node::memory::Memory;
 use podshm_node::request::{Target, VolumeId, Wanted};
 use podshm_node::volumes::Volumes;
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
@@ -22,7 +23,7 @@ const DOMAIN: &str = "routing-aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
 fn daemon(node: &Path) -> Volumes {
     let state = Some(node.join("run/.broker"));
     let broker = Broker::start_with(BrokerConfig { state, rejoin_grace: Duration::from_secs(5) }).unwrap();
-    Volumes::restore(&node.join("run"), Domains::at(&node.join("domains")), broker).unwrap()
+    Volumes::restore(&node.join("run"), Domains::at(&node.join("domains")), broker, Memory::UNBOUNDED).unwrap()
 }
 
 fn wanted(node: &Path, pod: &str) -> Wanted {

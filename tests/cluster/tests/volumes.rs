@@ -5,6 +5,7 @@ use podshm::{Agent, Answer, Client, ErrorKind, Handler, Record, Request};
 use podshm_broker::{Broker, BrokerConfig};
 use podshm_domain::{Identity, Role};
 use podshm_node::domains::Domains;
+use podshm_node::memory::Memory;
 use podshm_node::mounts::is_mounted;
 use podshm_node::request::{Target, VolumeId, Wanted};
 use podshm_node::volumes::{VolumeError, Volumes};
@@ -29,9 +30,13 @@ impl Node {
 
     /// A daemon's volumes, as it finds them when it starts.
     fn daemon(&self) -> Volumes {
+        self.daemon_with(Memory::UNBOUNDED)
+    }
+
+    fn daemon_with(&self, memory: Memory) -> Volumes {
         let state = Some(self.path("run/.broker"));
         let broker = Broker::start_with(BrokerConfig { state, rejoin_grace: Duration::from_secs(5) }).unwrap();
-        Volumes::restore(&self.path("run"), Domains::at(&self.path("domains")), broker).unwrap()
+        Volumes::restore(&self.path("run"), Domains::at(&self.path("domains")), broker, memory).unwrap()
     }
 
     /// What the kubelet asks for a pod; its directory is there, as the kubelet makes it.
