@@ -8,6 +8,7 @@
 //!     │                        │     ──► memory.rs     which budgets fit into the daemon's own limit
 //!     │                        │     ──► broker        a socket for each pod
 //!     │                        │     ──► unmodified    the domain's /dev/shm, and System V memory (sysv.rs)
+//!     │                        │     ◄─► nri           the container runtime asks about containers (sysv native)
 //!     │                        ▼
 //!     │                    mounts.rs  ──► KUBELET_DIR/pods/UID/volumes/…/mount
 //!     ├─ podshm.dev@reg.sock ◄── sockets.rs, run.rs
@@ -22,6 +23,7 @@ pub mod memory;
 pub mod messages;
 pub mod metrics;
 pub mod mounts;
+pub mod nri;
 pub mod port;
 pub mod report;
 pub mod request;

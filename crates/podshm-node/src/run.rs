@@ -7,6 +7,7 @@
 
 use crate::domains::Domains;
 use crate::memory::{Memory, RESERVE};
+use crate::nri::{Native, Plugin};
 use crate::port::{self, Told};
 use crate::services::made::identity_server::IdentityServer;
 use crate::services::made::node_server::NodeServer;
@@ -56,6 +57,9 @@ pub struct Options {
     /// What of this daemon's memory limit is not for regions.
     #[arg(long, default_value_t = RESERVE)]
     memory_reserve: u64,
+    /// The container runtime's NRI socket, for domains whose sysv.mechanism is native; without it those are refused.
+    #[arg(long)]
+    nri_socket: Option<PathBuf>,
     #[command(flatten)]
     status: Status,
 }
@@ -101,13 +105,17 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     // First: a daemon that waits for the one before it is alive.
     let told = Arc::new(Told::new(&options.node, options.memory().limit));
     let port = tokio::spawn(port::answer(listen(options.metrics_addr).await?, Arc::clone(&told)));
+    let native = Arc::new(Native::default());
     let begun = {
-        let options = options.clone();
-        tokio::task::spawn_blocking(move || begin(&options))
+        let (options, native) = (options.clone(), Arc::clone(&native));
+        tokio::task::spawn_blocking(move || begin(&options, native))
     };
     let (volumes, lock) = begun.await??;
     let volumes = Arc::new(Mutex::new(volumes));
     told.serves(&volumes);
+    // Once it is known which pods there are, and before the kubelet asks for more.
+    let plugin = options.nri_socket.clone().map(|socket| Plugin::start(native, socket)).transpose();
+    let plugin = plugin.context("starting the thread that the container runtime asks")?;
 
     let csi = options.kubelet_dir.join("plugins").join(DRIVER).join("csi.sock");
     let (acknowledged, mut heard) = tokio::sync::watch::channel(false);
@@ -152,6 +160,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         let _ = task.await;
     }
     drop((csi_file, registry_file));
+    // Of two plugins that change a container alike the runtime wants neither.
+    drop(plugin);
     drop(volumes);
     drop(lock);
     if is_ended {
@@ -192,7 +202,7 @@ fn registry_socket(kubelet_dir: &Path) -> PathBuf {
 }
 
 /// Takes over from a daemon that is there, and finds what is published.
-fn begin(options: &Options) -> anyhow::Result<(Volumes, File)> {
+fn begin(options: &Options, native: Arc<Native>) -> anyhow::Result<(Volumes, File)> {
     let make = |path: &Path| fs::create_dir_all(path).with_context(|| format!("making {}", path.display()));
     make(&options.root)?;
     let broker =
@@ -210,7 +220,8 @@ fn begin(options: &Options) -> anyhow::Result<(Volumes, File)> {
         );
         std::thread::sleep(TICK);
     }
-    let volumes = Volumes::restore(&options.root, Domains::at(&options.domains), broker, options.memory())?;
+    let volumes =
+        Volumes::restore_with(&options.root, Domains::at(&options.domains), broker, options.memory(), native)?;
     Ok((volumes, lock))
 }
 

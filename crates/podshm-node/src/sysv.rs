@@ -1,4 +1,4 @@
-//! Mode `sysv` by preload: a pod's volume has the library, and a socket at which the domain's server knows the pod.
+//! Mode `sysv`. By preload: a pod's volume has the library, and a socket at which the domain's server knows the pod. (By the kernel: see nri.)
 //!
 //! ```text
 //!  ROOT/volumes/HASH/socket/shm.sock    the server listens here        DIR/shm.sock                     in the pod
@@ -8,7 +8,7 @@
 //! `LD_PRELOAD=DIR/lib/libpodshm-preload.so` is all that the pod's programs need: the library looks for the socket beside its `lib`. The
 //! link is what a server that follows another finds its members by.
 
-use crate::domains::DomainSpec;
+use crate::domains::{DomainSpec, Mechanism, Mode as DomainMode};
 use podshm_unmodified::control::{Question, Response, ask};
 use podshm_unmodified::segments::PAGE;
 use podshm_unmodified::{Config, Limits, Mode, Place};
@@ -20,11 +20,22 @@ use std::path::{Path, PathBuf};
 /// Where the library is in a volume.
 pub const LIBRARY: &str = "lib";
 
+/// Whether a domain's volumes have the library.
+pub fn has_library(spec: &DomainSpec) -> bool {
+    spec.modes.contains(&DomainMode::Sysv) && spec.sysv.mechanism == Mechanism::Preload
+}
+
+/// Whether the container runtime has a domain's pods join its IPC namespace.
+pub fn is_native(spec: &DomainSpec) -> bool {
+    spec.modes.contains(&DomainMode::Sysv) && spec.sysv.mechanism == Mechanism::Native
+}
+
 /// A domain of the server for unmodified programs, as its description says.
 pub fn config(name: &str, spec: &DomainSpec) -> Config {
     let sysv = &spec.sysv;
     let limits = Limits { shmmax: sysv.shmmax.0, shmall: sysv.shmall.0.div_ceil(PAGE), shmmni: sysv.shmmni };
-    Config { shm_size: spec.shm_size.0, limits, ..Config::new(name, Mode::Preload) }
+    let mode = if is_native(spec) { Mode::Native } else { Mode::Preload };
+    Config { shm_size: spec.shm_size.0, limits, ..Config::new(name, mode) }
 }
 
 /// Has the domain's server listen in a volume's socket directory; done before is done.

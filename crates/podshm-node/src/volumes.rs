@@ -11,8 +11,9 @@
 //! ```
 //! A pod mounts the volume where its library looks for the socket, and with `subPath: shm` at /dev/shm.
 
-use crate::domains::{Bytes, DomainError, DomainSpec, Domains, Mechanism, Mode};
+use crate::domains::{Bytes, DomainError, DomainSpec, Domains, Mode};
 use crate::memory::{Memory, OverLimit};
+use crate::nri::Native;
 use crate::report::{DomainView, NodeView, condition};
 use crate::request::{Target, VolumeId, Wanted};
 use crate::{mounts, sysv};
@@ -26,6 +27,7 @@ use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_128;
 
 /// Why a volume could not be published or taken away.
@@ -146,6 +148,8 @@ pub struct Volumes {
     clamped: BTreeMap<String, NodeCondition>,
     records: BTreeMap<String, Record>,
     unserved: BTreeSet<PathBuf>,
+    /// Pods whose containers the runtime has join their domain.
+    native: Arc<Native>,
 }
 
 fn doing<T>(what: &str, path: &Path, result: io::Result<T>) -> Result<T, VolumeError> {
@@ -185,6 +189,17 @@ impl Record {
 impl Volumes {
     /// With a broker that has begun on ROOT; serves again what a daemon before this one has published.
     pub fn restore(root: &Path, domains: Domains, broker: Broker, memory: Memory) -> Result<Self, VolumeError> {
+        Self::restore_with(root, domains, broker, memory, Arc::default())
+    }
+
+    /// The same, where the container runtime may ask about pods of native domains.
+    pub fn restore_with(
+        root: &Path,
+        domains: Domains,
+        broker: Broker,
+        memory: Memory,
+        native: Arc<Native>,
+    ) -> Result<Self, VolumeError> {
         let mut all = Volumes {
             root: root.to_owned(),
             domains,
@@ -197,6 +212,7 @@ impl Volumes {
             clamped: BTreeMap::new(),
             records: BTreeMap::new(),
             unserved: BTreeSet::new(),
+            native,
         };
         make_directory(&all.root.join("volumes"), 0o711)?;
         let entries = doing("reading", &root.join("volumes"), fs::read_dir(root.join("volumes")))?;
@@ -243,8 +259,7 @@ impl Volumes {
         let spec = self.domains.find(&wanted.domain)?;
         let not_allowed = |source| VolumeError::NotAllowed { domain: wanted.domain.clone(), source };
         spec.policy().rights(&wanted.who, wanted.role).map_err(not_allowed)?;
-        if spec.modes.contains(&Mode::Sysv) && spec.sysv.mechanism == Mechanism::Native {
-            let why = "this podshmd does not speak to the container runtime".to_owned();
+        if let Some(why) = self.native.why_not().filter(|_| sysv::is_native(&spec)) {
             return Err(VolumeError::NoRuntime { domain: wanted.domain.clone(), why });
         }
         let mut record = Record::of(wanted, spec);
@@ -262,7 +277,7 @@ impl Volumes {
         let socket = directory.join("socket");
         make_directory(&socket, 0o755)?;
         let has = |mode| record.spec.modes.contains(&mode);
-        let (has_shm, has_library) = (has(Mode::Posix), has(Mode::Sysv));
+        let (has_shm, has_library) = (has(Mode::Posix), sysv::has_library(&record.spec));
         for (name, is_there) in [("shm", has_shm), (sysv::LIBRARY, has_library)] {
             if is_there {
                 make_directory(&socket.join(name), 0o755)?;
@@ -312,7 +327,8 @@ impl Volumes {
 
     /// What the node's report and its metrics are made of.
     pub fn view(&self) -> NodeView {
-        let mut view = NodeView { unserved_volumes: self.unserved.len() as u64, ..NodeView::default() };
+        let nri = self.native.is_wanted().then(|| self.native.is_connected());
+        let mut view = NodeView { nri, unserved_volumes: self.unserved.len() as u64, ..NodeView::default() };
         let mut budgets: BTreeMap<String, u64> =
             self.domains.all().into_iter().map(|(name, spec)| (name, spec.budget.0)).collect();
         budgets.extend(self.budgets.iter().map(|(name, budget)| (name.clone(), *budget)));
@@ -328,6 +344,15 @@ impl Volumes {
             let place = self.unmodified.get(&name).and_then(|_| Place::of(&self.root, &name).ok());
             let fill = place.and_then(|place| place.fill().ok());
             let conditions = [&self.failed, &self.clamped].into_iter().filter_map(|found| found.get(&name).cloned());
+            let private = self.native.private(&name);
+            let conditions = conditions.chain(private.first().map(|first| {
+                let says = format!(
+                    "{first} and {} more containers were started while the container runtime did not ask podshmd, and have System V \
+                     memory of their own; restart them",
+                    private.len() - 1
+                );
+                condition("PrivateNamespace", says)
+            }));
             let domain = DomainView {
                 stats,
                 generation: 0,
@@ -349,8 +374,13 @@ impl Volumes {
 
     /// Listens for one pod.
     fn open(&self, directory: &Path, record: &Record) -> Result<(), VolumeError> {
-        if record.spec.modes.contains(&Mode::Sysv) {
-            let (place, socket) = (Place::of(&self.root, &record.domain)?, directory.join("socket"));
+        let place = Place::of(&self.root, &record.domain)?;
+        if sysv::is_native(&record.spec) {
+            let has_shm = record.spec.modes.contains(&Mode::Posix);
+            self.native.add(&record.uid, record.who().name(), &place, has_shm);
+        }
+        if sysv::has_library(&record.spec) {
+            let socket = directory.join("socket");
             doing("listening for System V calls in", &socket, sysv::add(&place, &socket))?;
         }
         if !record.spec.modes.contains(&Mode::Channel) {
@@ -363,6 +393,7 @@ impl Volumes {
     /// Listens no more for what the broker knows nothing of.
     fn close(&self, directory: &Path, record: &Record) -> Result<(), VolumeError> {
         let (place, socket) = (Place::of(&self.root, &record.domain)?, directory.join("socket"));
+        self.native.remove(&record.uid);
         doing("listening no more in", &socket, sysv::remove(&place, &socket))
     }
 
@@ -389,7 +420,8 @@ impl Volumes {
                 Err(refused) if pods_have_it => {
                     let (asked, left) = (String::from(spec.budget), String::from(Bytes(refused.room())));
                     tracing::error!(domain = name, asked, left, "a domain that pods have gets less than its budget");
-                    let says = format!("{refused}. Its pods keep what they have; beyond {left} new regions are refused");
+                    let says =
+                        format!("{refused}. Its pods keep what they have; beyond {left} new regions are refused");
                     self.clamped.insert(name.to_owned(), condition("OverLimit", says));
                     config.limits.budget = refused.room();
                 }
@@ -439,7 +471,14 @@ impl Volumes {
         let place = Place::of(&self.root, name)?;
         let config = match place.config() {
             // A live domain stays as it is until nobody has it.
-            Ok(found) => found,
+            Ok(found) => {
+                let asked = sysv::config(name, spec).mode;
+                if spec.modes.contains(&Mode::Sysv) && asked != found.mode {
+                    let (found, asked) = (found.mode.to_string(), asked.to_string());
+                    return Err(PlaceError::Otherwise { name: name.to_owned(), what: "mode", found, asked }.into());
+                }
+                found
+            }
             Err(PlaceError::Absent { .. }) => sysv::config(name, spec),
             Err(error) => return Err(error.into()),
         };
