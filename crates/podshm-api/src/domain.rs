@@ -36,6 +36,17 @@ pub enum OlderScheme {
     Sidecar,
 }
 
+/// How System V calls reach a domain.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Mechanism {
+    /// By the preload library, which the domain's volumes have.
+    #[default]
+    Preload,
+    /// By the kernel, in an IPC namespace of the domain that the container runtime joins (NRI).
+    Native,
+}
+
 /// Pods of a namespace; of some service accounts of it, or all.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
@@ -51,17 +62,6 @@ pub struct PartySpec {
     pub service_accounts: Vec<String>,
 }
 
-/// How System V calls reach a domain.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Mechanism {
-    /// By the preload library.
-    #[default]
-    Preload,
-    /// By the kernel, in an IPC namespace of the domain.
-    Native,
-}
-
 /// A domain's System V memory on a node: how calls reach it, and its bounds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
@@ -69,9 +69,8 @@ pub enum Mechanism {
     "!isQuantity(self.shmmax) || !isQuantity(self.shmall) || quantity(self.shmmax).compareTo(quantity(self.shmall)) <= 0")
     .message("shmmax is more than shmall: no segment can be larger than all of them together").field_path(".shmmax"))]
 pub struct SysvSpec {
-    /// How System V calls reach the domain. `preload`: by the library in the pod's volume, which the variable LD_PRELOAD names; dynamic
-    /// 64-bit programs, segments only. `native`: by the kernel, in an IPC namespace of the domain that the container runtime has the pod's
-    /// containers join (NRI); all programs, semaphores and queues too. Nodes whose runtime does not offer it refuse the pod.
+    /// How calls reach it. `preload`: by a library that the domain's volumes have and that a pod names in LD_PRELOAD. `native`: by the
+    /// kernel, in an IPC namespace of the domain that the container runtime joins; it needs NRI.
     #[serde(default)]
     pub mechanism: Mechanism,
     /// The largest segment, as kernel.shmmax.

@@ -6,6 +6,7 @@ pub mod bytes;
 pub mod crd;
 pub mod domain;
 pub mod report;
+pub mod rollout;
 pub mod status;
 
 pub use bytes::Bytes;

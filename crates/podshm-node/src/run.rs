@@ -5,7 +5,7 @@
 //! ```
 //! A daemon that has given way waits to be ended; if its successor ends first, it begins anew.
 
-use crate::domains::Domains;
+use crate::domains::{Domains, Known};
 use crate::memory::{Memory, RESERVE};
 use crate::nri::{Native, Plugin};
 use crate::port::{self, Told};
@@ -15,7 +15,7 @@ use crate::services::made::registration_server::RegistrationServer;
 use crate::services::{Driver, Registration};
 use crate::sockets::SocketFile;
 use crate::volumes::Volumes;
-use crate::{DRIVER, sockets};
+use crate::{DRIVER, sockets, watch};
 use anyhow::Context;
 use podshm_broker::{Broker, BrokerConfig};
 use rustix::fs::{FlockOperation, flock};
@@ -48,9 +48,9 @@ pub struct Options {
     /// The kubelet's --root-dir, at the same path here as there, its `pods` with mount propagation.
     #[arg(long, default_value = "/var/lib/kubelet")]
     kubelet_dir: PathBuf,
-    /// A directory with one JSON file for each domain.
-    #[arg(long, default_value = "/etc/podshm/domains")]
-    domains: PathBuf,
+    /// A directory with one JSON file for each domain, where there is no cluster whose ShmDomains say which there are.
+    #[arg(long)]
+    domains: Option<PathBuf>,
     /// The one port: /metrics, /healthz, /readyz, /domains. By default 9478 at all addresses of this pod.
     #[arg(long)]
     metrics_addr: Option<SocketAddr>,
@@ -106,11 +106,17 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let told = Arc::new(Told::new(&options.node, options.memory().limit));
     let port = tokio::spawn(port::answer(listen(options.metrics_addr).await?, Arc::clone(&told)));
     let native = Arc::new(Native::default());
+    let client = match options.domains {
+        Some(_) => None,
+        // Asks nobody yet: this daemon begins where the API server is away, too.
+        None => Some(kube::Client::try_default().await.context("there is neither --domains nor a cluster to ask")?),
+    };
     let begun = {
         let (options, native) = (options.clone(), Arc::clone(&native));
         tokio::task::spawn_blocking(move || begin(&options, native))
     };
-    let (volumes, lock) = begun.await??;
+    let Begun { volumes, lock, known } = begun.await??;
+    let watch = client.zip(known).map(|(client, known)| tokio::spawn(watch::follow(client, known)));
     let volumes = Arc::new(Mutex::new(volumes));
     told.serves(&volumes);
     // Once it is known which pods there are, and before the kubelet asks for more.
@@ -154,6 +160,11 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     };
     let _ = fs::remove_file(options.status.file());
     told.registered(false);
+    if let Some(watch) = watch {
+        // Its successor keeps what is heard in the same file.
+        watch.abort();
+        let _ = watch.await;
+    }
     for task in [services, registration] {
         task.abort();
         // What it holds, the volumes among it, goes with it.
@@ -201,8 +212,16 @@ fn registry_socket(kubelet_dir: &Path) -> PathBuf {
     kubelet_dir.join("plugins_registry").join(format!("{DRIVER}@reg.sock"))
 }
 
+/// What a daemon that has begun has.
+struct Begun {
+    volumes: Volumes,
+    lock: File,
+    /// Where the domains are the cluster's.
+    known: Option<Arc<Known>>,
+}
+
 /// Takes over from a daemon that is there, and finds what is published.
-fn begin(options: &Options, native: Arc<Native>) -> anyhow::Result<(Volumes, File)> {
+fn begin(options: &Options, native: Arc<Native>) -> anyhow::Result<Begun> {
     let make = |path: &Path| fs::create_dir_all(path).with_context(|| format!("making {}", path.display()));
     make(&options.root)?;
     let broker =
@@ -220,9 +239,15 @@ fn begin(options: &Options, native: Arc<Native>) -> anyhow::Result<(Volumes, Fil
         );
         std::thread::sleep(TICK);
     }
-    let volumes =
-        Volumes::restore_with(&options.root, Domains::at(&options.domains), broker, options.memory(), native)?;
-    Ok((volumes, lock))
+    let (domains, known) = match &options.domains {
+        Some(directory) => (Domains::at(directory), None),
+        None => {
+            let known = Known::on_node(&options.root).context("reading what is kept of the cluster's domains")?;
+            (Domains::of_cluster(&known), Some(known))
+        }
+    };
+    let volumes = Volumes::restore_with(&options.root, domains, broker, options.memory(), native)?;
+    Ok(Begun { volumes, lock, known })
 }
 
 fn open(path: &Path) -> anyhow::Result<(SocketFile, UnixListenerStream)> {

@@ -8,7 +8,8 @@
 //! `LD_PRELOAD=DIR/lib/libpodshm-preload.so` is all that the pod's programs need: the library looks for the socket beside its `lib`. The
 //! link is what a server that follows another finds its members by.
 
-use crate::domains::{DomainSpec, Mechanism, Mode as DomainMode};
+use crate::domains::{DomainSpec, Mode as DomainMode};
+use podshm_api::Mechanism;
 use podshm_unmodified::control::{Question, Response, ask};
 use podshm_unmodified::segments::PAGE;
 use podshm_unmodified::{Config, Limits, Mode, Place};
@@ -22,20 +23,33 @@ pub const LIBRARY: &str = "lib";
 
 /// Whether a domain's volumes have the library.
 pub fn has_library(spec: &DomainSpec) -> bool {
-    spec.modes.contains(&DomainMode::Sysv) && spec.sysv.mechanism == Mechanism::Preload
+    mechanism(spec) == Some(Mechanism::Preload)
 }
 
 /// Whether the container runtime has a domain's pods join its IPC namespace.
 pub fn is_native(spec: &DomainSpec) -> bool {
-    spec.modes.contains(&DomainMode::Sysv) && spec.sysv.mechanism == Mechanism::Native
+    mechanism(spec) == Some(Mechanism::Native)
+}
+
+fn mechanism(spec: &DomainSpec) -> Option<Mechanism> {
+    let is_sysv = spec.modes.contains(&DomainMode::Sysv);
+    is_sysv.then(|| spec.sysv.as_ref().map(|sysv| sysv.mechanism).unwrap_or_default())
+}
+
+/// What of a domain's System V memory may be charged to the daemon on a node, at most; and, by programs with the library, of its /dev/shm.
+pub fn charged(spec: &DomainSpec) -> u64 {
+    match has_library(spec) {
+        true => spec.sysv.clone().unwrap_or_default().shmall.0.saturating_add(spec.shm_bytes()),
+        false => 0,
+    }
 }
 
 /// A domain of the server for unmodified programs, as its description says.
 pub fn config(name: &str, spec: &DomainSpec) -> Config {
-    let sysv = &spec.sysv;
+    let sysv = spec.sysv.clone().unwrap_or_default();
     let limits = Limits { shmmax: sysv.shmmax.0, shmall: sysv.shmall.0.div_ceil(PAGE), shmmni: sysv.shmmni };
     let mode = if is_native(spec) { Mode::Native } else { Mode::Preload };
-    Config { shm_size: spec.shm_size.0, limits, ..Config::new(name, mode) }
+    Config { shm_size: spec.shm_bytes(), limits, ..Config::new(name, mode) }
 }
 
 /// Has the domain's server listen in a volume's socket directory; done before is done.

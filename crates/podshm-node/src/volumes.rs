@@ -11,7 +11,7 @@
 //! ```
 //! A pod mounts the volume where its library looks for the socket, and with `subPath: shm` at /dev/shm.
 
-use crate::domains::{Bytes, DomainError, DomainSpec, Domains, Mode};
+use crate::domains::{self, Bytes, DomainError, DomainSpec, Domains, Mode};
 use crate::memory::{Memory, OverLimit};
 use crate::nri::Native;
 use crate::report::{DomainView, NodeView, condition};
@@ -355,7 +355,7 @@ impl Volumes {
             }));
             let domain = DomainView {
                 stats,
-                generation: 0,
+                generation: self.domains.generation(&name),
                 budget: budgets.get(&name).copied().unwrap_or_default(),
                 agents: of(true) as u32,
                 members: of(false) as u32,
@@ -414,7 +414,7 @@ impl Volumes {
     fn serve_what_is_not(&mut self, name: &str, spec: &DomainSpec, pods_have_it: bool) -> Result<(), VolumeError> {
         // Each apart: a mode may have come later, and what failed is tried again with the next volume.
         if spec.modes.contains(&Mode::Channel) && !self.budgets.contains_key(name) {
-            let mut config = spec.config(name);
+            let mut config = domains::config(name, spec);
             match self.memory.admit(config.limits.budget, self.others(name)?) {
                 Ok(()) => {}
                 Err(refused) if pods_have_it => {
@@ -432,7 +432,7 @@ impl Volumes {
             self.budgets.insert(name.to_owned(), budget);
         }
         if spec.modes.contains(&Mode::Sysv) && !self.sysv.contains_key(name) {
-            self.admit_sysv(name, spec.charged_by_preload(), pods_have_it)?;
+            self.admit_sysv(name, sysv::charged(spec), pods_have_it)?;
         }
         let is_for_unmodified = [Mode::Posix, Mode::Sysv].iter().any(|mode| spec.modes.contains(mode));
         if is_for_unmodified && !self.unmodified.contains_key(name) {

@@ -139,6 +139,8 @@ fn descriptor(media: &str, bytes: &[u8]) -> Value {
 pub const POD: &str = "podshm.dev/test/pod:1";
 /// The node daemon.
 pub const PODSHMD: &str = "podshm.dev/test/podshmd:1";
+/// The controller.
+pub const CONTROLLER: &str = "podshm.dev/test/podshm-controller:1";
 
 /// A program of this workspace, as `scripts/cluster.sh` has built it: statically.
 pub fn built_statically(name: &str) -> anyhow::Result<PathBuf> {
@@ -194,7 +196,7 @@ pub fn provide_dynamic(place: &Place, programs: &Programs) -> anyhow::Result<()>
     provide(place, programs, &image)
 }
 
-/// Makes the images of the node daemon and of its tests' pods, and gives them to every node.
+/// Makes the images of the node daemon, of the controller and of their tests' pods, and gives them to every node.
 pub fn provide_podshm(place: &Place, programs: &Programs) -> anyhow::Result<()> {
     let (pod, daemon) = (built_statically("podshm-cluster-pod")?, built_statically("podshmd")?);
     let pod = Image {
@@ -204,5 +206,11 @@ pub fn provide_podshm(place: &Place, programs: &Programs) -> anyhow::Result<()> 
         user: 65532,
     };
     let daemon = Image { name: PODSHMD.into(), programs: vec![daemon], entrypoint: vec!["/podshmd".into()], user: 0 };
-    [pod, daemon].iter().try_for_each(|image| provide(place, programs, image))
+    let controller = Image {
+        name: CONTROLLER.into(),
+        programs: vec![built_statically("podshm-controller")?],
+        entrypoint: vec!["/podshm-controller".into()],
+        user: 65532,
+    };
+    [pod, daemon, controller].iter().try_for_each(|image| provide(place, programs, image))
 }

@@ -1,6 +1,6 @@
 //! What tests ask of a cluster: namespaces of their own, pods, commands in them. All by kubectl, as a person would.
 
-use crate::images::{POD, PODSHMD, PROBE, provide_dynamic, provide_podshm};
+use crate::images::{CONTROLLER, POD, PODSHMD, PROBE, provide_dynamic, provide_podshm};
 use crate::place::Place;
 use crate::programs::{CLUSTER, Programs};
 use crate::supervise::alive;
@@ -79,6 +79,20 @@ impl Cluster {
     /// Gives every node the node daemon's image, and that of tests' pods.
     pub fn provide_podshm(&self) -> anyhow::Result<()> {
         provide_podshm(&self.place, &self.programs)
+    }
+
+    /// Applies an object.
+    pub fn apply_object(&self, object: &Value) -> anyhow::Result<()> {
+        kubectl(&self.place, &self.programs, &["apply", "-f", "-"], &object.to_string()).map(drop)
+    }
+
+    /// Describes a domain, once the cluster knows what that is.
+    pub fn domain(&self, name: &str, spec: &Value) -> anyhow::Result<()> {
+        let crd = ["wait", "--for=condition=Established", "crd/shmdomains.podshm.dev", "--timeout=60s"];
+        self.kubectl(&crd)?;
+        let kind =
+            json!({"apiVersion": "podshm.dev/v1alpha1", "kind": "ShmDomain", "metadata": {"name": name}, "spec": spec});
+        self.apply_object(&kind)
     }
 
     /// Gives every node the image of dynamic programs.
@@ -208,6 +222,7 @@ impl Cluster {
 fn ours(manifest: &str, image: &str) -> &'static str {
     match image.split(':').next() {
         Some("podshmd") => PODSHMD,
+        Some("podshm-controller") => CONTROLLER,
         _ if manifest.starts_with("examples/") => POD,
         _ => PROBE,
     }

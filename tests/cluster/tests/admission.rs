@@ -83,23 +83,23 @@ fn csi(name: &str, attributes: &Value) -> Value {
 fn a_label_is_enough() {
     let cluster = Cluster::connect().unwrap();
     cluster.apply("chart/files/shmdomains.json").unwrap();
-    cluster.kubectl(&["wait", "--for=condition=Established", "crd/shmdomains.podshm.dev", "--timeout=60s"]).unwrap();
     for (name, spec) in [
         ("adm-all", json!({"modes": ["channel", "posix", "sysv"], "shmSize": "8Mi"})),
         ("adm-channel", json!({"modes": ["channel"]})),
         ("adm-native", json!({"modes": ["sysv"], "sysv": {"mechanism": "native"}})),
     ] {
-        let domain = json!({"apiVersion": "podshm.dev/v1alpha1", "kind": "ShmDomain", "metadata": {"name": name}, "spec": spec});
-        let (is_fine, _, why) = kubectl(&cluster, &["apply", "-f", "-"], &domain.to_string());
-        assert!(is_fine, "{why}");
+        cluster.domain(name, &spec).unwrap();
     }
     policies(&cluster, "apply", &[]);
     let space = cluster.space("admission-label", "restricted").unwrap();
     let asked = |domain: &str| labelled("asks", &json!({"podshm.dev/domain": domain}));
     let stored = |pod: &Value| dry(&cluster, &space, pod).unwrap_or_else(|why| panic!("{why}\n{pod}")).0;
     // The server takes policies up a moment later.
-    until("the policies to be there", || Ok((all_containers(&stored(&asked("adm-all")))[0].1.len() == 1).then_some(())))
-        .unwrap();
+    until(
+        "the policies to be there",
+        || Ok((all_containers(&stored(&asked("adm-all")))[0].1.len() == 1).then_some(())),
+    )
+    .unwrap();
 
     let mounts = |name: &str| vec![format!("/dev/shm={name}/shm"), format!("/run/podshm={name}/")];
     let all = stored(&asked("adm-all"));
@@ -132,13 +132,17 @@ fn a_label_is_enough() {
         {"name": "mine", "mountPath": "/run/podshm"}, {"name": "mine", "mountPath": "/dev/shm", "subPath": "shm"},
     ]);
     container["env"] = json!([{"name": "LD_PRELOAD", "value": format!("/other.so:{LIBRARY}")}]);
-    by_hand["spec"]["containers"][1]["env"] = json!([{"name": "A", "value": "1"}, {"name": "LD_PRELOAD", "value": "/other.so"}]);
+    by_hand["spec"]["containers"][1]["env"] =
+        json!([{"name": "A", "value": "1"}, {"name": "LD_PRELOAD", "value": "/other.so"}]);
     let found = stored(&by_hand);
     assert_eq!(volumes(&found), [csi("mine", &json!({"domain": "adm-all"}))]);
-    let variables: Vec<_> = all_containers(&found).into_iter().map(|(found, variables)| {
-        assert_eq!(found, mounts("mine"));
-        variables
-    }).collect();
+    let variables: Vec<_> = all_containers(&found)
+        .into_iter()
+        .map(|(found, variables)| {
+            assert_eq!(found, mounts("mine"));
+            variables
+        })
+        .collect();
     let ours = format!("LD_PRELOAD={LIBRARY}");
     assert_eq!(variables[0], [ours.clone()]);
     assert_eq!(variables[1], [format!("LD_PRELOAD=/other.so:{LIBRARY}")], "as it was written");
@@ -192,8 +196,10 @@ fn host_ipc() -> Value {
 #[test]
 fn the_nodes_own_shared_memory_is_for_those_who_are_listed() {
     let cluster = Cluster::connect().unwrap();
-    let (space, listed) =
-        (cluster.space("admission-host", "privileged").unwrap(), cluster.space("admission-listed", "privileged").unwrap());
+    let (space, listed) = (
+        cluster.space("admission-host", "privileged").unwrap(),
+        cluster.space("admission-listed", "privileged").unwrap(),
+    );
     let before = json!({
         "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "before"},
         "spec": {"replicas": 0, "selector": {"matchLabels": {"app": "b"}},
@@ -247,7 +253,11 @@ fn the_nodes_own_shared_memory_is_for_those_who_are_listed() {
     let refused = dry(&cluster, &space, &host_path("/run/../dev/shm")).unwrap_err();
     assert!(refused.contains("must not contain '..'") || refused.contains("leads to"), "{refused}");
 
-    policies(&cluster, "apply", &["admission.hostMemory.actions={Audit,Deny}", "admission.hostMemory.allow={admission-listed}"]);
+    policies(
+        &cluster,
+        "apply",
+        &["admission.hostMemory.actions={Audit,Deny}", "admission.hostMemory.allow={admission-listed}"],
+    );
     until("the policy to deny", || Ok(dry(&cluster, &space, &host_ipc()).is_err().then_some(()))).unwrap();
     for (object, says) in &rows {
         match (dry(&cluster, &space, object), says) {

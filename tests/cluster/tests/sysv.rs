@@ -72,6 +72,7 @@ fn unmodified_programs_share_both_kinds_through_a_volume_and_one_variable() {
     for space in [&shop, &agents] {
         cluster.leave(space).unwrap();
     }
+    cluster.kubectl(&["delete", "shmdomain", "legacy"]).unwrap();
     cluster.kubectl(&["delete", "csidriver", "podshm.dev"]).unwrap();
     cluster.leave(&system).unwrap();
 }
@@ -83,8 +84,7 @@ fn domain(cluster: &Cluster) {
         "sysv": {"shmmax": "32Mi", "shmall": "40Mi", "shmmni": 16},
         "serve": [{"namespace": "legacy-agents"}], "join": [{"namespace": "legacy-shop"}],
     });
-    let patch = json!({"data": {"legacy": spec.to_string()}}).to_string();
-    cluster.kubectl(&["-n", "podshm-system", "patch", "configmap", "domains", "--type=merge", "-p", &patch]).unwrap();
+    cluster.domain("legacy", &spec).unwrap();
 }
 
 fn who_sees_what(cluster: &Cluster, shop: &Space) {

@@ -31,14 +31,22 @@ fn install(cluster: &Cluster) {
         "modes": ["posix", "sysv"], "shmSize": "8Mi", "sysv": {"mechanism": "native", "shmmax": "4Mi", "shmall": "8Mi", "shmmni": 16},
         "serve": [{"namespace": "kernel-agents"}], "join": [{"namespace": "kernel-shop"}],
     });
-    helm.args(["template", "podshm", "deploy/chart", "--set", "podshmd.nri=true", "--set", &format!("images.podshmd={PODSHMD}")]);
-    helm.args(["--set-json", &format!("domains={}", json!({"kernel": spec}))]);
+    helm.args([
+        "template",
+        "podshm",
+        "deploy/chart",
+        "--set",
+        "podshmd.nri=true",
+        "--set",
+        &format!("images.podshmd={PODSHMD}"),
+    ]);
     let output = helm.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let file = std::env::temp_dir().join(format!("podshm-native-{}.yaml", std::process::id()));
     fs::write(&file, output.stdout).unwrap();
     cluster.kubectl(&["apply", "-f", file.to_str().unwrap()]).unwrap();
     fs::remove_file(file).unwrap();
+    cluster.domain("kernel", &spec).unwrap();
 }
 
 fn get(cluster: &Cluster, space: &Space, pod: &str, verb: &str, name: &str) -> Said {
@@ -71,6 +79,7 @@ fn containers_join_their_domain_through_the_runtime() {
     for space in [&shop, &agents] {
         cluster.leave(space).unwrap();
     }
+    cluster.kubectl(&["delete", "shmdomain", "kernel"]).unwrap();
     cluster.kubectl(&["delete", "csidriver", "podshm.dev"]).unwrap();
     cluster.leave(&system).unwrap();
 }

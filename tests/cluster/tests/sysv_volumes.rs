@@ -98,7 +98,11 @@ fn on(node: &Path) {
     assert_eq!(said(node, &cart, 20_001, &["posix-put", "/podshm-sysv-test", TEXT]), "");
     assert_eq!(said(node, &till, 30_002, &["posix-get", "/podshm-sysv-test"]), TEXT);
     assert_eq!(fs::read(cart.target.path().join("shm/podshm-sysv-test")).unwrap().len(), 4096);
-    assert_eq!(said(node, &till, 30_002, &["sysv-fill", "0x706f6412", "2"]), "sysv-fill: Invalid argument", "over shmmax");
+    assert_eq!(
+        said(node, &till, 30_002, &["sysv-fill", "0x706f6412", "2"]),
+        "sysv-fill: Invalid argument",
+        "over shmmax"
+    );
     let full = said(node, &till, 30_002, &["sysv-fill", "0x706f6412", "1"]);
     assert_eq!(full, "sysv-fill: No space left on device", "over shmall, with the page that is there");
     assert_eq!(said(node, &till, 30_002, &["sem-get", KEY]), "sem-get: Function not implemented");
@@ -119,7 +123,11 @@ fn on(node: &Path) {
     }
     assert_eq!(left(node), [] as [PathBuf; 0]);
     volumes.publish(&till_again(node)).unwrap();
-    assert_eq!(said(node, &till_again(node), 30_002, &["sysv-get", KEY]), TEXT, "as segments do, it stays without anybody");
+    assert_eq!(
+        said(node, &till_again(node), 30_002, &["sysv-get", KEY]),
+        TEXT,
+        "as segments do, it stays without anybody"
+    );
 }
 
 fn till_again(node: &Path) -> Wanted {

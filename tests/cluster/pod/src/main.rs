@@ -6,10 +6,15 @@
 //!  podshm-cluster-pod exchange SENDER COUNT     pushes COUNT numbered records, one by one; says what the agent has counted
 //!  podshm-cluster-pod load SENDER COUNT         the same, at some pace and until it is told to end, COUNT at least
 //!  podshm-cluster-pod stop                      tells this pod's first process to end
+//!  podshm-cluster-pod routes lookup KEY         endpoints of a route of the route agent that take new work
+//!  podshm-cluster-pod routes follow KEY         the same at each change, with the time
+//!  podshm-cluster-pod routes load SENDER COUNT KEY    picks and reports, as `load` pushes
 //!  podshm-cluster-pod ready                     whether this pod's socket is answered
 //! ```
 //! An agent leaves its tally to its successor.
 #![forbid(unsafe_code)]
+
+mod routes;
 
 use anyhow::{Context, bail};
 use podshm::{Agent, Answer, Client, Handler, Progress, Record, Request};
@@ -32,9 +37,12 @@ fn main() -> anyhow::Result<()> {
         ["hold"] => hold(),
         ["exchange", sender, count] => exchange(sender.parse()?, count.parse()?, false),
         ["load", sender, count] => exchange(sender.parse()?, count.parse()?, true),
+        ["routes", "lookup", key] => routes::lookup(key),
+        ["routes", "follow", key] => routes::follow(key),
+        ["routes", "load", sender, count, key] => routes::load(sender.parse()?, count.parse()?, key),
         ["stop"] => Ok(kill_process(Pid::INIT, Signal::TERM)?),
         ["ready"] => Client::join(SOCKETS, Duration::from_secs(2)).map(drop).context("joining"),
-        _ => bail!("expected agent, hold, ready, stop, or exchange or load with SENDER COUNT, found {words:?}"),
+        _ => bail!("expected agent, hold, ready, stop, routes, or exchange or load with SENDER COUNT, found {words:?}"),
     }
 }
 
