@@ -22,14 +22,12 @@ fn kubectl(cluster: &Cluster, arguments: &[&str], input: &str) -> (bool, String,
     (output.status.success(), text(output.stdout), text(output.stderr))
 }
 
-/// Installs, or takes away, the chart's admission policies, with these values.
-fn policies(cluster: &Cluster, verb: &str, values: &[&str]) {
+/// Installs, or takes away, one of the chart's admission policies, with these values.
+fn policies(cluster: &Cluster, verb: &str, part: &str, values: &[&str]) {
     let mut helm = Command::new(Programs::built(HELM).unwrap().path("helm").unwrap());
     helm.args(["template", "podshm", "deploy/chart", "--set", "admission.label=always"]);
     helm.args(values.iter().flat_map(|value| ["--set", value]));
-    for part in ["label", "host"] {
-        helm.args(["--show-only", &format!("templates/admission-{part}.yaml")]);
-    }
+    helm.args(["--show-only", &format!("templates/admission-{part}.yaml")]);
     let output = helm.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let (is_fine, _, why) = kubectl(cluster, &[verb, "-f", "-"], &String::from_utf8_lossy(&output.stdout));
@@ -90,7 +88,7 @@ fn a_label_is_enough() {
     ] {
         cluster.domain(name, &spec).unwrap();
     }
-    policies(&cluster, "apply", &[]);
+    policies(&cluster, "apply", "label", &[]);
     let space = cluster.space("admission-label", "restricted").unwrap();
     let asked = |domain: &str| labelled("asks", &json!({"podshm.dev/domain": domain}));
     let stored = |pod: &Value| dry(&cluster, &space, pod).unwrap_or_else(|why| panic!("{why}\n{pod}")).0;
@@ -149,7 +147,7 @@ fn a_label_is_enough() {
     assert_eq!(variables[2], ["A=1".to_owned(), format!("{ours}:/other.so")], "beside another library");
 
     a_deployments_pods(&cluster, &space);
-    policies(&cluster, "delete", &[]);
+    policies(&cluster, "delete", "label", &[]);
     cluster.leave(&space).unwrap();
 }
 
@@ -237,7 +235,7 @@ fn the_nodes_own_shared_memory_is_for_those_who_are_listed() {
     cron["spec"]["jobTemplate"]["spec"]["template"]["spec"]["restartPolicy"] = "Never".into();
     rows.push((cron, Some(shm("/dev/shm"))));
 
-    policies(&cluster, "apply", &[]);
+    policies(&cluster, "apply", "host", &[]);
     until("the policy to warn", || {
         Ok(dry(&cluster, &space, &host_ipc()).is_ok_and(|(_, warned)| warned.contains("hostIPC: true")).then_some(()))
     })
@@ -256,6 +254,7 @@ fn the_nodes_own_shared_memory_is_for_those_who_are_listed() {
     policies(
         &cluster,
         "apply",
+        "host",
         &["admission.hostMemory.actions={Audit,Deny}", "admission.hostMemory.allow={admission-listed}"],
     );
     until("the policy to deny", || Ok(dry(&cluster, &space, &host_ipc()).is_err().then_some(()))).unwrap();
@@ -276,6 +275,7 @@ fn the_nodes_own_shared_memory_is_for_those_who_are_listed() {
     policies(
         &cluster,
         "apply",
+        "host",
         &["admission.hostMemory.actions={Audit,Deny}", "admission.hostMemory.allow={admission-listed/agent}"],
     );
     cluster.within(&listed, &["create", "serviceaccount", "agent"]).unwrap();
@@ -290,7 +290,7 @@ fn the_nodes_own_shared_memory_is_for_those_who_are_listed() {
     let image = ["set", "image", "deployment/before", "probe=podshm.dev/test/probe:2"];
     let refused = cluster.within(&space, &image).unwrap_err().to_string();
     assert!(refused.contains("hostIPC: true"), "{refused}");
-    policies(&cluster, "delete", &[]);
+    policies(&cluster, "delete", "host", &[]);
     for space in [space, listed] {
         cluster.leave(&space).unwrap();
     }
