@@ -52,7 +52,8 @@ fn refusal(found: &[String]) -> String {
         let _ = write!(text, "\n  {pod}");
     }
     if found.len() > NAMED {
-        let _ = write!(text, "\n  and {} more: kubectl get pods -A -o yaml | grep 'driver: {DRIVER}'", found.len() - NAMED);
+        let _ =
+            write!(text, "\n  and {} more: kubectl get pods -A -o yaml | grep 'driver: {DRIVER}'", found.len() - NAMED);
     }
     text
 }

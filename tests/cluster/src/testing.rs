@@ -2,7 +2,7 @@
 
 use crate::images::{CONTROLLER, POD, PODSHMD, PROBE, provide_dynamic, provide_podshm};
 use crate::place::Place;
-use crate::programs::{CLUSTER, Programs};
+use crate::programs::{CLUSTER, HELM, Programs};
 use crate::supervise::alive;
 use crate::{control, up::kubectl};
 use anyhow::{Context, bail};
@@ -59,6 +59,19 @@ impl Cluster {
         kubectl(&self.place, &self.programs, arguments, input)
     }
 
+    /// Runs helm; what it says, both ways, and whether it succeeded.
+    pub fn helm(&self, arguments: &[&str]) -> anyhow::Result<Said> {
+        let output = Command::new(Programs::built(HELM)?.path("helm")?)
+            .args(arguments)
+            .env("KUBECONFIG", self.place.kubeconfig())
+            .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."))
+            .stdin(Stdio::null())
+            .output()
+            .context("starting helm")?;
+        let said = [output.stdout, output.stderr].concat();
+        Ok(Said { text: String::from_utf8_lossy(&said).trim_end().to_owned(), is_fine: output.status.success() })
+    }
+
     /// Runs kubectl in a namespace.
     pub fn within(&self, space: &Space, arguments: &[&str]) -> anyhow::Result<String> {
         self.kubectl(&[&["-n", &space.name], arguments].concat())
@@ -74,6 +87,13 @@ impl Cluster {
         };
         let text: String = text.lines().map(put).collect();
         kubectl(&self.place, &self.programs, &["apply", "-f", "-"], &text).map(drop)
+    }
+
+    /// Removes what a manifest of `deploy` has, and waits until it is gone.
+    pub fn remove(&self, manifest: &str) -> anyhow::Result<()> {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy").join(manifest);
+        let (path, patience) = (path.display().to_string(), format!("--timeout={}s", PATIENCE.as_secs()));
+        self.kubectl(&["delete", "--ignore-not-found", &patience, "-f", &path]).map(drop)
     }
 
     /// Gives every node the node daemon's image, and that of tests' pods.

@@ -71,6 +71,7 @@ fn pods_under_restricted_share_memory_with_the_agent_of_their_node() {
     cluster.provide_podshm().unwrap();
     cluster.apply("manifests/podshm.yaml").unwrap();
     cluster.rolled_out(&system, "daemonset/podshmd").unwrap();
+    cluster.kubectl(&["wait", "--for=condition=Established", "crd/shmdomains.podshm.dev"]).unwrap();
     cluster.apply("examples/routing.yaml").unwrap();
     cluster.rolled_out(&routing, "daemonset/agent").unwrap();
     cluster.rolled_out(&shop, "daemonset/cart").unwrap();
@@ -93,8 +94,7 @@ fn pods_under_restricted_share_memory_with_the_agent_of_their_node() {
         })
         .unwrap_or_else(|error| panic!("{error}: {:?}", left_on(&cluster, node)));
     }
-    cluster.kubectl(&["delete", "csidriver", "podshm.dev"]).unwrap();
-    cluster.leave(&system).unwrap();
+    cluster.remove("manifests/podshm.yaml").unwrap();
 }
 
 fn records_go_to_the_agent_of_the_same_node(cluster: &Cluster, shop: &Space) {

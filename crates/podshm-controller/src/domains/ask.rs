@@ -41,7 +41,10 @@ impl Daemon {
             return None;
         }
         let ports = spec.containers.iter().flat_map(|container| container.ports.iter().flatten());
-        let port = ports.into_iter().find(|port| port.name.as_deref() == Some("metrics")).map_or(PORT, |port| port.container_port);
+        let port = ports
+            .into_iter()
+            .find(|port| port.name.as_deref() == Some("metrics"))
+            .map_or(PORT, |port| port.container_port);
         let host = if address.contains(':') { format!("[{address}]") } else { address.clone() };
         Some(Daemon { node, url: format!("http://{host}:{port}/domains") })
     }

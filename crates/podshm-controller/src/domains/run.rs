@@ -23,7 +23,8 @@ const FIELD_MANAGER: &str = "podshm-controller";
 pub async fn run(client: Client, namespace: &str, lead: Lead) -> anyhow::Result<()> {
     let pods = Api::<Pod>::namespaced(client.clone(), namespace);
     let (daemons, watched) = reflector::store();
-    let pods = watcher(pods, watcher::Config::default().labels(DAEMONS)).default_backoff().modify(slim).reflect(watched);
+    let pods =
+        watcher(pods, watcher::Config::default().labels(DAEMONS)).default_backoff().modify(slim).reflect(watched);
     // As they come: one that this controller can't parse is no reason to be silent about the others.
     let kind = ApiResource::erase::<ShmDomain>(&());
     let objects: Api<DynamicObject> = Api::all_with(client.clone(), &kind);
@@ -46,7 +47,11 @@ pub async fn run(client: Client, namespace: &str, lead: Lead) -> anyhow::Result<
                 if lead.is_held()
                     && let Err(error) = write(&objects, &domain, &round).await
                 {
-                    tracing::warn!(domain = domain.metadata.name, error = format!("{error:#}"), "its status is not written");
+                    tracing::warn!(
+                        domain = domain.metadata.name,
+                        error = format!("{error:#}"),
+                        "its status is not written"
+                    );
                 }
             }
         }
