@@ -9,7 +9,7 @@
 //!     │                        │     ──► broker        a socket for each pod
 //!     │                        │     ──► unmodified    the domain's /dev/shm
 //!     │                        ▼
-//!     │                    mounts.rs  ──► KUBELET_DIR/pods/UID/volumes/…/mount
+//!     │                    helper.rs  ──► mounts.rs, in a process of its own: KUBELET_DIR/pods/UID/volumes/…/mount
 //!     ├─ podshm.dev@reg.sock ◄── sockets.rs, run.rs
 //!     └─ probes, Prometheus, podshm-controller ──► port.rs ──► metrics.rs, report.rs
 //! ```
@@ -18,6 +18,7 @@
 #![forbid(unsafe_code)]
 
 pub mod domains;
+pub mod helper;
 pub mod memory;
 pub mod messages;
 pub mod metrics;

@@ -11,8 +11,9 @@
 //! A pod mounts the volume where its library looks for the socket, and with `subPath: shm` at /dev/shm.
 
 use crate::domains::{Bytes, DomainError, DomainSpec, Domains, Mode};
+use crate::helper::Mounter;
 use crate::memory::{Memory, OverLimit};
-use crate::mounts;
+use crate::mounts::{self, Ask, MountError, PodVolume};
 use crate::report::{DomainView, NodeView, condition};
 use crate::request::{Target, VolumeId, Wanted};
 use podshm_api::report::NodeCondition;
@@ -65,6 +66,9 @@ pub enum VolumeError {
     /// The broker.
     #[error(transparent)]
     Broker(#[from] BrokerError),
+    /// Mounting.
+    #[error(transparent)]
+    Mount(#[from] MountError),
     /// The domain's /dev/shm.
     #[error(transparent)]
     Place(#[from] PlaceError),
@@ -112,6 +116,7 @@ pub struct Volumes {
     root: PathBuf,
     domains: Domains,
     broker: Broker,
+    mounter: Mounter,
     memory: Memory,
     /// Domains that the broker has, each with the budget that it goes by.
     budgets: BTreeMap<String, u64>,
@@ -153,6 +158,11 @@ impl Record {
         }
     }
 
+    /// Where it is mounted.
+    fn at(&self) -> Option<PodVolume> {
+        PodVolume::of(&self.target)
+    }
+
     fn is_same(&self, other: &Record) -> bool {
         let Record { spec: _, .. } = self;
         *self == Record { spec: self.spec.clone(), ..other.clone() }
@@ -161,11 +171,18 @@ impl Record {
 
 impl Volumes {
     /// With a broker that has begun on ROOT; serves again what a daemon before this one has published.
-    pub fn restore(root: &Path, domains: Domains, broker: Broker, memory: Memory) -> Result<Self, VolumeError> {
+    pub fn restore(
+        root: &Path,
+        domains: Domains,
+        broker: Broker,
+        mounter: Mounter,
+        memory: Memory,
+    ) -> Result<Self, VolumeError> {
         let mut all = Volumes {
             root: root.to_owned(),
             domains,
             broker,
+            mounter,
             memory,
             budgets: BTreeMap::new(),
             shm: BTreeMap::new(),
@@ -179,7 +196,7 @@ impl Volumes {
         for directory in entries.flatten().map(|entry| entry.path()) {
             let found = match fs::read(directory.join("volume.json")) {
                 // A daemon that was killed before it had written this down had not shown it to anybody.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => remove(&directory),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => all.remove(&directory),
                 read => {
                     doing("reading the record of", &directory, read.and_then(|text| Ok(serde_json::from_slice(&text)?)))
                         .and_then(|record| all.restore_one(&directory, record))
@@ -202,10 +219,11 @@ impl Volumes {
     }
 
     fn restore_one(&mut self, directory: &Path, record: Record) -> Result<(), VolumeError> {
-        let pod_is_there = record.target.ancestors().nth(4).is_some_and(Path::exists);
-        if !pod_is_there && !mounts::is_mounted(&record.target) {
+        let at = record.at().ok_or_else(|| io::Error::other(format!("{}: no pod's volume", record.target.display())));
+        let found = self.mounter.ask(&Ask::Look { at: doing("looking for", &record.target, at)? })?;
+        if !found.pod && !found.mounted {
             tracing::info!(volume = record.volume, pod = record.who().name(), "its pod went while no daemon was here");
-            return remove(directory);
+            return self.remove(directory);
         }
         self.serve(&record.domain, &record.spec, true)?;
         self.open(directory, &record)?;
@@ -242,27 +260,22 @@ impl Volumes {
             self.records.insert(record.volume.clone(), record.clone());
             self.unserved.remove(&directory);
         }
-        let target = &record.target;
-        doing("mounting the volume at", target, mounts::publish(&socket, target))?;
-        if has_shm {
-            let place = Place::of(&self.root, &record.domain)?;
-            let within = target.join("shm");
-            doing("mounting the domain's /dev/shm at", &within, mounts::add(&place.path("shm"), &within))?;
-        }
+        let shm_of = has_shm.then(|| record.domain.clone());
+        self.mounter.ask(&Ask::Publish { volume: hash(&record.volume), at: wanted.target.at().clone(), shm_of })?;
         Ok(())
     }
 
     /// Takes a volume away; done before is done.
     pub fn unpublish(&mut self, volume: &VolumeId, target: &Target) -> Result<(), VolumeError> {
-        doing("unmounting", target.path(), mounts::unpublish(target.path()))?;
+        self.mounter.ask(&Ask::Unpublish { at: target.at().clone() })?;
         let directory = self.directory(volume.as_str());
         if let Some(record) = self.records.get(volume.as_str()) {
-            if record.target != target.path() {
-                doing("unmounting", &record.target, mounts::unpublish(&record.target))?;
+            if let Some(at) = record.at().filter(|at| at != target.at()) {
+                self.mounter.ask(&Ask::Unpublish { at })?;
             }
             self.broker.remove_socket(&directory.join("socket"))?;
         }
-        remove(&directory)?;
+        self.remove(&directory)?;
         self.records.remove(volume.as_str());
         self.unserved.remove(&directory);
         Ok(())
@@ -306,8 +319,23 @@ impl Volumes {
     }
 
     fn directory(&self, volume: &str) -> PathBuf {
-        // Not the name itself: a Unix socket's path has 107 bytes, and the kubelet's names alone have 68.
-        self.root.join("volumes").join(format!("{:032x}", xxh3_128(volume.as_bytes())))
+        self.root.join("volumes").join(hash(volume))
+    }
+
+    /// Removes a volume's directory; done before is done.
+    fn remove(&self, directory: &Path) -> Result<(), VolumeError> {
+        // What is mounted within the volume is mounted here too where mounts are propagated, and what lies in it is the domain's.
+        let volume = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let shm = directory.join("socket/shm");
+        if shm.exists() {
+            self.mounter.ask(&Ask::Withdraw { volume })?;
+        }
+        let is_free = if mounts::is_mounted(&shm) { Err(io::ErrorKind::ResourceBusy.into()) } else { Ok(()) };
+        doing("removing what is still mounted at", &shm, is_free)?;
+        match fs::remove_dir_all(directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => doing("removing", directory, other),
+        }
     }
 
     /// Listens for one pod.
@@ -342,7 +370,8 @@ impl Volumes {
                 Err(refused) if pods_have_it => {
                     let (asked, left) = (String::from(spec.budget), String::from(Bytes(refused.room())));
                     tracing::error!(domain = name, asked, left, "a domain that pods have gets less than its budget");
-                    let says = format!("{refused}. Its pods keep what they have; beyond {left} new regions are refused");
+                    let says =
+                        format!("{refused}. Its pods keep what they have; beyond {left} new regions are refused");
                     self.clamped.insert(name.to_owned(), condition("OverLimit", says));
                     config.limits.budget = refused.room();
                 }
@@ -378,25 +407,23 @@ impl Volumes {
             }
             Err(error) => return Err(error.into()),
         };
+        place.make_directories()?;
+        for what in config.file_systems() {
+            self.mounter.ask(&Ask::FileSystem { domain: name.to_owned(), what })?;
+        }
         Ok(Server::start(place, config)?)
     }
+}
+
+/// A volume's name as its directory's: a Unix socket's path has 107 bytes, and the kubelet's names alone have 68.
+fn hash(volume: &str) -> String {
+    format!("{:032x}", xxh3_128(volume.as_bytes()))
 }
 
 fn make_directory(path: &Path, mode: u32) -> Result<(), VolumeError> {
     let made = DirBuilder::new().recursive(true).mode(mode).create(path);
     // The mode of a process may be masked.
     doing("making", path, made.and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(mode))))
-}
-
-/// Removes a volume's directory; done before is done.
-fn remove(directory: &Path) -> Result<(), VolumeError> {
-    // What is mounted within the volume is mounted here too where mounts are propagated, and what lies in it is the domain's.
-    let shm = directory.join("socket/shm");
-    doing("unmounting", &shm, mounts::unpublish(&shm))?;
-    match fs::remove_dir_all(directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => doing("removing", directory, other),
-    }
 }
 
 fn write_down(directory: &Path, record: &Record) -> Result<(), VolumeError> {

@@ -159,6 +159,7 @@ pub fn provide_podshm(place: &Place, programs: &Programs) -> anyhow::Result<()> 
         entrypoint: vec!["/podshm-cluster-pod".into()],
         user: 65532,
     };
-    let daemon = Image { name: PODSHMD.into(), programs: vec![daemon], entrypoint: vec!["/podshmd".into()], user: 0 };
+    let daemon =
+        Image { name: PODSHMD.into(), programs: vec![daemon], entrypoint: vec!["/podshmd".into()], user: 65532 };
     [pod, daemon].iter().try_for_each(|image| provide(place, programs, image))
 }
