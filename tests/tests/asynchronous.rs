@@ -183,3 +183,30 @@ fn an_agent_on_a_bare_event_descriptor_looks_at_a_client_without_a_doorbell() {
     // A turn of the loop is a few looks, and it sleeps in between.
     assert!(wakes.polls > 0 && wakes.looks < 2000, "{wakes:?}");
 }
+
+#[test]
+fn a_sleeping_agent_is_woken_by_another_thread() {
+    let node = Node::new(Default::default());
+    let mut agent = describe().connect(node.pod("agent"), PATIENCE).unwrap();
+    agent.ready().unwrap();
+    let mut handler = Mixed::default();
+    // It takes over first; nobody has anything for it afterwards.
+    while agent.inherited_state().is_none() {
+        agent.poll(&mut handler).unwrap();
+        agent.wait(Duration::from_millis(1)).unwrap();
+    }
+    let (waker, rung) = (agent.waker(), Arc::new(AtomicBool::new(false)));
+    let (begin, ringing) = (Instant::now(), Arc::clone(&rung));
+    let thread = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(50));
+        ringing.store(true, Ordering::Relaxed);
+        waker.wake();
+    });
+    // It may look up from its sleep for reasons of its own.
+    while !rung.load(Ordering::Relaxed) {
+        assert_eq!(agent.poll(&mut handler).unwrap(), Progress::Idle);
+        agent.wait(PATIENCE * 10).unwrap();
+    }
+    assert!(begin.elapsed() < PATIENCE * 5, "it slept {:?}", begin.elapsed());
+    thread.join().unwrap();
+}

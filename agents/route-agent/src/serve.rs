@@ -11,6 +11,7 @@
 //!   microseconds in which clients go over, a pick may still hit who is ejected.
 //! - What can't be published now (the table must grow and the broker is away) is kept and tried again; meanwhile the
 //!   table isn't touched, so readers see its age.
+//! - While the source can't ask upstream, what is known is served on; the table isn't touched either.
 //! - After a crash the state is empty: everybody is healthy again.
 
 mod config;
@@ -73,6 +74,8 @@ pub struct Server<S> {
     /// Values that are still to be published.
     pending: BTreeMap<RouteKey, Option<Arc<[u8]>>>,
     taken_over: bool,
+    /// It was said that what is upstream can't be asked, and not that it can be again.
+    away: bool,
     started: Instant,
     next_tick: Instant,
     next_second: Instant,
@@ -90,6 +93,7 @@ impl<S: Source> Server<S> {
             match source.poll(0) {
                 Some(SourceEvent::Snapshot(list)) => break list,
                 Some(SourceEvent::Bad(error)) => problems.push(error.to_string()),
+                Some(SourceEvent::Away { found }) => problems.push(found),
                 Some(SourceEvent::End) => return Err(ServeError::NoList { found: problems.join("; ") }),
                 Some(SourceEvent::Event(_)) => {}
                 None if started.elapsed() > config.timeout => {
@@ -123,6 +127,7 @@ impl<S: Source> Server<S> {
             .queue(REPORTS, REPORT_RING, MAX_RECORD_LEN)
             .idempotent_call(EXPLAIN, EXPLAIN_RING, MAX_EXPLAIN_LEN as u32)
             .connect(&config.socket_dir, config.timeout)?;
+        source.wake_by(agent.waker());
         let routes = Routes { store, health, log, log_error: None, now_ns: 0, records: 0, bad_records: 0 };
         let mut server = Self {
             config,
@@ -132,6 +137,7 @@ impl<S: Source> Server<S> {
             routes,
             pending: BTreeMap::new(),
             taken_over: false,
+            away: false,
             started,
             next_tick: started,
             next_second: started,
@@ -228,6 +234,7 @@ impl<S: Source> Server<S> {
             upstream: self.source.connections(),
             bad_records: *bad_records,
             bad_input: self.bad_input,
+            is_current: self.source.is_current(),
         }
     }
 
@@ -271,6 +278,10 @@ impl<S: Source> Server<S> {
     }
 
     fn take_events(&mut self) {
+        if self.away && self.source.is_current() {
+            self.away = false;
+            tracing::info!("the source of slices is back");
+        }
         for _ in 0..EVENTS_PER_ROUND {
             if self.source_ended {
                 return;
@@ -290,6 +301,10 @@ impl<S: Source> Server<S> {
                     self.take_changes(changes);
                 }
                 SourceEvent::Bad(error) => self.complain(error.to_string()),
+                SourceEvent::Away { found } => {
+                    self.away = true;
+                    tracing::warn!(found, "the source of slices is away; what is known stays in use, and grows old");
+                }
                 SourceEvent::End => {
                     self.source_ended = true;
                     tracing::info!(events = self.events, "the source has no more events; what is known stays in use");
@@ -340,7 +355,10 @@ impl<S: Source> Server<S> {
         }
         if now >= self.next_second {
             self.next_second = now + SECOND;
-            self.agent.table(ROUTES)?.touch();
+            // What nobody can vouch for grows old: readers see it.
+            if self.source.is_current() {
+                self.agent.table(ROUTES)?.touch();
+            }
         }
         Ok(())
     }

@@ -23,7 +23,7 @@ use std::{fmt, sync::Arc};
 
 use route_client::wire::{Address, Protocol};
 
-pub use read::{List, WatchEvent, WatchLines, parse_event, parse_list};
+pub use read::{List, WatchEvent, WatchLines, parse_event, parse_list, parse_value};
 
 /// The label that says which service a slice belongs to.
 pub const SERVICE_LABEL: &str = "kubernetes.io/service-name";

@@ -1,13 +1,14 @@
 //! Where slices come from: one upstream connection, whatever the number of pods.
 //!
-//! [`FileSource`] reads what `kubectl` printed; a source that watches a live API server is another implementation of
-//! [`Source`] and nothing else changes.
+//! [`FileSource`] reads what `kubectl` printed, `KubernetesSource` watches a live API server; nothing else knows which it is.
 
 use std::{
     fs::File,
     io::BufReader,
     path::{Path, PathBuf},
 };
+
+use podshm::AgentWaker;
 
 use crate::slices::{List, SliceError, WatchEvent, WatchLines, parse_list};
 
@@ -21,6 +22,11 @@ pub enum SourceEvent {
     Event(WatchEvent),
     /// Something that can't be used; the source goes on.
     Bad(SliceError),
+    /// What is upstream can't be asked now; the source goes on trying. What is known stays in use.
+    Away {
+        /// Why.
+        found: String,
+    },
     /// There will be nothing more. What is known stays in use.
     End,
 }
@@ -33,8 +39,16 @@ pub trait Source {
     /// When to ask again: `None` if at once, or if nothing more comes.
     fn next_due_ns(&self) -> Option<u64>;
 
-    /// How many connections upstream were ever opened. One, unless the upstream broke off.
+    /// How often a list was begun upstream: once, unless it broke off and could not be gone on from.
     fn connections(&self) -> u64;
+
+    /// Whether what it last said is still so, as far as it knows: not while what is upstream can't be asked.
+    fn is_current(&self) -> bool {
+        true
+    }
+
+    /// What to wake the agent by when there is something to poll for; without it, it is asked every 20 ms.
+    fn wake_by(&mut self, _: AgentWaker) {}
 }
 
 /// How events of a file are spread in time, from the first poll on.

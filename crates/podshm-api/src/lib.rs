@@ -1,5 +1,14 @@
-//! What podshm's parts say to each other about a cluster. No I/O.
+//! What podshm's parts say to each other about a cluster: the custom resource, and what a node reports. No I/O.
 
 #![forbid(unsafe_code)]
 
+pub mod bytes;
+pub mod crd;
+pub mod domain;
 pub mod report;
+pub mod rollout;
+pub mod status;
+
+pub use bytes::Bytes;
+pub use domain::{DomainSpec, Mechanism, Mode, OlderScheme, PartySpec, ShmDomain, SysvSpec};
+pub use status::{Condition, ConditionStatus, DomainStatus, WorstNode};

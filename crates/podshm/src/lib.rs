@@ -25,8 +25,8 @@ pub mod fuzzing;
 mod wakes;
 
 pub use agent::{
-    Agent, AgentBuilder, Answer, DEFAULT_CALL_RING, DEFAULT_RING, Deferred, Handler, Progress, Record, Request,
-    TableWriter,
+    Agent, AgentBuilder, AgentWaker, Answer, DEFAULT_CALL_RING, DEFAULT_RING, Deferred, Handler, Progress, Record,
+    Request, TableWriter,
 };
 pub use client::{Caller, Client, Key, QueueSender, Spin, Table};
 pub use error::{Error, ErrorKind};

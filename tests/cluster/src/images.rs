@@ -1,6 +1,6 @@
 //! Images: OCI archives with a few static programs, made here and imported into each node.
 
-use crate::place::{NODES, Place};
+use crate::place::{Place, nodes};
 use crate::programs::Programs;
 use crate::supervise::alive;
 use anyhow::{Context, ensure};
@@ -74,7 +74,7 @@ pub fn provide(place: &Place, programs: &Programs, image: &Image) -> anyhow::Res
     let archive = place.path("images").join(format!("{file}.tar"));
     fs::create_dir_all(place.path("images"))?;
     image.write(&archive)?;
-    NODES.iter().try_for_each(|node| import(place, programs, node, &archive))
+    nodes().iter().try_for_each(|node| import(place, programs, node, &archive))
 }
 
 /// Imports an archive into a node's containerd, from outside, through the node's own /run.
@@ -131,6 +131,9 @@ pub const POD: &str = "podshm.dev/test/pod:1";
 /// The node daemon.
 pub const PODSHMD: &str = "podshm.dev/test/podshmd:1";
 
+/// The route agent.
+pub const ROUTE_AGENT: &str = "podshm.dev/test/route-agent:1";
+
 /// A program of this workspace, as `scripts/cluster.sh` has built it: statically.
 pub fn built_statically(name: &str) -> anyhow::Result<PathBuf> {
     let own = std::env::current_exe()?;
@@ -162,4 +165,15 @@ pub fn provide_podshm(place: &Place, programs: &Programs) -> anyhow::Result<()> 
     let daemon =
         Image { name: PODSHMD.into(), programs: vec![daemon], entrypoint: vec!["/podshmd".into()], user: 65532 };
     [pod, daemon].iter().try_for_each(|image| provide(place, programs, image))
+}
+
+/// Makes the route agent's image, and gives it to every node.
+pub fn provide_route_agent(place: &Place, programs: &Programs) -> anyhow::Result<()> {
+    let image = Image {
+        name: ROUTE_AGENT.into(),
+        programs: vec![built_statically("route-agent")?],
+        entrypoint: vec!["/route-agent".into()],
+        user: 65532,
+    };
+    provide(place, programs, &image)
 }

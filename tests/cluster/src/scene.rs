@@ -38,6 +38,7 @@ pub fn remove(cluster: &Cluster) -> anyhow::Result<()> {
         });
         gone.with_context(|| format!("{:?}", left_on(cluster, node)))?;
     }
+    cluster.kubectl(&["delete", "shmdomain", "routing", "--ignore-not-found"])?;
     cluster.kubectl(&["delete", "csidriver", "podshm.dev"])?;
     cluster.leave(&space("podshm-system"))
 }

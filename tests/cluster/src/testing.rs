@@ -1,11 +1,11 @@
 //! What tests ask of a cluster: namespaces of their own, pods, commands in them. All by kubectl, as a person would.
 
-use crate::images::{POD, PODSHMD, PROBE, provide_podshm};
+use crate::images::{POD, PODSHMD, PROBE, ROUTE_AGENT, provide_podshm, provide_route_agent};
 use crate::place::Place;
-use crate::programs::{CLUSTER, Programs};
+use crate::programs::{CLUSTER, HELM, Programs};
 use crate::supervise::alive;
 use crate::{control, up::kubectl};
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
@@ -54,6 +54,11 @@ impl Cluster {
         kubectl(&self.place, &self.programs, arguments, "")
     }
 
+    /// Runs kubectl with something to read.
+    pub fn given(&self, arguments: &[&str], input: &str) -> anyhow::Result<String> {
+        kubectl(&self.place, &self.programs, arguments, input)
+    }
+
     /// Runs kubectl in a namespace.
     pub fn within(&self, space: &Space, arguments: &[&str]) -> anyhow::Result<String> {
         self.kubectl(&[&["-n", &space.name], arguments].concat())
@@ -74,6 +79,34 @@ impl Cluster {
     /// Gives every node the node daemon's image, and that of tests' pods.
     pub fn provide_podshm(&self) -> anyhow::Result<()> {
         provide_podshm(&self.place, &self.programs)
+    }
+
+    /// Gives every node the route agent's image.
+    pub fn provide_route_agent(&self) -> anyhow::Result<()> {
+        provide_route_agent(&self.place, &self.programs)
+    }
+
+    /// Applies what the chart renders with these values (`NAME=JSON`) and images of ours.
+    pub fn install(&self, values: &[&str]) -> anyhow::Result<()> {
+        let mut helm = Command::new(Programs::built(HELM)?.path("helm")?);
+        helm.args(["template", "podshm", "--no-hooks"])
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/chart"));
+        for (name, image) in [("podshmd", PODSHMD), ("routeAgent", ROUTE_AGENT)] {
+            helm.args(["--set", &format!("images.{name}={image}")]);
+        }
+        for value in values {
+            helm.args(["--set-json", value]);
+        }
+        let output = helm.output().context("starting helm")?;
+        ensure!(output.status.success(), "helm: {}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8(output.stdout)?;
+        kubectl(&self.place, &self.programs, &["apply", "-f", "-"], &text).map(drop)
+    }
+
+    /// Applies objects.
+    pub fn put(&self, objects: &[Value]) -> anyhow::Result<()> {
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
+        kubectl(&self.place, &self.programs, &["apply", "-f", "-"], &list.to_string()).map(drop)
     }
 
     /// Makes a namespace at a Pod Security level; a former one of that name goes first.

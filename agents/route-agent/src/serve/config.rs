@@ -78,6 +78,8 @@ pub struct Stats {
     pub bad_records: u64,
     /// Slices, events and names that could not be used.
     pub bad_input: u64,
+    /// What is known is still so, as far as the source knows.
+    pub is_current: bool,
 }
 
 impl fmt::Display for Stats {

@@ -7,8 +7,9 @@ use std::{
     rc::Rc,
 };
 
+use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde_json::value::RawValue;
+use serde_json::value::{RawValue, Value};
 
 use super::{Slice, SliceError, SliceName, check::check, cut, raw};
 
@@ -188,18 +189,29 @@ impl<R: BufRead> Iterator for WatchLines<R> {
     }
 }
 
+/// Takes an EndpointSlice that was parsed already, as far as JSON goes.
+pub fn parse_value(object: &Value) -> Result<Slice, SliceError> {
+    let raw = raw::Slice::deserialize(object);
+    check(raw.map_err(|e| no_slice(&e, named_in(raw::Named::deserialize(object)).0, "an object of the API server"))?)
+}
+
 fn parse_slice(object: &RawValue, what: &str) -> Result<Slice, SliceError> {
-    let raw = serde_json::from_str(object.get()).map_err(|e| {
-        let name = named(object).0;
-        let what = name.as_ref().map_or_else(|| what.to_owned(), |name| format!("slice {name}"));
-        SliceError::Json { what, name, expected: "an EndpointSlice", found: cut(&e.to_string()) }
-    })?;
-    check(raw)
+    let raw = serde_json::from_str(object.get());
+    check(raw.map_err(|e| no_slice(&e, named(object).0, what))?)
+}
+
+fn no_slice(error: &serde_json::Error, name: Option<SliceName>, what: &str) -> SliceError {
+    let what = name.as_ref().map_or_else(|| what.to_owned(), |name| format!("slice {name}"));
+    SliceError::Json { what, name, expected: "an EndpointSlice", found: cut(&error.to_string()) }
 }
 
 /// Name and version, as far as they can be made out.
 fn named(object: &RawValue) -> (Option<SliceName>, u64) {
-    let Ok(raw::Named { metadata }) = serde_json::from_str(object.get()) else {
+    named_in(serde_json::from_str(object.get()))
+}
+
+fn named_in(read: Result<raw::Named, serde_json::Error>) -> (Option<SliceName>, u64) {
+    let Ok(raw::Named { metadata }) = read else {
         return (None, 0);
     };
     let version = metadata.resource_version.and_then(|v| v.parse().ok()).unwrap_or(0);

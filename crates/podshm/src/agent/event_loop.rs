@@ -8,10 +8,30 @@
 
 use super::Agent;
 use crate::error::Error;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
+/// Ends an agent's sleep from another thread, where that has brought it something to do. Clones wake the same agent.
+#[derive(Debug, Clone)]
+pub struct AgentWaker {
+    event: Arc<OwnedFd>,
+}
+
+impl AgentWaker {
+    /// Has [`Agent::wait`] return, or the next one if none is under way. One system call.
+    pub fn wake(&self) {
+        // It fails only where it was written 2^64 times and not read: then it wakes already.
+        let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
+    }
+}
+
 impl Agent {
+    /// What other threads wake this agent by.
+    pub fn waker(&self) -> AgentWaker {
+        AgentWaker { event: Arc::clone(&self.deferral.event) }
+    }
+
     /// A descriptor that becomes readable when there is something to do, for epoll and the like. Wait for it only after
     /// [`Agent::park`] has said `true`; don't read it.
     pub fn event_fd(&self) -> BorrowedFd<'_> {

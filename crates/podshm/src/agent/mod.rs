@@ -25,6 +25,7 @@ mod table;
 
 pub use answer::{Answer, Deferred};
 pub use connect::{AgentBuilder, DEFAULT_CALL_RING, DEFAULT_RING};
+pub use event_loop::AgentWaker;
 pub use handler::{Handler, Record, Request};
 pub use table::TableWriter;
 

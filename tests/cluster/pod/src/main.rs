@@ -9,10 +9,15 @@
 //!  podshm-cluster-pod fill                      joins until it is refused; says how often, and why not once more; waits
 //!  podshm-cluster-pod leak                      has this pod's agent take memory until it is killed
 //!  podshm-cluster-pod stop                      tells this pod's first process to end
+//!  podshm-cluster-pod routes lookup KEY         endpoints of a route of the route agent that take new work
+//!  podshm-cluster-pod routes follow KEY         the same at each change, with the time
+//!  podshm-cluster-pod routes load SENDER COUNT KEY    picks and reports, as `load` pushes
 //!  podshm-cluster-pod ready                     whether this pod's socket is answered
 //! ```
 //! An agent leaves its tally to its successor.
 #![forbid(unsafe_code)]
+
+mod routes;
 
 use anyhow::{Context, bail};
 use podshm::{Agent, Answer, Client, Handler, Progress, Record, Request};
@@ -38,10 +43,13 @@ fn main() -> anyhow::Result<()> {
         ["look"] => look(),
         ["fill"] => fill(),
         ["leak"] => Ok(kill_process(Pid::INIT, Signal::USR1)?),
+        ["routes", "lookup", key] => routes::lookup(key),
+        ["routes", "follow", key] => routes::follow(key),
+        ["routes", "load", sender, count, key] => routes::load(sender.parse()?, count.parse()?, key),
         ["stop"] => Ok(kill_process(Pid::INIT, Signal::TERM)?),
         ["ready"] => Client::join(SOCKETS, Duration::from_secs(2)).map(drop).context("joining"),
         _ => bail!(
-            "expected agent, hold, ready, look, fill, leak, stop, or exchange or load with SENDER COUNT, found {words:?}"
+            "expected agent, hold, ready, look, fill, leak, stop, routes, or exchange or load with SENDER COUNT, found {words:?}"
         ),
     }
 }
