@@ -45,10 +45,10 @@ struct Args {
     #[cfg(feature = "kubernetes")]
     #[arg(long)]
     kubernetes: bool,
-    /// Answer the kubelet's probes, /healthz and /readyz, at this address.
+    /// Answer the kubelet's probes, /healthz and /readyz, at this port.
     #[cfg(feature = "kubernetes")]
-    #[arg(long, value_name = "ADDRESS:PORT")]
-    probes: Option<std::net::SocketAddr>,
+    #[arg(long, value_name = "PORT")]
+    probes: Option<u16>,
     /// Wait for SIGTERM when a successor has taken over: for those that are started again when they end.
     #[arg(long)]
     linger: bool,
@@ -121,8 +121,12 @@ struct Phases {
 impl Phases {
     fn of(args: &Args) -> anyhow::Result<Self> {
         let probes = route_agent::Probes::default();
-        if let Some(address) = args.probes {
-            let found = probes.listen(address).with_context(|| format!("listening on {address} for probes"))?;
+        if let Some(port) = args.probes {
+            use std::net::{Ipv4Addr, Ipv6Addr};
+            // The first is IPv4 too, where there is IPv6 at all.
+            let found = probes.listen((Ipv6Addr::UNSPECIFIED, port).into());
+            let found = found.or_else(|_| probes.listen((Ipv4Addr::UNSPECIFIED, port).into()));
+            let found = found.with_context(|| format!("listening on port {port} for probes"))?;
             tracing::info!(%found, "answering probes");
         }
         Ok(Self { probes })

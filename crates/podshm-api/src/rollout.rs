@@ -129,9 +129,9 @@ pub enum Purpose {
 /// A DaemonSet.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct AgentRef {
-    /// Its namespace.
+    /// Namespace of the DaemonSet.
     pub namespace: String,
-    /// Its name.
+    /// Name of the DaemonSet.
     pub name: String,
 }
 
@@ -155,9 +155,9 @@ impl Default for Mark {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Nodes {
-    /// By label.
+    /// Those with these labels.
     pub selector: Selector,
-    /// Not these, by label. Control planes are never among the nodes unless `selector` names their label.
+    /// Without those with these labels. Control planes are never among the nodes unless `selector` names their label.
     pub exclude: Vec<Selector>,
     /// Not these, by name.
     pub exclude_names: Vec<String>,
@@ -171,7 +171,7 @@ pub struct Nodes {
 )]
 #[serde(rename_all = "camelCase")]
 pub struct Batch {
-    /// So many nodes.
+    /// So many nodes, in this batch alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new("self >= 1").message("count: expected 1 or more"))]
     pub count: Option<u32>,
@@ -206,7 +206,7 @@ pub enum Stop {
 /// A Deployment with the agent in its pods, and how it is without.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Workload {
-    /// Its namespace.
+    /// Namespace of the workload.
     pub namespace: String,
     /// Its kind; Deployment is the one that can be moved.
     #[serde(default = "deployment")]

@@ -212,7 +212,7 @@ fn in_file(name: &str, file: &Path) -> Result<DomainSpec, DomainError> {
     let spec: Value =
         serde_json::from_slice(&text).map_err(|source| DomainError::Malformed { name: name.to_owned(), source })?;
     // In a cluster the API server does this.
-    let crd = podshm_api::crd::crd();
+    let crd = podshm_api::crd::crd("shmdomains").unwrap_or_default();
     let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
     match unknown(&spec, schema) {
         Some(field) => Err(DomainError::Unknown { name: name.to_owned(), field }),

@@ -10,7 +10,7 @@
 //!     │                        │     ──► unmodified    the domain's /dev/shm, and System V memory (sysv.rs)
 //!     │                        │     ◄─► nri           the container runtime asks about containers (sysv native)
 //!     │                        ▼
-//!     │                    mounts.rs  ──► KUBELET_DIR/pods/UID/volumes/…/mount
+//!     │                    helper.rs  ──► mounts.rs, in a process of its own: KUBELET_DIR/pods/UID/volumes/…/mount
 //!     ├─ podshm.dev@reg.sock ◄── sockets.rs, run.rs
 //!     └─ probes, Prometheus, podshm-controller ──► port.rs ──► metrics.rs, report.rs
 //! ```
@@ -19,6 +19,7 @@
 #![forbid(unsafe_code)]
 
 pub mod domains;
+pub mod helper;
 pub mod memory;
 pub mod messages;
 pub mod metrics;

@@ -12,11 +12,13 @@
 //! A pod mounts the volume where its library looks for the socket, and with `subPath: shm` at /dev/shm.
 
 use crate::domains::{self, Bytes, DomainError, DomainSpec, Domains, Mode};
+use crate::helper::Mounter;
 use crate::memory::{Memory, OverLimit};
+use crate::mounts::{self, Ask, MountError, PodVolume};
 use crate::nri::Native;
 use crate::report::{DomainView, NodeView, condition};
 use crate::request::{Target, VolumeId, Wanted};
-use crate::{mounts, sysv};
+use crate::sysv;
 use podshm_api::report::NodeCondition;
 use podshm_broker::{Broker, BrokerError};
 use podshm_domain::{Identity, NotAllowed, Rights, Role};
@@ -87,6 +89,9 @@ pub enum VolumeError {
     /// The broker.
     #[error(transparent)]
     Broker(#[from] BrokerError),
+    /// Mounting.
+    #[error(transparent)]
+    Mount(#[from] MountError),
     /// The domain's /dev/shm.
     #[error(transparent)]
     Place(#[from] PlaceError),
@@ -135,6 +140,7 @@ pub struct Volumes {
     root: PathBuf,
     domains: Domains,
     broker: Broker,
+    mounter: Mounter,
     memory: Memory,
     /// Domains that the broker has, each with the budget that it goes by.
     budgets: BTreeMap<String, u64>,
@@ -180,6 +186,11 @@ impl Record {
         }
     }
 
+    /// Where it is mounted.
+    fn at(&self) -> Option<PodVolume> {
+        PodVolume::of(&self.target)
+    }
+
     fn is_same(&self, other: &Record) -> bool {
         let Record { spec: _, .. } = self;
         *self == Record { spec: self.spec.clone(), ..other.clone() }
@@ -188,8 +199,14 @@ impl Record {
 
 impl Volumes {
     /// With a broker that has begun on ROOT; serves again what a daemon before this one has published.
-    pub fn restore(root: &Path, domains: Domains, broker: Broker, memory: Memory) -> Result<Self, VolumeError> {
-        Self::restore_with(root, domains, broker, memory, Arc::default())
+    pub fn restore(
+        root: &Path,
+        domains: Domains,
+        broker: Broker,
+        mounter: Mounter,
+        memory: Memory,
+    ) -> Result<Self, VolumeError> {
+        Self::restore_with(root, domains, broker, mounter, memory, Arc::default())
     }
 
     /// The same, where the container runtime may ask about pods of native domains.
@@ -197,6 +214,7 @@ impl Volumes {
         root: &Path,
         domains: Domains,
         broker: Broker,
+        mounter: Mounter,
         memory: Memory,
         native: Arc<Native>,
     ) -> Result<Self, VolumeError> {
@@ -204,6 +222,7 @@ impl Volumes {
             root: root.to_owned(),
             domains,
             broker,
+            mounter,
             memory,
             budgets: BTreeMap::new(),
             unmodified: BTreeMap::new(),
@@ -219,7 +238,7 @@ impl Volumes {
         for directory in entries.flatten().map(|entry| entry.path()) {
             let found = match fs::read(directory.join("volume.json")) {
                 // A daemon that was killed before it had written this down had not shown it to anybody.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => remove(&directory),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => all.remove(&directory),
                 read => {
                     doing("reading the record of", &directory, read.and_then(|text| Ok(serde_json::from_slice(&text)?)))
                         .and_then(|record| all.restore_one(&directory, record))
@@ -242,11 +261,12 @@ impl Volumes {
     }
 
     fn restore_one(&mut self, directory: &Path, record: Record) -> Result<(), VolumeError> {
-        let pod_is_there = record.target.ancestors().nth(4).is_some_and(Path::exists);
-        if !pod_is_there && !mounts::is_mounted(&record.target) {
+        let at = record.at().ok_or_else(|| io::Error::other(format!("{}: no pod's volume", record.target.display())));
+        let found = self.mounter.ask(&Ask::Look { at: doing("looking for", &record.target, at)? })?;
+        if !found.pod && !found.mounted {
             tracing::info!(volume = record.volume, pod = record.who().name(), "its pod went while no daemon was here");
             self.close(directory, &record)?;
-            return remove(directory);
+            return self.remove(directory);
         }
         self.serve(&record.domain, &record.spec, true)?;
         self.open(directory, &record)?;
@@ -289,32 +309,29 @@ impl Volumes {
             self.records.insert(record.volume.clone(), record.clone());
             self.unserved.remove(&directory);
         }
-        let target = &record.target;
-        doing("mounting the volume at", target, mounts::publish(&socket, target))?;
-        let place = Place::of(&self.root, &record.domain)?;
-        if has_shm {
-            let within = target.join("shm");
-            doing("mounting the domain's /dev/shm at", &within, mounts::add(&place.path("shm"), &within))?;
-        }
-        if has_library {
-            let (part, within) = (place.path("lib"), target.join(sysv::LIBRARY));
-            doing("mounting the preload library at", &within, mounts::add_library(&part, &within))?;
-        }
+        let of = |has: bool| has.then(|| record.domain.clone());
+        let (shm_of, lib_of) = (of(has_shm), of(has_library));
+        self.mounter.ask(&Ask::Publish {
+            volume: hash(&record.volume),
+            at: wanted.target.at().clone(),
+            shm_of,
+            lib_of,
+        })?;
         Ok(())
     }
 
     /// Takes a volume away; done before is done.
     pub fn unpublish(&mut self, volume: &VolumeId, target: &Target) -> Result<(), VolumeError> {
-        doing("unmounting", target.path(), mounts::unpublish(target.path()))?;
+        self.mounter.ask(&Ask::Unpublish { at: target.at().clone() })?;
         let directory = self.directory(volume.as_str());
         if let Some(record) = self.records.get(volume.as_str()) {
-            if record.target != target.path() {
-                doing("unmounting", &record.target, mounts::unpublish(&record.target))?;
+            if let Some(at) = record.at().filter(|at| at != target.at()) {
+                self.mounter.ask(&Ask::Unpublish { at })?;
             }
             self.broker.remove_socket(&directory.join("socket"))?;
             self.close(&directory, record)?;
         }
-        remove(&directory)?;
+        self.remove(&directory)?;
         self.records.remove(volume.as_str());
         self.unserved.remove(&directory);
         Ok(())
@@ -368,8 +385,25 @@ impl Volumes {
     }
 
     fn directory(&self, volume: &str) -> PathBuf {
-        // Not the name itself: a Unix socket's path has 107 bytes, and the kubelet's names alone have 68.
-        self.root.join("volumes").join(format!("{:032x}", xxh3_128(volume.as_bytes())))
+        self.root.join("volumes").join(hash(volume))
+    }
+
+    /// Removes a volume's directory; done before is done.
+    fn remove(&self, directory: &Path) -> Result<(), VolumeError> {
+        // What is mounted within the volume is mounted here too where mounts are propagated, and what lies in it is the domain's.
+        let volume = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let parts = ["shm", sysv::LIBRARY].map(|name| directory.join("socket").join(name));
+        if parts.iter().any(|part| part.exists()) {
+            self.mounter.ask(&Ask::Withdraw { volume })?;
+        }
+        for part in parts {
+            let is_free = if mounts::is_mounted(&part) { Err(io::ErrorKind::ResourceBusy.into()) } else { Ok(()) };
+            doing("removing what is still mounted at", &part, is_free)?;
+        }
+        match fs::remove_dir_all(directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => doing("removing", directory, other),
+        }
     }
 
     /// Listens for one pod.
@@ -482,27 +516,28 @@ impl Volumes {
             Err(PlaceError::Absent { .. }) => sysv::config(name, spec),
             Err(error) => return Err(error.into()),
         };
+        place.make_directories()?;
+        for what in config.file_systems() {
+            self.mounter.ask(&Ask::FileSystem { domain: name.to_owned(), what })?;
+        }
+        if config.mode == podshm_unmodified::Mode::Native {
+            place.make_ipc_file()?;
+            self.mounter.ask(&Ask::Ipc { domain: name.to_owned(), limits: config.limits })?;
+        }
         sysv::prune(&place);
         Ok(Server::start(place, config)?)
     }
+}
+
+/// A volume's name as its directory's: a Unix socket's path has 107 bytes, and the kubelet's names alone have 68.
+fn hash(volume: &str) -> String {
+    format!("{:032x}", xxh3_128(volume.as_bytes()))
 }
 
 fn make_directory(path: &Path, mode: u32) -> Result<(), VolumeError> {
     let made = DirBuilder::new().recursive(true).mode(mode).create(path);
     // The mode of a process may be masked.
     doing("making", path, made.and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(mode))))
-}
-
-/// Removes a volume's directory; done before is done.
-fn remove(directory: &Path) -> Result<(), VolumeError> {
-    // What is mounted within the volume is mounted here too where mounts are propagated, and what lies in it is the domain's.
-    for part in ["shm", sysv::LIBRARY].map(|name| directory.join("socket").join(name)) {
-        doing("unmounting", &part, mounts::unpublish(&part))?;
-    }
-    match fs::remove_dir_all(directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => doing("removing", directory, other),
-    }
 }
 
 fn write_down(directory: &Path, record: &Record) -> Result<(), VolumeError> {

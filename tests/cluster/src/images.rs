@@ -1,6 +1,6 @@
 //! Images: OCI archives with a few static programs, made here and imported into each node.
 
-use crate::place::{NODES, Place};
+use crate::place::{Place, nodes};
 use crate::programs::Programs;
 use crate::supervise::alive;
 use anyhow::{Context, ensure};
@@ -74,7 +74,7 @@ pub fn provide(place: &Place, programs: &Programs, image: &Image) -> anyhow::Res
     let archive = place.path("images").join(format!("{file}.tar"));
     fs::create_dir_all(place.path("images"))?;
     image.write(&archive)?;
-    NODES.iter().try_for_each(|node| import(place, programs, node, &archive))
+    nodes().iter().try_for_each(|node| import(place, programs, node, &archive))
 }
 
 /// Imports an archive into a node's containerd, from outside, through the node's own /run.
@@ -142,6 +142,9 @@ pub const PODSHMD: &str = "podshm.dev/test/podshmd:1";
 /// The controller.
 pub const CONTROLLER: &str = "podshm.dev/test/podshm-controller:1";
 
+/// The route agent.
+pub const ROUTE_AGENT: &str = "podshm.dev/test/route-agent:1";
+
 /// A program of this workspace, as `scripts/cluster.sh` has built it: statically.
 pub fn built_statically(name: &str) -> anyhow::Result<PathBuf> {
     let own = std::env::current_exe()?;
@@ -205,7 +208,8 @@ pub fn provide_podshm(place: &Place, programs: &Programs) -> anyhow::Result<()> 
         entrypoint: vec!["/podshm-cluster-pod".into()],
         user: 65532,
     };
-    let daemon = Image { name: PODSHMD.into(), programs: vec![daemon], entrypoint: vec!["/podshmd".into()], user: 0 };
+    let daemon =
+        Image { name: PODSHMD.into(), programs: vec![daemon], entrypoint: vec!["/podshmd".into()], user: 65532 };
     let controller = Image {
         name: CONTROLLER.into(),
         programs: vec![built_statically("podshm-controller")?],
@@ -213,4 +217,15 @@ pub fn provide_podshm(place: &Place, programs: &Programs) -> anyhow::Result<()> 
         user: 65532,
     };
     [pod, daemon, controller].iter().try_for_each(|image| provide(place, programs, image))
+}
+
+/// Makes the route agent's image, and gives it to every node.
+pub fn provide_route_agent(place: &Place, programs: &Programs) -> anyhow::Result<()> {
+    let image = Image {
+        name: ROUTE_AGENT.into(),
+        programs: vec![built_statically("route-agent")?],
+        entrypoint: vec!["/route-agent".into()],
+        user: 65532,
+    };
+    provide(place, programs, &image)
 }

@@ -1,11 +1,13 @@
 //! What tests ask of a cluster: namespaces of their own, pods, commands in them. All by kubectl, as a person would.
 
-use crate::images::{CONTROLLER, POD, PODSHMD, PROBE, provide_dynamic, provide_podshm};
+use crate::images::{
+    CONTROLLER, POD, PODSHMD, PROBE, ROUTE_AGENT, provide_dynamic, provide_podshm, provide_route_agent,
+};
 use crate::place::Place;
 use crate::programs::{CLUSTER, HELM, Programs};
 use crate::supervise::alive;
 use crate::{control, up::kubectl};
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
@@ -101,23 +103,46 @@ impl Cluster {
         provide_podshm(&self.place, &self.programs)
     }
 
-    /// Applies an object.
-    pub fn apply_object(&self, object: &Value) -> anyhow::Result<()> {
-        kubectl(&self.place, &self.programs, &["apply", "-f", "-"], &object.to_string()).map(drop)
-    }
-
     /// Describes a domain, once the cluster knows what that is.
     pub fn domain(&self, name: &str, spec: &Value) -> anyhow::Result<()> {
         let crd = ["wait", "--for=condition=Established", "crd/shmdomains.podshm.dev", "--timeout=60s"];
         self.kubectl(&crd)?;
         let kind =
             json!({"apiVersion": "podshm.dev/v1alpha1", "kind": "ShmDomain", "metadata": {"name": name}, "spec": spec});
-        self.apply_object(&kind)
+        self.put(&[kind])
     }
 
     /// Gives every node the image of dynamic programs.
     pub fn provide_dynamic(&self) -> anyhow::Result<()> {
         provide_dynamic(&self.place, &self.programs)
+    }
+
+    /// Gives every node the route agent's image.
+    pub fn provide_route_agent(&self) -> anyhow::Result<()> {
+        provide_route_agent(&self.place, &self.programs)
+    }
+
+    /// Applies what the chart renders with these values (`NAME=JSON`) and images of ours.
+    pub fn install(&self, values: &[&str]) -> anyhow::Result<()> {
+        let mut helm = Command::new(Programs::built(HELM)?.path("helm")?);
+        helm.args(["template", "podshm", "--no-hooks"])
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/chart"));
+        for (name, image) in [("podshmd", PODSHMD), ("routeAgent", ROUTE_AGENT), ("controller", CONTROLLER)] {
+            helm.args(["--set", &format!("images.{name}={image}")]);
+        }
+        for value in values {
+            helm.args(["--set-json", value]);
+        }
+        let output = helm.output().context("starting helm")?;
+        ensure!(output.status.success(), "helm: {}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8(output.stdout)?;
+        kubectl(&self.place, &self.programs, &["apply", "-f", "-"], &text).map(drop)
+    }
+
+    /// Applies objects.
+    pub fn put(&self, objects: &[Value]) -> anyhow::Result<()> {
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
+        kubectl(&self.place, &self.programs, &["apply", "-f", "-"], &list.to_string()).map(drop)
     }
 
     /// Makes a namespace at a Pod Security level; a former one of that name goes first.

@@ -1,14 +1,10 @@
 //! Mode `sysv` by the kernel on a real cluster: containerd asks podshmd about containers (NRI). One test after the other: they share the
 //! daemon, and one of them turns the runtime's NRI off on node a.
 
-use podshm_cluster::images::PODSHMD;
-use podshm_cluster::programs::{HELM, Programs};
 use podshm_cluster::supervise::ask;
 use podshm_cluster::testing::{Cluster, Said, Space, probe, until};
 use serde_json::{Value, json};
 use std::fs;
-use std::path::Path;
-use std::process::Command;
 
 const OBJECT: &str = "/routes";
 const KEY: &str = "0x706f6431";
@@ -26,26 +22,12 @@ fn member(name: &str, node: &str, user: u32, role: &str) -> Value {
 }
 
 fn install(cluster: &Cluster) {
-    let mut helm = Command::new(Programs::built(HELM).unwrap().path("helm").unwrap());
     let spec = json!({
-        "modes": ["posix", "sysv"], "shmSize": "8Mi", "sysv": {"mechanism": "native", "shmmax": "4Mi", "shmall": "8Mi", "shmmni": 16},
+        "modes": ["posix", "sysv"], "shmSize": "8Mi",
+        "sysv": {"mechanism": "native", "shmmax": "4Mi", "shmall": "8Mi", "shmmni": 16},
         "serve": [{"namespace": "kernel-agents"}], "join": [{"namespace": "kernel-shop"}],
     });
-    helm.args([
-        "template",
-        "podshm",
-        "deploy/chart",
-        "--set",
-        "podshmd.nri=true",
-        "--set",
-        &format!("images.podshmd={PODSHMD}"),
-    ]);
-    let output = helm.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let file = std::env::temp_dir().join(format!("podshm-native-{}.yaml", std::process::id()));
-    fs::write(&file, output.stdout).unwrap();
-    cluster.kubectl(&["apply", "-f", file.to_str().unwrap()]).unwrap();
-    fs::remove_file(file).unwrap();
+    cluster.install(&["podshmd.nri=true", "controller.replicas=0"]).unwrap();
     cluster.domain("kernel", &spec).unwrap();
 }
 
@@ -124,10 +106,9 @@ fn the_runtime_does_not_ask(cluster: &Cluster, shop: &Space) {
     let text = fs::read_to_string(&file).unwrap();
     fs::write(&file, format!("{text}\n[plugins.'io.containerd.nri.v1.nri']\n  disable = true\n")).unwrap();
     let restarted = ask(&cluster.place, "a", "restart containerd");
-    let waits = cluster.create(shop, &member("waits", "a", 30_005, "member")).and_then(|()| {
-        cluster.event(shop, "waits", "sysv.mechanism is native, and the container runtime")?;
-        cluster.event(shop, "waits", "/var/run/nri/nri.sock")
-    });
+    let waits = cluster
+        .create(shop, &member("waits", "a", 30_005, "member"))
+        .and_then(|()| cluster.event(shop, "waits", "sysv.mechanism is native, and the container runtime"));
     let phase = cluster.within(shop, &["get", "pod", "waits", "-o", "jsonpath={.status.phase}"]);
     // Whatever has come of it, the node is left as it was.
     fs::write(&file, text).unwrap();

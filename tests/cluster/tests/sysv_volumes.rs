@@ -4,10 +4,12 @@ use podshm_broker::{Broker, BrokerConfig};
 use podshm_cluster::images::compile_dynamic;
 use podshm_domain::{Identity, Role};
 use podshm_node::domains::Domains;
+use podshm_node::helper::Mounter;
 use podshm_node::memory::Memory;
+use podshm_node::mounts::{Mounts, is_mounted};
 use podshm_node::request::{Target, VolumeId, Wanted};
 use podshm_node::volumes::Volumes;
-use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
 use rustix::thread::UnshareFlags;
 use std::fs;
 use std::os::unix::process::CommandExt;
@@ -23,7 +25,9 @@ const DOMAIN: &str = "routing-aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
 fn daemon(node: &Path) -> Volumes {
     let state = Some(node.join("run/.broker"));
     let broker = Broker::start_with(BrokerConfig { state, rejoin_grace: Duration::from_secs(5) }).unwrap();
-    Volumes::restore(&node.join("run"), Domains::at(&node.join("domains")), broker, Memory::UNBOUNDED).unwrap()
+    let (root, kubelet) = (node.join("run"), node.join("kubelet"));
+    let mounter = Mounter::Here(Mounts::of(&root, &kubelet));
+    Volumes::restore(&root, Domains::at(&node.join("domains")), broker, mounter, Memory::UNBOUNDED).unwrap()
 }
 
 fn wanted(node: &Path, pod: &str) -> Wanted {
@@ -113,7 +117,9 @@ fn on(node: &Path) {
     assert_eq!(said(node, &till, 30_002, &["sysv-get", KEY]), TEXT);
     // A pod that went while nobody was here.
     drop(volumes);
-    podshm_node::mounts::unpublish(till.target.path()).unwrap();
+    while is_mounted(till.target.path()) {
+        unmount(till.target.path(), UnmountFlags::DETACH).unwrap();
+    }
     fs::remove_dir_all(node.join("kubelet/pods/till")).unwrap();
     volumes = daemon(node);
     assert_eq!(left(node).len(), 2, "{:?}", left(node));

@@ -19,7 +19,7 @@ pub struct Selector {
 /// One label.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Requirement {
-    /// Its key.
+    /// Key of the label.
     pub key: String,
     /// What it should be.
     pub operator: Operator,

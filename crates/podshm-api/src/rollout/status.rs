@@ -91,9 +91,9 @@ pub struct AgentRolloutStatus {
     pub message: String,
     /// The batch under way, from 1; 0 before the first.
     pub batch: u32,
-    /// `2/5`
+    /// The batch under way, of all: `2/5`.
     pub progress: String,
-    /// `12/40`
+    /// Nodes that are done, of all: `12/40`.
     pub nodes_done: String,
     /// Nodes by state.
     pub nodes: BTreeMap<String, u32>,
@@ -119,11 +119,11 @@ pub struct AgentRolloutStatus {
 /// A node in a list.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NodeSummary {
-    /// By name.
+    /// Name of the node.
     pub name: String,
-    /// Where it is.
+    /// Where it is on its way.
     pub state: NodeState,
-    /// Why.
+    /// Why it is there.
     pub reason: String,
 }
 
@@ -142,7 +142,7 @@ pub enum VerdictResult {
 /// A gate, with its number.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Verdict {
-    /// Which.
+    /// Which gate.
     pub gate: String,
     /// What it says.
     pub result: VerdictResult,
@@ -154,7 +154,7 @@ pub struct Verdict {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, rename_all = "camelCase")]
 pub struct WorkloadStatus {
-    /// `namespace/name`
+    /// The workload, as `namespace/name`.
     pub name: String,
     /// Replicas that its owner asked for.
     pub asked: u32,
@@ -172,17 +172,17 @@ pub struct WorkloadStatus {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, rename_all = "camelCase")]
 pub struct BatchRecord {
-    /// From 1.
+    /// Its number, from 1.
     pub batch: u32,
     /// In seconds since 1970.
     pub began: i64,
     /// In seconds since 1970; 0 while it is under way.
     pub ended: i64,
-    /// How many nodes.
+    /// How many nodes it has.
     pub nodes: u32,
     /// Slim replicas once it was over, of all workloads.
     pub slim: u32,
-    /// How it ended.
+    /// How the batch ended.
     pub outcome: String,
     /// Its gates at the end.
     pub gates: Vec<Verdict>,

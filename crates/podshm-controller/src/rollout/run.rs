@@ -180,7 +180,7 @@ fn daemons(rollout: &AgentRollout, world: &World) -> Vec<(String, String)> {
         .map(|(name, _)| (name, ()))
         .collect();
     let is_daemon = |pod: &&k8s_openapi::api::core::v1::Pod| {
-        pod.labels().get("app.kubernetes.io/name").or(pod.labels().get("app")).is_some_and(|app| app == "podshmd")
+        pod.labels().get("app.kubernetes.io/component").is_some_and(|component| component == "podshmd")
     };
     let place = |pod: &k8s_openapi::api::core::v1::Pod| {
         let node = pod.spec.as_ref()?.node_name.clone()?;

@@ -10,6 +10,7 @@
 
 pub mod messages;
 mod plugin;
+pub mod relay;
 pub mod wire;
 
 pub use plugin::Plugin;

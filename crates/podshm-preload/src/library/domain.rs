@@ -221,7 +221,9 @@ mod tests {
         assert_eq!(beside(ours), expected);
         assert_eq!(beside(&[&b"/usr/lib/a.so:"[..], ours, b" /b.so"].concat()), expected);
         assert_eq!(beside(&[&[b'/'; 300][..], b":", ours].concat()), expected, "after one that is too long");
-        for none in [&b"libpodshm-preload.so"[..], b"/run/podshm/libpodshm-preload.so", b"lib/libpodshm-preload.so", b""] {
+        for none in
+            [&b"libpodshm-preload.so"[..], b"/run/podshm/libpodshm-preload.so", b"lib/libpodshm-preload.so", b""]
+        {
             assert_eq!(beside(none), None, "{none:?}");
         }
         let long = [&[b'/'][..], &[b'x'; 98], b"/lib/libpodshm-preload.so"].concat();

@@ -50,7 +50,8 @@ impl Loop {
         make_directory(&directory, 0o755)?;
         // By descriptor: a socket's path has 107 bytes, and those of domain and member may be longer.
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let short = rustix::fs::open(&directory, flags, Mode::empty()).doing(|| format!("opening {}", directory.display()))?;
+        let short =
+            rustix::fs::open(&directory, flags, Mode::empty()).doing(|| format!("opening {}", directory.display()))?;
         let path = Path::new("/proc/self/fd").join(short.as_raw_fd().to_string()).join(SOCKET);
         let listening = |path: &Path| {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -59,7 +60,8 @@ impl Loop {
             listen(&socket, 1024)?;
             Ok(socket)
         };
-        let socket = bind_and_rename(&path, listening, 0o666).doing(|| format!("listening at {}", directory.join(SOCKET).display()))?;
+        let socket = bind_and_rename(&path, listening, 0o666)
+            .doing(|| format!("listening at {}", directory.join(SOCKET).display()))?;
         let id = self.next;
         self.next += 1;
         epoll::add(&self.epoll, &socket, epoll::EventData::new_u64(id), epoll::EventFlags::IN)
