@@ -1,6 +1,8 @@
 //! What tests ask of a cluster: namespaces of their own, pods, commands in them. All by kubectl, as a person would.
 
-use crate::images::{CONTROLLER, POD, PODSHMD, PROBE, ROUTE_AGENT, provide_podshm, provide_route_agent};
+use crate::images::{
+    CONTROLLER, POD, PODSHMD, PROBE, ROUTE_AGENT, provide_dynamic, provide_podshm, provide_route_agent,
+};
 use crate::place::Place;
 use crate::programs::{CLUSTER, HELM, Programs};
 use crate::supervise::alive;
@@ -101,6 +103,20 @@ impl Cluster {
         provide_podshm(&self.place, &self.programs)
     }
 
+    /// Describes a domain, once the cluster knows what that is.
+    pub fn domain(&self, name: &str, spec: &Value) -> anyhow::Result<()> {
+        let crd = ["wait", "--for=condition=Established", "crd/shmdomains.podshm.dev", "--timeout=60s"];
+        self.kubectl(&crd)?;
+        let kind =
+            json!({"apiVersion": "podshm.dev/v1alpha1", "kind": "ShmDomain", "metadata": {"name": name}, "spec": spec});
+        self.put(&[kind])
+    }
+
+    /// Gives every node the image of dynamic programs.
+    pub fn provide_dynamic(&self) -> anyhow::Result<()> {
+        provide_dynamic(&self.place, &self.programs)
+    }
+
     /// Gives every node the route agent's image.
     pub fn provide_route_agent(&self) -> anyhow::Result<()> {
         provide_route_agent(&self.place, &self.programs)
@@ -111,7 +127,7 @@ impl Cluster {
         let mut helm = Command::new(Programs::built(HELM)?.path("helm")?);
         helm.args(["template", "podshm", "--no-hooks"])
             .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/chart"));
-        for (name, image) in [("podshmd", PODSHMD), ("routeAgent", ROUTE_AGENT)] {
+        for (name, image) in [("podshmd", PODSHMD), ("routeAgent", ROUTE_AGENT), ("controller", CONTROLLER)] {
             helm.args(["--set", &format!("images.{name}={image}")]);
         }
         for value in values {
