@@ -1,7 +1,6 @@
 //! The one privileged process: what it does for podshmd, and what it refuses whoever has taken podshmd over. Needs root and no cluster;
 //! each test has a mount namespace of its own, and the helper in it no more capabilities than in its pod.
 
-use podshm_cluster::testing::PATIENCE;
 use podshm_node::helper::{Helper, Mounter, drop_privileges};
 use podshm_node::mounts::{Ask, Found, MountError, Mounts, PodVolume, is_mounted};
 use podshm_unmodified::place::{FileSystem, Part};
@@ -13,8 +12,10 @@ use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+/// It bounds a hang.
+const PATIENCE: Duration = Duration::from_secs(240);
 /// As in podshmd's pod.
 const OWNER: u32 = 65532;
 const VOLUME: &str = "0123456789abcdef0123456789abcdef";
