@@ -7,7 +7,8 @@
 //!     │                    volumes.rs ──► domains.rs   which domains there are, who may do what  ◄── watch.rs ◄── API server
 //!     │                        │     ──► memory.rs     which budgets fit into the daemon's own limit
 //!     │                        │     ──► broker        a socket for each pod
-//!     │                        │     ──► unmodified    the domain's /dev/shm
+//!     │                        │     ──► unmodified    the domain's /dev/shm, and System V memory (sysv.rs)
+//!     │                        │     ◄─► nri           the container runtime asks about containers (sysv native)
 //!     │                        ▼
 //!     │                    helper.rs  ──► mounts.rs, in a process of its own: KUBELET_DIR/pods/UID/volumes/…/mount
 //!     ├─ podshm.dev@reg.sock ◄── sockets.rs, run.rs
@@ -23,12 +24,14 @@ pub mod memory;
 pub mod messages;
 pub mod metrics;
 pub mod mounts;
+pub mod nri;
 pub mod port;
 pub mod report;
 pub mod request;
 pub mod run;
 pub mod services;
 pub mod sockets;
+pub mod sysv;
 pub mod volumes;
 pub mod watch;
 

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use clap::{Parser, Subcommand};
+use podshm_node::nri::relay;
 use podshm_node::{helper, run};
 
 /// The node daemon: a CSI driver whose volumes are a domain's shared memory.
@@ -18,6 +19,8 @@ enum Verb {
     Run(run::Options),
     /// Mounts and unmounts for a daemon that may not do so itself.
     MountHelper(helper::Options),
+    /// Passes bytes between such a daemon and the container runtime's NRI socket.
+    NriRelay(relay::Options),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -28,5 +31,6 @@ fn main() -> anyhow::Result<()> {
             tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(run::run(options))
         }
         Verb::MountHelper(options) => helper::run(&options),
+        Verb::NriRelay(options) => relay::run(&options),
     }
 }

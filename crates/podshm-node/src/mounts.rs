@@ -5,14 +5,17 @@
 //! ```text
 //!  Publish      ROOT/volumes/VOLUME/socket  ──► KUBELET_DIR/pods/UID/volumes/kubernetes.io~csi/NAME/mount        read-only
 //!               ROOT/domains/DOMAIN/shm     ──► …/mount/shm
+//!               ROOT/domains/DOMAIN/lib     ──► …/mount/lib                                                   read-only, may be executed
 //!  Unpublish    …/mount, with all that is mounted within it
-//!  Withdraw     ROOT/volumes/VOLUME/socket/shm, where the domain's /dev/shm comes to be mounted too
+//!  Withdraw     ROOT/volumes/VOLUME/socket/{shm,lib}, where the domain's come to be mounted too
 //!  FileSystem   a tmpfs at ROOT/domains/DOMAIN/{shm,sysv,lib}
+//!  Ipc          an IPC namespace at ROOT/domains/DOMAIN/ipc
 //!  Look         whether a pod's directory is there, and its volume mounted
 //! ```
 //! What is mounted below a directory that the node's kubelet sees (mount propagation Bidirectional) stays when this process ends.
 
 use crate::DRIVER;
+use podshm_unmodified::Limits;
 use podshm_unmodified::place::{FileSystem, Part};
 use rustix::fs::{
     AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags, mkdirat, openat, openat2, statx, unlinkat,
@@ -47,6 +50,9 @@ pub enum Ask {
         at: PodVolume,
         /// Whose /dev/shm is in it.
         shm_of: Option<String>,
+        /// Whose preload library is in it.
+        #[serde(default)]
+        lib_of: Option<String>,
     },
     /// Take a volume away with all that is mounted within it, from pods too that go on; done before is done.
     Unpublish {
@@ -64,6 +70,13 @@ pub enum Ask {
         domain: String,
         /// Which, and how large.
         what: FileSystem,
+    },
+    /// Make a domain's IPC namespace; done before is done.
+    Ipc {
+        /// The domain.
+        domain: String,
+        /// Its kernel.shmmax, shmall and shmmni.
+        limits: Limits,
     },
     /// Say what is there.
     Look {
@@ -111,8 +124,8 @@ pub enum MountError {
         /// Where.
         path: PathBuf,
     },
-    /// Nothing is mounted where a domain's /dev/shm should be.
-    #[error("{}: expected the domain's /dev/shm, and nothing is mounted there", path.display())]
+    /// Nothing is mounted where a domain's file system should be.
+    #[error("{}: expected the domain's file system, and nothing is mounted there", path.display())]
     NoFileSystem {
         /// Where.
         path: PathBuf,
@@ -165,6 +178,10 @@ const VOLUME: MountFlags = MountFlags::BIND
     .union(MountFlags::NODEV)
     .union(MountFlags::NOEXEC);
 
+/// What programs load code from: nobody can write to it.
+const LIBRARY: MountFlags =
+    MountFlags::BIND.union(MountFlags::RDONLY).union(MountFlags::NOSUID).union(MountFlags::NODEV);
+
 impl Mounts {
     /// Of a daemon that is privileged itself, and takes its own word.
     pub fn of(root: &Path, kubelet_dir: &Path) -> Self {
@@ -175,11 +192,20 @@ impl Mounts {
     /// Does what is asked.
     pub fn carry_out(&self, ask: &Ask) -> Result<Found, MountError> {
         match ask {
-            Ask::Publish { volume, at, shm_of } => {
+            Ask::Publish { volume, at, shm_of, lib_of } => {
                 hash(volume)?;
                 at.check()?;
-                shm_of.as_deref().map(domain).transpose()?;
-                self.publish(volume, at, shm_of.as_deref()).map(|()| Found::default())
+                for name in [shm_of, lib_of].into_iter().flatten() {
+                    domain(name)?;
+                }
+                self.publish(volume, at)?;
+                if let Some(domain) = shm_of {
+                    self.add(domain, Part::Shm, at)?;
+                }
+                if let Some(domain) = lib_of {
+                    self.add(domain, Part::Lib, at)?;
+                }
+                Ok(Found::default())
             }
             Ask::Unpublish { at } => {
                 at.check()?;
@@ -187,12 +213,18 @@ impl Mounts {
             }
             Ask::Withdraw { volume } => {
                 hash(volume)?;
-                let within = format!("volumes/{volume}/socket/shm");
-                self.unmount_all(&self.root, &within).map(|_| Found::default())
+                for part in [Part::Shm, Part::Lib] {
+                    self.unmount_all(&self.root, &format!("volumes/{volume}/socket/{}", part.name()))?;
+                }
+                Ok(Found::default())
             }
             Ask::FileSystem { domain: name, what } => {
                 domain(name)?;
                 self.file_system(name, what).map(|()| Found::default())
+            }
+            Ask::Ipc { domain: name, limits } => {
+                domain(name)?;
+                self.ipc(name, *limits).map(|()| Found::default())
             }
             Ask::Look { at } => {
                 at.check()?;
@@ -203,7 +235,7 @@ impl Mounts {
         }
     }
 
-    fn publish(&self, volume: &str, at: &PodVolume, shm_of: Option<&str>) -> Result<(), MountError> {
+    fn publish(&self, volume: &str, at: &PodVolume) -> Result<(), MountError> {
         let source = there(&self.root, &format!("volumes/{volume}/socket"))?;
         if !self.is_strict {
             // The kubelet makes it; others that speak CSI may not.
@@ -225,30 +257,55 @@ impl Mounts {
             Err(error) => return Err(system("making", &path, error)),
         }
         let target = there(&self.pods, &at.mount())?;
-        if !is_mount(&target) {
-            // Flags that are set on a mount are not propagated, those that it is made with are: so it is made of one that has them.
-            let stage = self.stage()?;
-            mount_bind(named(&source), named(&stage)).map_err(|error| system("staging", &self.stage, error))?;
-            let staged = open(&self.stage).map_err(|error| system("opening", &self.stage, error))?;
-            let mounted =
-                mount_remount(named(&staged), VOLUME, c"").and_then(|()| mount_bind(named(&staged), named(&target)));
-            let unmounted = unmount(named(&staged), UnmountFlags::DETACH);
-            mounted.and(unmounted).map_err(|error| system("mounting", &path, error))?;
+        self.bind(&source, &target, VOLUME, &path)
+    }
+
+    /// Mounts a domain's file system within a volume.
+    fn add(&self, domain: &str, part: Part, at: &PodVolume) -> Result<(), MountError> {
+        let from = format!("domains/{domain}/{}", part.name());
+        let source = there(&self.root, &from)?;
+        if !is_mount(&source) {
+            return Err(MountError::NoFileSystem { path: self.root.join(from) });
         }
-        let Some(domain) = shm_of else { return Ok(()) };
-        let part = format!("domains/{domain}/shm");
-        let shm = there(&self.root, &part)?;
-        if !is_mount(&shm) {
-            return Err(MountError::NoFileSystem { path: self.root.join(part) });
-        }
-        let within = format!("{}/shm", at.mount());
+        let within = format!("{}/{}", at.mount(), part.name());
         let target = there(&self.pods, &within)?;
+        let path = self.pods.join(within);
+        if part == Part::Lib {
+            return self.bind(&source, &target, LIBRARY, &path);
+        }
         if !is_mount(&target) {
-            let path = self.pods.join(within);
-            mount_bind(named(&shm), named(&target))
+            mount_bind(named(&source), named(&target))
                 .map_err(|error| system("mounting the domain's /dev/shm at", &path, error))?;
         }
         Ok(())
+    }
+
+    /// Mounts a directory with flags; done before is done.
+    fn bind(&self, source: &OwnedFd, target: &OwnedFd, flags: MountFlags, path: &Path) -> Result<(), MountError> {
+        if is_mount(target) {
+            return Ok(());
+        }
+        // Flags that are set on a mount are not propagated, those that it is made with are: so it is made of one that has them.
+        let stage = self.stage()?;
+        mount_bind(named(source), named(&stage)).map_err(|error| system("staging", &self.stage, error))?;
+        let staged = open(&self.stage).map_err(|error| system("opening", &self.stage, error))?;
+        let mounted =
+            mount_remount(named(&staged), flags, c"").and_then(|()| mount_bind(named(&staged), named(target)));
+        let unmounted = unmount(named(&staged), UnmountFlags::DETACH);
+        mounted.and(unmounted).map_err(|error| system("mounting", path, error))
+    }
+
+    fn ipc(&self, domain: &str, limits: Limits) -> Result<(), MountError> {
+        let directory = there(&self.root, &format!("domains/{domain}"))?;
+        let path = self.root.join(format!("domains/{domain}/ipc"));
+        // A file, that podshmd has made: a namespace is mounted over it.
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = openat(&directory, "ipc", flags, Mode::empty()).map_err(|error| system("opening", &path, error))?;
+        if is_mount(&file) {
+            return Ok(());
+        }
+        let pinned = podshm_unmodified::native::pin(limits, &named(&file));
+        pinned.map_err(|source| MountError::System { what: "pinning an IPC namespace at", path, source })
     }
 
     fn unpublish(&self, at: &PodVolume) -> Result<(), MountError> {

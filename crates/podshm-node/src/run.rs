@@ -9,6 +9,7 @@ use crate::domains::{Domains, Known};
 use crate::helper::Mounter;
 use crate::memory::{Memory, RESERVE};
 use crate::mounts::Mounts;
+use crate::nri::{Native, Plugin};
 use crate::port::{self, Told};
 use crate::services::made::identity_server::IdentityServer;
 use crate::services::made::node_server::NodeServer;
@@ -57,6 +58,9 @@ pub struct Options {
     /// What of this daemon's memory limit is not for regions.
     #[arg(long, default_value_t = RESERVE)]
     memory_reserve: u64,
+    /// The container runtime's NRI socket, for domains whose sysv.mechanism is native; without it those are refused.
+    #[arg(long)]
+    nri_socket: Option<PathBuf>,
     /// The mount helper's socket; without one, this process mounts itself and has to be root.
     #[arg(long)]
     mount_helper: Option<PathBuf>,
@@ -85,19 +89,23 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     // First: a daemon that waits for the one before it is alive.
     let told = Arc::new(Told::new(&options.node, options.memory().limit));
     let port = tokio::spawn(port::answer(listen(options.metrics_addr).await?, Arc::clone(&told)));
+    let native = Arc::new(Native::default());
     let client = match options.domains {
         Some(_) => None,
         // Asks nobody yet: this daemon begins where the API server is away, too.
         None => Some(kube::Client::try_default().await.context("there is neither --domains nor a cluster to ask")?),
     };
     let begun = {
-        let options = options.clone();
-        tokio::task::spawn_blocking(move || begin(&options))
+        let (options, native) = (options.clone(), Arc::clone(&native));
+        tokio::task::spawn_blocking(move || begin(&options, native))
     };
     let Begun { volumes, lock, known } = begun.await??;
     let watch = client.zip(known).map(|(client, known)| tokio::spawn(watch::follow(client, known)));
     let volumes = Arc::new(Mutex::new(volumes));
     told.serves(&volumes);
+    // Once it is known which pods there are, and before the kubelet asks for more.
+    let plugin = options.nri_socket.clone().map(|socket| Plugin::start(native, socket)).transpose();
+    let plugin = plugin.context("starting the thread that the container runtime asks")?;
 
     let csi = options.kubelet_dir.join("plugins").join(DRIVER).join("csi.sock");
     let (acknowledged, mut heard) = tokio::sync::watch::channel(false);
@@ -144,6 +152,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         let _ = task.await;
     }
     drop((csi_file, registry_file));
+    // Of two plugins that change a container alike the runtime wants neither.
+    drop(plugin);
     drop(volumes);
     drop(lock);
     if is_ended {
@@ -193,7 +203,7 @@ struct Begun {
 }
 
 /// Takes over from a daemon that is there, and finds what is published.
-fn begin(options: &Options) -> anyhow::Result<Begun> {
+fn begin(options: &Options, native: Arc<Native>) -> anyhow::Result<Begun> {
     let make = |path: &Path| fs::create_dir_all(path).with_context(|| format!("making {}", path.display()));
     make(&options.root)?;
     let mounter = options.mounter();
@@ -221,7 +231,7 @@ fn begin(options: &Options) -> anyhow::Result<Begun> {
             (Domains::of_cluster(&known), Some(known))
         }
     };
-    let volumes = Volumes::restore(&options.root, domains, broker, mounter, options.memory())?;
+    let volumes = Volumes::restore_with(&options.root, domains, broker, mounter, options.memory(), native)?;
     Ok(Begun { volumes, lock, known })
 }
 

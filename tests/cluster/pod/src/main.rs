@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  podshm-cluster-pod agent                     serves table `values`, queue `records`, call `tally`, until SIGTERM or a successor
+//!  podshm-cluster-pod sidecar                   the same with a broker of its own, for the containers of its pod
 //!  podshm-cluster-pod hold                      waits until it is told to end
 //!  podshm-cluster-pod exchange SENDER COUNT     pushes COUNT numbered records, one by one; says what the agent has counted
 //!  podshm-cluster-pod load SENDER COUNT         the same, at some pace and until it is told to end, COUNT at least
@@ -21,6 +22,7 @@ mod routes;
 
 use anyhow::{Context, bail};
 use podshm::{Agent, Answer, Client, Handler, Progress, Record, Request};
+use podshm_broker::{Broker, DomainConfig, Identity, Rights};
 use podshm_testkit::numbered;
 use rustix::process::{Pid, Signal, kill_process};
 use std::collections::BTreeMap;
@@ -37,6 +39,7 @@ fn main() -> anyhow::Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["agent"] => agent(),
+        ["sidecar"] => sidecar(),
         ["hold"] => hold(),
         ["exchange", sender, count] => exchange(sender.parse()?, count.parse()?, false),
         ["load", sender, count] => exchange(sender.parse()?, count.parse()?, true),
@@ -49,7 +52,7 @@ fn main() -> anyhow::Result<()> {
         ["stop"] => Ok(kill_process(Pid::INIT, Signal::TERM)?),
         ["ready"] => Client::join(SOCKETS, Duration::from_secs(2)).map(drop).context("joining"),
         _ => bail!(
-            "expected agent, hold, ready, look, fill, leak, stop, routes, or exchange or load with SENDER COUNT, found {words:?}"
+            "expected agent, sidecar, hold, ready, look, fill, leak, stop, routes, or exchange or load with SENDER COUNT, found {words:?}"
         ),
     }
 }
@@ -218,6 +221,16 @@ fn agent() -> anyhow::Result<()> {
     agent.close(tally.bytes())?;
     println!("closed");
     Ok(())
+}
+
+fn sidecar() -> anyhow::Result<()> {
+    let broker = Broker::start()?;
+    broker.add_domain(DomainConfig::new("sidecar"))?;
+    // Whoever can reach the directory is a container of this pod.
+    let who = |name: &str| name.to_owned();
+    let pod = Identity { namespace: who("pod"), pod: who("pod"), uid: who("pod"), service_account: who("default") };
+    broker.add_socket("sidecar", SOCKETS.as_ref(), pod, Rights { join: true, serve: true })?;
+    agent()
 }
 
 fn exchange(sender: u32, least: u64, is_load: bool) -> anyhow::Result<()> {
