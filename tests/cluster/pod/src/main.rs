@@ -9,6 +9,8 @@
 //!  podshm-cluster-pod routes lookup KEY         endpoints of a route of the route agent that take new work
 //!  podshm-cluster-pod routes follow KEY         the same at each change, with the time
 //!  podshm-cluster-pod routes load SENDER COUNT KEY    picks and reports, as `load` pushes
+//!  podshm-cluster-pod routes join               joins, and holds that until it is told to end
+//!  podshm-cluster-pod broker                    a broker of this pod's own: what an agent in each pod would have
 //!  podshm-cluster-pod ready                     whether this pod's socket is answered
 //! ```
 //! An agent leaves its tally to its successor.
@@ -18,9 +20,11 @@ mod routes;
 
 use anyhow::{Context, bail};
 use podshm::{Agent, Answer, Client, Handler, Progress, Record, Request};
+use podshm_broker::{Broker, DomainConfig, Identity, Rights};
 use podshm_testkit::numbered;
 use rustix::process::{Pid, Signal, kill_process};
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -37,12 +41,16 @@ fn main() -> anyhow::Result<()> {
         ["hold"] => hold(),
         ["exchange", sender, count] => exchange(sender.parse()?, count.parse()?, false),
         ["load", sender, count] => exchange(sender.parse()?, count.parse()?, true),
+        ["broker"] => broker(),
+        ["routes", "join"] => routes::join(),
         ["routes", "lookup", key] => routes::lookup(key),
         ["routes", "follow", key] => routes::follow(key),
         ["routes", "load", sender, count, key] => routes::load(sender.parse()?, count.parse()?, key),
         ["stop"] => Ok(kill_process(Pid::INIT, Signal::TERM)?),
         ["ready"] => Client::join(SOCKETS, Duration::from_secs(2)).map(drop).context("joining"),
-        _ => bail!("expected agent, hold, ready, stop, routes, or exchange or load with SENDER COUNT, found {words:?}"),
+        _ => bail!(
+            "expected agent, broker, hold, ready, stop, routes, or exchange or load with SENDER COUNT, found {words:?}"
+        ),
     }
 }
 
@@ -60,6 +68,15 @@ fn hold() -> anyhow::Result<()> {
         std::thread::sleep(Duration::from_millis(20));
     }
     Ok(())
+}
+
+fn broker() -> anyhow::Result<()> {
+    let broker = Broker::start()?;
+    broker.add_domain(DomainConfig::new("own"))?;
+    let name = |text: &str| text.to_owned();
+    let who = Identity { namespace: name("own"), pod: name("agent"), uid: name("agent"), service_account: name("own") };
+    broker.add_socket("own", Path::new(SOCKETS), who, Rights { join: false, serve: true })?;
+    hold()
 }
 
 /// What was counted of one sender.
