@@ -1,6 +1,6 @@
 # The only way in; CI calls the same targets. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check c-header install fmt bench bench-unmodified chaos chaos-scale vm-test cluster-up cluster-down cluster-test loom fuzz clean
+.PHONY: help setup demo test check c-header install wheel conformance fmt bench bench-python bench-unmodified chaos chaos-scale vm-test cluster-up cluster-down cluster-test loom fuzz clean
 
 ARGS ?=
 export PREFIX DESTDIR LIBDIR
@@ -28,6 +28,13 @@ c-header: ## make crates/podshm-capi/include/podshm.h of the sources
 install: ## programs, libraries, headers, man pages, completions into PREFIX=/usr/local (DESTDIR=, LIBDIR=lib)
 	@scripts/install.sh
 
+wheel: ## the Python wheel into target/wheels, for glibc 2.17 and later
+	@scripts/wheel.sh
+
+conformance: setup ## the conformance suite in every pair of languages: Rust, C, C++, Python
+	@scripts/wheel.sh tools
+	cargo test -p podshm-tests --test conformance -- --include-ignored --test-threads=1
+
 fmt: ## format the sources
 	cargo fmt --all
 
@@ -37,6 +44,9 @@ bench-unmodified: ## unmodified programs, preload beside native in one run: shmg
 
 bench: setup ## podshm beside its peers, in one run (ARGS=... for podshm-bench)
 	cargo run --release -p podshm-bench -- $(ARGS)
+
+bench-python: setup ## a small call in Python beside multiprocessing.connection, in one run (ARGS='--rounds 8 --spin-us 50')
+	@scripts/bench-python.sh $(ARGS)
 
 chaos: setup ## kills, stops, upgrades, squeezes under load for DURATION=600 s (SEED=..., CLIENTS=8)
 	@scripts/chaos.sh $(ARGS)

@@ -3,7 +3,7 @@
 #
 #   make install PREFIX=/usr/local DESTDIR=      (LIBDIR=lib/x86_64-linux-gnu for Debian's places)
 #
-#   bin/podshm, podshm-route-agent           lib/libpodshm.so*, libpodshm.a, pkgconfig/podshm.pc
+#   bin/podshm, podshm-{route,guard}-agent   lib/libpodshm.so*, libpodshm.a, pkgconfig/podshm.pc
 #   include/podshm.h, podshm.hpp …           share/man/man1, share/doc/podshm, completions of bash, zsh, fish
 #
 # PROFILE=dev installs what `cargo build` makes. Nothing is written outside of PREFIX.
@@ -17,15 +17,18 @@ version=$(sed -n '/^\[workspace.package\]/,/^\[/s/^version *= *"\(.*\)"/\1/p' Ca
 abi=$(sed -n 's/.*-soname,libpodshm\.so\.\([0-9]*\)".*/\1/p' crates/podshm-capi/build.rs)
 [ -n "$version" ] && [ -n "$abi" ] || die "no version in Cargo.toml, or no soname in crates/podshm-capi/build.rs"
 
-cargo build "${CARGO_LOCKED[@]}" --quiet --profile "$PROFILE" -p podshm-cli -p podshm-capi -p route-agent
+cargo build "${CARGO_LOCKED[@]}" --quiet --profile "$PROFILE" -p podshm-cli -p podshm-capi -p route-agent -p guard-agent
 case $PROFILE in dev) built=$TARGET/debug ;; *) built=$TARGET/$PROFILE ;; esac
 pages=$(mktemp -d "${TMPDIR:-/tmp}/podshm-pages.XXXXXX")
 trap 'rm -rf "$pages"' EXIT
 "$built/podshm" pages "$pages"
+"$built/guard-agent" --man >"$pages/man1/podshm-guard-agent.1"
 
 put() { install -D -m "$1" "$2" "$to/$3"; }
 put 755 "$built/podshm" bin/podshm
+ln -sfn podshm "$to/bin/kubectl-podshm" # kubectl podshm …
 put 755 "$built/route-agent" bin/podshm-route-agent
+put 755 "$built/guard-agent" bin/podshm-guard-agent
 put 755 "$built/libpodshm_capi.so" "$LIBDIR/libpodshm.so.$version"
 ln -sfn "libpodshm.so.$version" "$to/$LIBDIR/libpodshm.so.$abi"
 ln -sfn "libpodshm.so.$abi" "$to/$LIBDIR/libpodshm.so"
@@ -35,7 +38,7 @@ for page in "$pages"/man1/*; do put 644 "$page" "share/man/man1/$(basename "$pag
 put 644 "$pages/bash/podshm.bash" share/bash-completion/completions/podshm
 put 644 "$pages/zsh/_podshm" share/zsh/site-functions/_podshm
 put 644 "$pages/fish/podshm.fish" share/fish/vendor_completions.d/podshm.fish
-for text in LICENSE CHANGELOG.md SEMANTICS.md docs/c-abi.md docs/unmodified.md docs/upgrading.md; do
+for text in LICENSE CHANGELOG.md SEMANTICS.md docs/c-abi.md docs/guard.md docs/unmodified.md docs/upgrading.md; do
     put 644 "$text" "share/doc/podshm/$(basename "$text")"
 done
 sed -e "s|@PREFIX@|$PREFIX|; s|@LIBDIR@|$LIBDIR|; s|@VERSION@|$version|" crates/podshm-capi/podshm.pc.in >"$pages/podshm.pc"

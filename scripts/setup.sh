@@ -4,6 +4,7 @@
 #   scripts/setup.sh            what `make demo` and `make test` need
 #   scripts/setup.sh deny       also cargo-deny, for `make check`
 #   scripts/setup.sh capi       also cbindgen, for `make check` and `make c-header`
+#   scripts/setup.sh python     also what the Python module is built and tested with, in a venv
 #   scripts/setup.sh unmodified also the programs that the tier `foreign` runs
 #   scripts/setup.sh vm         also QEMU and what a virtual machine is put together with, for `make vm-test`
 #   scripts/setup.sh cluster    also what nodes of a Kubernetes cluster run, for `make cluster-test`
@@ -24,7 +25,6 @@ util-linux      unshare
 procps          ps
 python3         python3
 valgrind        valgrind
-valgrind        valgrind
 ca-certificates update-ca-certificates
 '
 # What tests run unmodified in a domain.
@@ -35,6 +35,10 @@ stress-ng stress-ng
 perl perl
 python3-dev /usr/bin/python3-config
 python3-pip /usr/bin/pip3
+'
+# What a venv is made with.
+PYTHON='
+python3-venv    /usr/share/doc/python3-venv
 '
 # What boots another kernel.
 VM='
@@ -141,6 +145,7 @@ check_go() {
 
 for extra in "$@"; do
     if [ "$extra" = cluster ]; then PACKAGES+=$CLUSTER; fi
+    if [ "$extra" = python ]; then PACKAGES+=$PYTHON; fi
     if [ "$extra" = unmodified ]; then PACKAGES+=$UNMODIFIED; fi
     if [ "$extra" = vm ]; then PACKAGES+=$VM; fi
 done
@@ -152,8 +157,9 @@ for extra in "$@"; do
         fuzz) install_fuzz ;;
         unmodified) install_sysv_ipc ;;
         vm) ;;
+        python) scripts/wheel.sh tools ;;
         capi) cargo_tool cbindgen "$CBINDGEN_VERSION" ;;
         cluster) check_go ;;
-        *) die "unknown extra '$extra': expected capi, cluster, deny, fuzz, unmodified or vm" ;;
+        *) die "unknown extra '$extra': expected capi, cluster, deny, fuzz, python, unmodified or vm" ;;
     esac
 done

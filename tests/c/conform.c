@@ -142,6 +142,21 @@ void hang(void)
         pause();
 }
 
+/* For the test that sanitizers and valgrind are at work. */
+static void planted(void)
+{
+#if defined(PLANTED_LEAK) || defined(PLANTED_OVERFLOW)
+    volatile size_t size = 64;
+    volatile char *bytes = malloc(size);
+#ifdef PLANTED_OVERFLOW
+    bytes[size] = 1;
+    free((void *)bytes);
+#else
+    bytes[0] = 1;
+#endif
+#endif
+}
+
 static int control(const char *directory)
 {
     struct sockaddr_un at = {.sun_family = AF_UNIX};
@@ -160,6 +175,7 @@ int main(int argc, char **argv)
     char line[4096];
     if (argc != 2 || !directory)
         die("usage", "conform ROLE, with PODSHM_SOCKET_DIR");
+    planted();
     serves = !strcmp(argv[1], "agent") || !strcmp(argv[1], "successor");
     control_fd = fd = control(directory);
     in = fdopen(dup(fd), "r");

@@ -145,6 +145,18 @@ pub fn run(name: &str, pair: Pair<'_>) -> usize {
     done
 }
 
+/// What is wrong in one case; `None` where pods have no walls here.
+pub fn fault(name: &str, pair: Pair<'_>, case: &str) -> Option<String> {
+    let case = cases().into_iter().find(|known| known.name == case).expect("a case");
+    let play = std::panic::AssertUnwindSafe(|| Stage::run(name, pair, &case));
+    match std::panic::catch_unwind(play) {
+        Ok(Ok(true)) => Some(String::new()),
+        Ok(Ok(false)) => None,
+        Ok(Err(fault)) => Some(fault),
+        Err(_) => Some("a participant died".into()),
+    }
+}
+
 /// Where one case is played.
 struct Stage<'a> {
     pair: Pair<'a>,
@@ -189,6 +201,18 @@ impl Stage<'_> {
                         return Err(at(format!("expected {expected:?}, found {found:?}")));
                     }
                 }
+            }
+        }
+        stage.end()
+    }
+
+    /// Everybody ends well: a sanitizer, or valgrind, would have it otherwise.
+    fn end(mut self) -> Result<bool, String> {
+        while let Some((who, pod)) = self.pods.pop_last() {
+            match pod.end() {
+                Some(status) if status.success() => {}
+                Some(status) => return Err(format!("{who} ends with {status}")),
+                None => return Err(format!("{who} does not end")),
             }
         }
         Ok(true)

@@ -114,6 +114,12 @@ impl InPod {
         answer.trim_end().to_owned()
     }
 
+    /// Hangs up, which ends it, and waits for that: how it ended, `None` if it did not.
+    pub fn end(mut self) -> Option<std::process::ExitStatus> {
+        self.control.get_ref().shutdown(std::net::Shutdown::Both).expect("a connection");
+        self.pod.wait_within(SOON).expect("a pod's end")
+    }
+
     /// What its cgroup is charged; `None` where it has none, which is said.
     pub fn memory(&self) -> Option<Memory> {
         let memory = self.pod.memory();

@@ -63,8 +63,25 @@ pub fn conform_in_c(directory: &Path, more: &[&str]) -> PathBuf {
     over_the_library("conform", &["conform.c", "conform_client.c", "conform_agent.c"], directory, more)
 }
 
+/// For a compiler: address and undefined behaviour sanitizers; what they find ends the program.
+pub const SANITIZED: &[&str] = &["-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
+
+/// `program` under valgrind: leaks and whatever else it finds are a bad end. Children that it forks are looked at, too.
+pub fn under_valgrind(program: &Path) -> PathBuf {
+    let script = program.with_extension("valgrind");
+    let options = "--quiet --vgdb=no --error-exitcode=99 --leak-check=full --errors-for-leak-kinds=definite";
+    executable(&script, &format!("#!/bin/sh\nexec valgrind {options} {} \"$@\"\n", program.display()));
+    script
+}
+
+fn executable(path: &Path, text: &str) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::write(path, text).expect("a program");
+    std::fs::set_permissions(path, PermissionsExt::from_mode(0o755)).expect("a mode");
+}
+
 /// The same in C++, by `podshm.hpp`: its two halves with the rest of the one in C.
-pub fn conform_in_cpp(directory: &Path) -> PathBuf {
+pub fn conform_in_cpp(directory: &Path, more: &[&str]) -> PathBuf {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
     library(directory);
     let (program, rest) = (directory.join("conform"), directory.join("conform.o"));
@@ -76,6 +93,7 @@ pub fn conform_in_cpp(directory: &Path) -> PathBuf {
     };
     run(Command::new("cc")
         .arg("-std=c99")
+        .args(more)
         .args(strict)
         .arg(&include)
         .arg("-c")
@@ -84,7 +102,13 @@ pub fn conform_in_cpp(directory: &Path) -> PathBuf {
         .arg(&rest));
     let sources = ["conform_client.cpp", "conform_agent.cpp"].map(|source| tests.join("cpp").join(source));
     let mut command = Command::new("c++");
-    command.args(["-std=c++17", "-fno-exceptions"]).args(strict).arg(&include).arg("-I").arg(tests.join("c"));
+    command
+        .args(["-std=c++17", "-fno-exceptions"])
+        .args(more)
+        .args(strict)
+        .arg(&include)
+        .arg("-I")
+        .arg(tests.join("c"));
     run(command
         .args(sources)
         .arg(&rest)
@@ -93,6 +117,45 @@ pub fn conform_in_cpp(directory: &Path) -> PathBuf {
         .arg("-L")
         .arg(directory)
         .args(["-lpodshm", "-Wl,-rpath,$ORIGIN"]));
+    program
+}
+
+/// The Python that has what tests need beside the module: numpy, mypy. `scripts/wheel.sh tools` makes it.
+pub fn python() -> PathBuf {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let cache = cache.or_else(|| std::env::home_dir().map(|home| home.join(".cache"))).expect("a home");
+    let venv = std::env::var_os("PODSHM_PYTHON").map_or_else(|| cache.join("podshm/python"), PathBuf::from);
+    let python = venv.join("bin/python");
+    assert!(python.exists(), "no {}; run: scripts/wheel.sh tools", python.display());
+    python
+}
+
+/// Where the Python module of these sources is, built once for all tests of a program.
+pub fn module() -> PathBuf {
+    static BUILT: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
+    let built = BUILT.get_or_init(|| {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
+        let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+        let output = Command::new(root.join("scripts/wheel.sh")).arg("test").current_dir(root).output();
+        let output = output.expect("scripts/wheel.sh");
+        assert!(output.status.success(), "scripts/wheel.sh: {}", String::from_utf8_lossy(&output.stderr));
+        root.join(target).join("python")
+    });
+    built.clone()
+}
+
+/// The conformance suite's participant in Python, as a program. In a pod the Python is the system's own: others may lie where only their
+/// owner comes.
+pub fn conform_in_python(directory: &Path) -> PathBuf {
+    let (module, tests) = (module(), Path::new(env!("CARGO_MANIFEST_DIR")).join("python"));
+    let program = directory.join("conform");
+    let text = format!(
+        "#!/bin/sh\nPYTHONDONTWRITEBYTECODE=1 PYTHONPATH={}:{} exec /usr/bin/python3 {}/conform.py \"$@\"\n",
+        module.display(),
+        tests.display(),
+        tests.display()
+    );
+    executable(&program, &text);
     program
 }
 

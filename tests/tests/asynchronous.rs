@@ -186,7 +186,7 @@ fn an_agent_on_a_bare_event_descriptor_looks_at_a_client_without_a_doorbell() {
 
 #[test]
 fn a_sleeping_agent_is_woken_by_another_thread() {
-    let node = Node::new();
+    let node = Node::new(Default::default());
     let mut agent = describe().connect(node.pod("agent"), PATIENCE).unwrap();
     agent.ready().unwrap();
     let mut handler = Mixed::default();

@@ -1,7 +1,7 @@
 //! The conformance suite, by programs in every language there is a library for: who joins in one, who serves in the same or another.
 
-use podshm_tests::conformance::{Pair, cases, run};
-use podshm_tests::programs::{conform_in_c, conform_in_cpp};
+use podshm_tests::conformance::{Pair, cases, fault, run};
+use podshm_tests::programs::{SANITIZED, conform_in_c, conform_in_cpp, conform_in_python, under_valgrind};
 use std::path::{Path, PathBuf};
 
 const RUST: &str = env!("CARGO_BIN_EXE_podshm-test-conform");
@@ -33,19 +33,66 @@ fn rust_joins_c() {
     whole("rust-c", &conform_in_c(&of("conform-rust-c"), &[]), Path::new(RUST));
 }
 
+/// Under valgrind.
 #[test]
 fn c_with_c() {
-    let program = conform_in_c(&of("conform-c-c"), &[]);
+    let program = under_valgrind(&conform_in_c(&of("conform-c-c"), &[]));
     whole("c-c", &program, &program);
 }
 
 #[test]
 fn cpp_joins_rust() {
-    whole("cpp-rust", Path::new(RUST), &conform_in_cpp(&of("conform-cpp-rust")));
+    whole("cpp-rust", Path::new(RUST), &conform_in_cpp(&of("conform-cpp-rust"), &[]));
+}
+
+/// With the sanitizers for addresses, leaks and undefined behaviour.
+#[test]
+fn c_joins_cpp() {
+    let agent = conform_in_cpp(&of("conform-cpp"), SANITIZED);
+    whole("c-cpp", &agent, &conform_in_c(&of("conform-c-cpp"), SANITIZED));
+}
+
+/// What the two above look for is found where it is planted.
+#[test]
+fn a_leak_and_an_overflow_are_found() {
+    for plant in ["PLANTED_LEAK", "PLANTED_OVERFLOW"] {
+        let planted = format!("-D{plant}");
+        let plain = conform_in_c(&of(&format!("conform-{plant}")), &[&planted]);
+        let sanitized = [SANITIZED, &[&planted]].concat();
+        let sanitized = conform_in_c(&of(&format!("conform-{plant}-sanitized")), &sanitized);
+        for (how, client) in [("valgrind", under_valgrind(&plain)), ("sanitizers", sanitized)] {
+            let pair = Pair { agent: Path::new(RUST), client: &client };
+            let Some(found) = fault(&format!("plant-{how}"), pair, "a client knows who it is") else { return };
+            assert!(!found.is_empty(), "{plant}: {how} found nothing");
+        }
+        let pair = Pair { agent: Path::new(RUST), client: &plain };
+        assert_eq!(fault("plant-plain", pair, "a client knows who it is").as_deref(), Some(""), "{plant}");
+    }
 }
 
 #[test]
-fn c_joins_cpp() {
-    let (agent, client) = (conform_in_cpp(&of("conform-cpp")), conform_in_c(&of("conform-c-cpp"), &[]));
-    whole("c-cpp", &agent, &client);
+fn python_joins_rust() {
+    whole("py-rust", Path::new(RUST), &conform_in_python(&of("conform-py-rust")));
+}
+
+#[test]
+fn c_joins_python() {
+    whole("c-py", &conform_in_python(&of("conform-py")), &conform_in_c(&of("conform-c-py"), &[]));
+}
+
+/// What the covering set above leaves out: `make conformance`.
+#[test]
+#[ignore = "all pairs: make conformance"]
+fn all_pairs() {
+    let programs = [
+        ("rust", PathBuf::from(RUST)),
+        ("c", conform_in_c(&of("conform-all-c"), &[])),
+        ("cpp", conform_in_cpp(&of("conform-all-cpp"), &[])),
+        ("py", conform_in_python(&of("conform-all-py"))),
+    ];
+    for (agent, serves) in &programs {
+        for (client, joins) in &programs {
+            whole(&format!("{client}-{agent}"), serves, joins);
+        }
+    }
 }

@@ -1,6 +1,8 @@
-//! `make install`, and programs that know nothing but what it installed: the examples in C and C++.
+//! `make install`, and programs that know nothing but what it installed: the examples in C and C++; and those in Python,
+//! which know the wheel.
 
 use podshm_broker::Limits;
+use podshm_tests::programs::{module, python};
 use podshm_tests::{Node, until};
 use rustix::process::{Pid, Signal, kill_process};
 use std::path::{Path, PathBuf};
@@ -86,6 +88,7 @@ fn everything_is_where_a_packager_expects_it() {
     for file in [
         "bin/podshm",
         "bin/podshm-route-agent",
+        "bin/podshm-guard-agent",
         "lib/libpodshm.so",
         "lib/libpodshm.so.0",
         "lib/libpodshm.a",
@@ -93,10 +96,12 @@ fn everything_is_where_a_packager_expects_it() {
         "include/podshm.hpp",
         "share/man/man1/podshm.1",
         "share/man/man1/podshm-broker.1",
+        "share/man/man1/podshm-guard-agent.1",
         "share/bash-completion/completions/podshm",
         "share/zsh/site-functions/_podshm",
         "share/fish/vendor_completions.d/podshm.fish",
         "share/doc/podshm/c-abi.md",
+        "share/doc/podshm/guard.md",
     ] {
         let found = std::fs::metadata(prefix.join(file)).unwrap_or_else(|e| panic!("{file}: {e}"));
         assert!(found.is_file() && found.len() > 100, "{file}: {} bytes", found.len());
@@ -186,4 +191,85 @@ fn the_example_in_cpp_looks_routes_up_and_an_upgrade_loses_no_report() {
     node.settle("all is drained", |s| s.clients.is_empty());
     second.signal(Signal::TERM);
     assert_eq!(second.end(), of_first + "shop/pay:http 10.0.0.9:80 10\n");
+}
+
+/// The wheel and the examples in Python, installed by pip into a directory of their own: with numpy, all that they have.
+fn site() -> &'static Path {
+    static SITE: OnceLock<PathBuf> = OnceLock::new();
+    SITE.get_or_init(|| {
+        let (module, tmp) = (module(), Path::new(env!("CARGO_TARGET_TMPDIR")));
+        let (site, copies) = (tmp.join("site"), tmp.join("example/python"));
+        let _ = (std::fs::remove_dir_all(&site), std::fs::remove_dir_all(&copies));
+        let mut pip = Command::new(python());
+        pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-index"]);
+        pip.args(["--no-build-isolation", "--target"]).arg(&site);
+        let files = |directory: &Path| std::fs::read_dir(directory).unwrap().map(|file| file.unwrap().path());
+        pip.args(files(&module).filter(|path| path.extension().is_some_and(|end| end == "whl")));
+        for name in ["guard-ask", "meter"] {
+            let copy = copies.join(name);
+            std::fs::create_dir_all(&copy).unwrap();
+            for path in files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/python").join(name)) {
+                std::fs::copy(&path, copy.join(path.file_name().unwrap())).unwrap();
+            }
+            pip.arg(copy);
+        }
+        let output = pip.output().unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+        site
+    })
+}
+
+/// A program that pip installed.
+fn in_python(name: &str) -> Command {
+    let mut command = Command::new(site().join("bin").join(name));
+    command.env("PYTHONPATH", site()).env("PYTHONDONTWRITEBYTECODE", "1");
+    command
+}
+
+#[test]
+fn the_example_with_asyncio_asks_the_guard_agent() {
+    let node = Node::new(Limits::default());
+    let policies = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/policies");
+    let mut guard = Command::new(prefix().join("bin/podshm-guard-agent"));
+    let guard = Running::start(guard.arg("--socket-dir").arg(node.pod("agent")).arg("--policies").arg(policies));
+    let ask = |resource: &str, principals: &[&str]| {
+        let mut command = in_python("guard-ask");
+        command.arg(node.pod("cart")).args([r#"Action::"read""#, resource]).args(principals);
+        let output = command.output().unwrap();
+        let mut lines: Vec<String> = text(&output).lines().map(str::to_owned).collect();
+        lines.sort_unstable();
+        (output.status.code().unwrap(), lines)
+    };
+    let (alice, bob, plan) = (r#"User::"alice""#, r#"User::"bob""#, r#"Document::"plan""#);
+    let said = |lines: &[&str]| lines.iter().map(|&line| line.to_owned()).collect::<Vec<_>>();
+    let allowed = format!("{alice}: allow (staff-reads)");
+    assert_eq!(ask(plan, &[alice]), (0, said(&[&allowed])));
+    assert_eq!(ask(plan, &[bob, alice]), (1, said(&[&allowed, &format!("{bob}: deny")])));
+    let many = ask(plan, &[alice; 50]);
+    assert_eq!(many, (0, vec![allowed; 50]));
+    let (code, lines) = ask("plan", &[alice]);
+    assert!(code == 2 && lines[0].contains("no verdict"), "{lines:?}");
+    guard.signal(Signal::TERM);
+    assert!(guard.end().contains("allowed="));
+}
+
+#[test]
+fn the_example_with_numpy_hands_arrays_on() {
+    let node = Node::new(Limits::default());
+    let serve = || Running::start(in_python("meter").arg("serve").arg(node.pod("agent")));
+    let run = |arguments: &[&str]| {
+        let mut command = in_python("meter");
+        command.arg(arguments[0]).arg(node.pod("shop")).args(&arguments[1..]);
+        let output = command.output().unwrap();
+        (output.status.success(), text(&output).trim().to_owned())
+    };
+    let first = serve();
+    assert_eq!(run(&["report", "shop/cart:http", "100"]), (true, "6400 latencies reported".into()));
+    // Reports are accepted before they are summed.
+    let shown = "shop/cart:http 6400 ";
+    until("all is summed", || run(&["show", "shop/cart:http"]).1.starts_with(shown));
+    let (good, said) = run(&["show", "shop/none"]);
+    assert!(!good && said.contains("nobody has reported"), "{said}");
+    first.signal(Signal::TERM);
+    first.end();
 }

@@ -4,7 +4,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 
-/// A size as Kubernetes writes it: a whole number of bytes, or of Ki, Mi, Gi or Ti.
+/// A size as Kubernetes writes it: a whole number of bytes, or of Ki, Mi, Gi or Ti. Never 0 where it was read: a tmpfs of size 0 has no
+/// bound at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Bytes(pub u64);
@@ -21,7 +22,7 @@ impl TryFrom<String> for Bytes {
         let unit = UNITS.into_iter().find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, shift)));
         let (number, shift) = unit.unwrap_or((&text, 0));
         let number: u64 = number.parse().map_err(|_| bad())?;
-        number.checked_mul(1 << shift).map(Bytes).ok_or_else(bad)
+        number.checked_mul(1 << shift).filter(|bytes| *bytes != 0).map(Bytes).ok_or_else(bad)
     }
 }
 
@@ -60,11 +61,11 @@ mod tests {
 
     #[test]
     fn sizes_are_kubernetes_own() {
-        for (text, bytes) in [("0", 0), ("4096", 4096), ("3Ki", 3 << 10), ("256Mi", 256 << 20), ("2Gi", 2 << 30)] {
+        for (text, bytes) in [("4096", 4096), ("3Ki", 3 << 10), ("256Mi", 256 << 20), ("2Gi", 2 << 30)] {
             assert_eq!(Bytes::try_from(text.to_owned()), Ok(Bytes(bytes)));
         }
         assert_eq!(String::from(Bytes(256 << 20)), "256Mi");
-        for text in ["", "-1", "1.5Gi", "1 Mi", "99999999999Gi", "1MB", "Mi"] {
+        for text in ["", "0", "0Gi", "-1", "1.5Gi", "1 Mi", "99999999999Gi", "1MB", "Mi"] {
             assert!(Bytes::try_from(text.to_owned()).unwrap_err().contains("256Mi"), "{text}");
         }
         // The longest that the schema lets through.

@@ -1,19 +1,28 @@
-//! The custom resource's definition, as the chart has it.
+//! The custom resources' definitions, as the chart has them.
 
 use crate::domain::ShmDomain;
+use crate::rollout::AgentRollout;
 use kube::CustomResourceExt;
 use serde_json::Value;
 
-/// The definition of `shmdomains.podshm.dev`.
-pub fn crd() -> Value {
-    let mut crd = serde_json::to_value(ShmDomain::crd()).expect("a definition is JSON");
+/// Plural names: each has a file of that name in `deploy/chart/files`.
+pub const KINDS: [&str; 2] = ["shmdomains", "agentrollouts"];
+
+/// The definition of a kind; none of those that are not ours.
+pub fn crd(plural: &str) -> Option<Value> {
+    let crd = match plural {
+        "shmdomains" => ShmDomain::crd(),
+        "agentrollouts" => AgentRollout::crd(),
+        _ => return None,
+    };
+    let mut crd = serde_json::to_value(crd).expect("a definition is JSON");
     unwrap(&mut crd);
-    crd
+    Some(crd)
 }
 
 /// As it is written into the chart.
-pub fn text() -> String {
-    format!("{:#}\n", crd())
+pub fn text(plural: &str) -> Option<String> {
+    crd(plural).map(|crd| format!("{crd:#}\n"))
 }
 
 /// `kubectl explain` wraps a description itself: lines of the source are none of it.
@@ -34,9 +43,11 @@ mod tests {
 
     #[test]
     fn the_chart_has_the_type_as_it_is() {
-        let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/chart/files/shmdomains.json");
-        let found = std::fs::read_to_string(chart).unwrap_or_default();
-        assert!(found == text(), "{chart} is not what the type says; run scripts/manifests");
+        for kind in KINDS {
+            let chart = format!("{}/../../deploy/chart/files/{kind}.json", env!("CARGO_MANIFEST_DIR"));
+            let found = std::fs::read_to_string(&chart).unwrap_or_default();
+            assert!(Some(found) == text(kind), "{chart} is not what the type says; run scripts/manifests");
+        }
     }
 
     #[test]
@@ -49,9 +60,12 @@ mod tests {
                 check(&format!("{path}.{name}"), schema);
             }
         }
-        let schema = &crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
-        for part in ["spec", "status"] {
-            check(part, &schema["properties"][part]);
+        for kind in KINDS {
+            let crd = crd(kind).unwrap();
+            let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+            for part in ["spec", "status"] {
+                check(&format!("{kind}.{part}"), &schema["properties"][part]);
+            }
         }
     }
 }

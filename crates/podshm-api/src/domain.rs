@@ -36,6 +36,17 @@ pub enum OlderScheme {
     Sidecar,
 }
 
+/// How System V calls reach a domain.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Mechanism {
+    /// By the preload library, which the domain's volumes have.
+    #[default]
+    Preload,
+    /// By the kernel, in an IPC namespace of the domain that the container runtime joins (NRI).
+    Native,
+}
+
 /// Pods of a namespace; of some service accounts of it, or all.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
@@ -58,6 +69,10 @@ pub struct PartySpec {
     "!isQuantity(self.shmmax) || !isQuantity(self.shmall) || quantity(self.shmmax).compareTo(quantity(self.shmall)) <= 0")
     .message("shmmax is more than shmall: no segment can be larger than all of them together").field_path(".shmmax"))]
 pub struct SysvSpec {
+    /// How calls reach it. `preload`: by a library that the domain's volumes have and that a pod names in LD_PRELOAD. `native`: by the
+    /// kernel, in an IPC namespace of the domain that the container runtime joins; it needs NRI.
+    #[serde(default)]
+    pub mechanism: Mechanism,
     /// The largest segment, as kernel.shmmax.
     #[serde(default = "shm_size")]
     pub shmmax: Bytes,
@@ -162,7 +177,7 @@ fn shmmni() -> u32 {
 impl Default for SysvSpec {
     /// 256 MiB, all of it in one segment or in 4,096.
     fn default() -> Self {
-        SysvSpec { shmmax: shm_size(), shmall: shm_size(), shmmni: shmmni() }
+        SysvSpec { mechanism: Mechanism::default(), shmmax: shm_size(), shmall: shm_size(), shmmni: shmmni() }
     }
 }
 

@@ -6,8 +6,9 @@ pub mod bytes;
 pub mod crd;
 pub mod domain;
 pub mod report;
+pub mod rollout;
 pub mod status;
 
 pub use bytes::Bytes;
-pub use domain::{DomainSpec, Mode, OlderScheme, PartySpec, ShmDomain, SysvSpec};
+pub use domain::{DomainSpec, Mechanism, Mode, OlderScheme, PartySpec, ShmDomain, SysvSpec};
 pub use status::{Condition, ConditionStatus, DomainStatus, WorstNode};

@@ -7,9 +7,11 @@ mod domain;
 mod listing;
 mod pages;
 mod past;
+mod rollout;
 mod run;
 mod serve;
 mod stage;
+mod verify;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode;
@@ -37,6 +39,11 @@ enum Command {
     Doctor(doctor::Arguments),
     /// Removes what is left in a domain, or the domain.
     Rm(listing::Remove),
+    /// Plans, starts, watches and steers gray rollouts of node agents (also: kubectl podshm rollout).
+    #[command(subcommand)]
+    Rollout(rollout::Verb),
+    /// Does a real round trip with the agent of this node: lookups, reports, calls. Runs in a pod of the domain.
+    Verify(verify::Arguments),
     /// Writes man pages and shell completions.
     #[command(hide = true)]
     Pages(pages::Arguments),
@@ -59,6 +66,8 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Events(arguments) => listing::events(&arguments)?,
         Command::Doctor(arguments) => return doctor::run(&arguments),
         Command::Rm(arguments) => listing::remove(&arguments)?,
+        Command::Rollout(verb) => return rollout::run(verb),
+        Command::Verify(arguments) => verify::run(&arguments)?,
         Command::Pages(arguments) => pages::write(self::Arguments::command(), &arguments)?,
         Command::MemberStage { stage } => return stage::run(&stage),
     }

@@ -4,7 +4,7 @@
 //!  kubelet ── csi.sock ──► services.rs ──► request.rs (what is asked, checked)
 //!     │                        │
 //!     │                        ▼
-//!     │                    volumes.rs ──► domains.rs   which domains there are, who may do what
+//!     │                    volumes.rs ──► domains.rs   which domains there are, who may do what  ◄── watch.rs ◄── API server
 //!     │                        │     ──► memory.rs     which budgets fit into the daemon's own limit
 //!     │                        │     ──► broker        a socket for each pod
 //!     │                        │     ──► unmodified    the domain's /dev/shm
@@ -29,6 +29,7 @@ pub mod run;
 pub mod services;
 pub mod sockets;
 pub mod volumes;
+pub mod watch;
 
 /// The driver's name: of the CSIDriver object, and in pods' volumes.
 pub const DRIVER: &str = "podshm.dev";

@@ -131,13 +131,17 @@ fn stat(domain: &DomainView, of: fn(&podshm_broker::DomainStats) -> u64) -> u64 
 
 const GAUGES: [(&str, &str, Of); 7] = [
     ("served", "Whether an agent serves it", |d| stat(d, |s| s.agent.into())),
-    ("agent_epoch", "Agents that have served it so far: the generation of its tables' writer", |d| stat(d, |s| s.epoch)),
+    ("agent_epoch", "Agents that have served it so far: the generation of its tables' writer", |d| {
+        stat(d, |s| s.epoch)
+    }),
     ("successor_waiting", "Whether an agent waits to take over", |d| stat(d, |s| s.successor.is_some().into())),
     ("clients", "Clients, dead ones that are not drained included", |d| stat(d, |s| s.clients.len() as u64)),
     ("stale_clients", "Clients that keep as many old generations as they may and get no newer one", |d| {
         stat(d, |s| s.clients.iter().filter(|client| client.stale).count() as u64)
     }),
-    ("expected", "Participants that are expected back after a restart of the daemon", |d| stat(d, |s| s.expected as u64)),
+    ("expected", "Participants that are expected back after a restart of the daemon", |d| {
+        stat(d, |s| s.expected as u64)
+    }),
     ("conditions", "What is wrong with it, by the number; /domains says it in words", |d| d.conditions.len() as u64),
 ];
 
@@ -155,7 +159,9 @@ const BYTES: [(&str, &str, Of); 6] = [
 const COUNTERS: [(&str, &str, Of); 3] = [
     ("discarded_clients", "Clients whose records were dropped after the drain grace", |d| stat(d, |s| s.discarded)),
     ("held_open", "Participants that died while somebody kept their socket open", |d| stat(d, |s| s.held_open)),
-    ("unclaimed_regions", "Regions that nobody presented after a restart: out of the books", |d| stat(d, |s| s.unclaimed)),
+    ("unclaimed_regions", "Regions that nobody presented after a restart: out of the books", |d| {
+        stat(d, |s| s.unclaimed)
+    }),
 ];
 
 fn domains(registry: &mut Registry, node: &NodeView) {

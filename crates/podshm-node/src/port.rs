@@ -65,9 +65,7 @@ impl Told {
     /// Waits for a call that is at work.
     fn view(&self) -> NodeView {
         let volumes = self.state.lock().unwrap_or_else(PoisonError::into_inner).volumes.upgrade();
-        volumes.map_or_else(NodeView::default, |volumes| {
-            volumes.lock().unwrap_or_else(PoisonError::into_inner).view()
-        })
+        volumes.map_or_else(NodeView::default, |volumes| volumes.lock().unwrap_or_else(PoisonError::into_inner).view())
     }
 }
 
@@ -113,15 +111,19 @@ async fn respond(request: &Request<Incoming>, told: Arc<Told>) -> Answer {
         "/healthz" => plain(StatusCode::OK, "ok\n"),
         "/readyz" if told.is_registered() => plain(StatusCode::OK, "ok\n"),
         "/readyz" => plain(StatusCode::SERVICE_UNAVAILABLE, "the kubelet has not registered this daemon\n"),
-        "/metrics" => body(told, CONTENT_TYPE, |told, view| {
-            told.metrics.text(view, told.is_registered(), told.limit).map_err(|error| error.to_string())
-        })
-        .await,
-        "/domains" => body(told, "application/json", |told, view| {
-            let report = view.report(&told.node, told.is_registered(), told.limit);
-            serde_json::to_string(&report).map_err(|error| error.to_string())
-        })
-        .await,
+        "/metrics" => {
+            body(told, CONTENT_TYPE, |told, view| {
+                told.metrics.text(view, told.is_registered(), told.limit).map_err(|error| error.to_string())
+            })
+            .await
+        }
+        "/domains" => {
+            body(told, "application/json", |told, view| {
+                let report = view.report(&told.node, told.is_registered(), told.limit);
+                serde_json::to_string(&report).map_err(|error| error.to_string())
+            })
+            .await
+        }
         _ => plain(StatusCode::NOT_FOUND, "expected /metrics, /healthz, /readyz or /domains\n"),
     }
 }

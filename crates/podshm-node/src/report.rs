@@ -142,11 +142,15 @@ mod tests {
             clients: vec![client(true, false), client(false, false), client(true, true)],
             ..DomainStats::default()
         };
-        let well = DomainView { stats: Some(DomainStats { clients: vec![], ..stats.clone() }), ..DomainView::default() };
+        let well =
+            DomainView { stats: Some(DomainStats { clients: vec![], ..stats.clone() }), ..DomainView::default() };
         let ill = DomainView { stats: Some(stats), members: 2, shm: Some((1, 2)), ..DomainView::default() };
         let domains = [("audit".to_owned(), well), ("routing".to_owned(), ill)].into();
         let report = NodeView { domains, region_bytes: 4096, ..NodeView::default() }.report("n", true, Some(1 << 20));
-        assert_eq!((report.charged_bytes, report.limit_bytes, report.domains[0].conditions.len()), (4096, Some(1 << 20), 0));
+        assert_eq!(
+            (report.charged_bytes, report.limit_bytes, report.domains[0].conditions.len()),
+            (4096, Some(1 << 20), 0)
+        );
         let ill = &report.domains[1];
         assert_eq!((ill.served, ill.volumes, ill.clients, ill.shm_bytes, ill.shm_size), (true, 2, 2, 1, 2));
         let reasons: Vec<&str> = ill.conditions.iter().map(|condition| condition.reason.as_str()).collect();

@@ -5,7 +5,7 @@
 //! ```
 //! A daemon that has given way waits to be ended; if its successor ends first, it begins anew.
 
-use crate::domains::Domains;
+use crate::domains::{Domains, Known};
 use crate::memory::{Memory, RESERVE};
 use crate::port::{self, Told};
 use crate::services::made::identity_server::IdentityServer;
@@ -14,7 +14,7 @@ use crate::services::made::registration_server::RegistrationServer;
 use crate::services::{Driver, Registration};
 use crate::sockets::SocketFile;
 use crate::volumes::Volumes;
-use crate::{DRIVER, sockets};
+use crate::{DRIVER, sockets, watch};
 use anyhow::Context;
 use podshm_broker::{Broker, BrokerConfig};
 use rustix::fs::{FlockOperation, flock};
@@ -47,9 +47,9 @@ pub struct Options {
     /// The kubelet's --root-dir, at the same path here as there, its `pods` with mount propagation.
     #[arg(long, default_value = "/var/lib/kubelet")]
     kubelet_dir: PathBuf,
-    /// A directory with one JSON file for each domain.
-    #[arg(long, default_value = "/etc/podshm/domains")]
-    domains: PathBuf,
+    /// A directory with one JSON file for each domain, where there is no cluster whose ShmDomains say which there are.
+    #[arg(long)]
+    domains: Option<PathBuf>,
     /// The one port: /metrics, /healthz, /readyz, /domains. By default 9478 at all addresses of this pod.
     #[arg(long)]
     metrics_addr: Option<SocketAddr>,
@@ -101,11 +101,17 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     // First: a daemon that waits for the one before it is alive.
     let told = Arc::new(Told::new(&options.node, options.memory().limit));
     let port = tokio::spawn(port::answer(listen(options.metrics_addr).await?, Arc::clone(&told)));
+    let client = match options.domains {
+        Some(_) => None,
+        // Asks nobody yet: this daemon begins where the API server is away, too.
+        None => Some(kube::Client::try_default().await.context("there is neither --domains nor a cluster to ask")?),
+    };
     let begun = {
         let options = options.clone();
         tokio::task::spawn_blocking(move || begin(&options))
     };
-    let (volumes, lock) = begun.await??;
+    let Begun { volumes, lock, known } = begun.await??;
+    let watch = client.zip(known).map(|(client, known)| tokio::spawn(watch::follow(client, known)));
     let volumes = Arc::new(Mutex::new(volumes));
     told.serves(&volumes);
 
@@ -146,6 +152,11 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     };
     let _ = fs::remove_file(options.status.file());
     told.registered(false);
+    if let Some(watch) = watch {
+        // Its successor keeps what is heard in the same file.
+        watch.abort();
+        let _ = watch.await;
+    }
     for task in [services, registration] {
         task.abort();
         // What it holds, the volumes among it, goes with it.
@@ -191,8 +202,16 @@ fn registry_socket(kubelet_dir: &Path) -> PathBuf {
     kubelet_dir.join("plugins_registry").join(format!("{DRIVER}@reg.sock"))
 }
 
+/// What a daemon that has begun has.
+struct Begun {
+    volumes: Volumes,
+    lock: File,
+    /// Where the domains are the cluster's.
+    known: Option<Arc<Known>>,
+}
+
 /// Takes over from a daemon that is there, and finds what is published.
-fn begin(options: &Options) -> anyhow::Result<(Volumes, File)> {
+fn begin(options: &Options) -> anyhow::Result<Begun> {
     let make = |path: &Path| fs::create_dir_all(path).with_context(|| format!("making {}", path.display()));
     make(&options.root)?;
     let broker =
@@ -210,8 +229,15 @@ fn begin(options: &Options) -> anyhow::Result<(Volumes, File)> {
         );
         std::thread::sleep(TICK);
     }
-    let volumes = Volumes::restore(&options.root, Domains::at(&options.domains), broker, options.memory())?;
-    Ok((volumes, lock))
+    let (domains, known) = match &options.domains {
+        Some(directory) => (Domains::at(directory), None),
+        None => {
+            let known = Known::on_node(&options.root).context("reading what is kept of the cluster's domains")?;
+            (Domains::of_cluster(&known), Some(known))
+        }
+    };
+    let volumes = Volumes::restore(&options.root, domains, broker, options.memory())?;
+    Ok(Begun { volumes, lock, known })
 }
 
 fn open(path: &Path) -> anyhow::Result<(SocketFile, UnixListenerStream)> {

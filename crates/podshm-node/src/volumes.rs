@@ -10,7 +10,7 @@
 //! ```
 //! A pod mounts the volume where its library looks for the socket, and with `subPath: shm` at /dev/shm.
 
-use crate::domains::{Bytes, DomainError, DomainSpec, Domains, Mode};
+use crate::domains::{self, Bytes, DomainError, DomainSpec, Domains, Mode};
 use crate::memory::{Memory, OverLimit};
 use crate::mounts;
 use crate::report::{DomainView, NodeView, condition};
@@ -293,7 +293,7 @@ impl Volumes {
             let conditions = [&self.failed, &self.clamped].into_iter().filter_map(|found| found.get(&name).cloned());
             let domain = DomainView {
                 stats,
-                generation: 0,
+                generation: self.domains.generation(&name),
                 budget: budgets.get(&name).copied().unwrap_or_default(),
                 agents: of(true) as u32,
                 members: of(false) as u32,
@@ -336,13 +336,14 @@ impl Volumes {
     fn serve_what_is_not(&mut self, name: &str, spec: &DomainSpec, pods_have_it: bool) -> Result<(), VolumeError> {
         // Each apart: a mode may have come later, and what failed is tried again with the next volume.
         if spec.modes.contains(&Mode::Channel) && !self.budgets.contains_key(name) {
-            let mut config = spec.config(name);
+            let mut config = domains::config(name, spec);
             match self.memory.admit(config.limits.budget, self.others(name)?) {
                 Ok(()) => {}
                 Err(refused) if pods_have_it => {
                     let (asked, left) = (String::from(spec.budget), String::from(Bytes(refused.room())));
                     tracing::error!(domain = name, asked, left, "a domain that pods have gets less than its budget");
-                    let says = format!("{refused}. Its pods keep what they have; beyond {left} new regions are refused");
+                    let says =
+                        format!("{refused}. Its pods keep what they have; beyond {left} new regions are refused");
                     self.clamped.insert(name.to_owned(), condition("OverLimit", says));
                     config.limits.budget = refused.room();
                 }
@@ -374,7 +375,7 @@ impl Volumes {
             // A live domain stays as it is until nobody has it.
             Ok(found) => found,
             Err(PlaceError::Absent { .. }) => {
-                Config { shm_size: spec.shm_size.0, ..Config::new(name, podshm_unmodified::Mode::Preload) }
+                Config { shm_size: spec.shm_bytes(), ..Config::new(name, podshm_unmodified::Mode::Preload) }
             }
             Err(error) => return Err(error.into()),
         };

@@ -1,6 +1,6 @@
 //! Takes the cluster down, and checks that nothing of it is left.
 
-use crate::place::{NODES, Place};
+use crate::place::{Place, nodes};
 use crate::supervise::{alive, outer};
 use crate::{cgroups, control, network};
 use anyhow::{Context, ensure};
@@ -15,7 +15,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Ends everything that [`crate::up::up`] started. There may be nothing.
 pub fn down(place: &Place) -> anyhow::Result<()> {
     let begin = Instant::now();
-    let sets = || NODES.iter().chain([&control::SET]);
+    let sets = || nodes().iter().chain([&control::SET]);
     // The outer ones first: one that has made no first process yet makes none.
     let all: Vec<String> = sets().map(|set| outer(set)).chain(sets().map(|set| (*set).to_owned())).collect();
     for name in &all {

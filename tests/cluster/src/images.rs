@@ -1,6 +1,6 @@
 //! Images: OCI archives with a few static programs, made here and imported into each node.
 
-use crate::place::{Foreign, NODES, Place};
+use crate::place::{Foreign, Place, nodes};
 use crate::programs::{CRANE, Programs};
 use crate::supervise::alive;
 use anyhow::{Context, ensure};
@@ -108,7 +108,7 @@ pub fn provide(place: &Place, programs: &Programs, image: &Image) -> anyhow::Res
     if Foreign::cluster().is_some() {
         return push(&archive, &image.name);
     }
-    NODES.iter().try_for_each(|node| import(place, programs, node, &archive))
+    nodes().iter().try_for_each(|node| import(place, programs, node, &archive))
 }
 
 /// Imports an archive into a node's containerd, from outside, through the node's own /run.

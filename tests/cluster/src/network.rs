@@ -1,6 +1,6 @@
 //! Interfaces and routes. Nothing has a default route: no packet of the cluster leaves the machine.
 
-use crate::place::{self, API_SERVICE, BRIDGE, NODES, SERVICES, host, name, node_address, pod_network};
+use crate::place::{self, API_SERVICE, BRIDGE, SERVICES, host, name, node_address, nodes, pod_network};
 use anyhow::{Context, ensure};
 use std::process::Command;
 
@@ -33,13 +33,13 @@ pub fn control(pid: u32) -> anyhow::Result<()> {
     inside(&format!("addr add {BRIDGE}/24 dev nodes"))?;
     inside(&format!("addr add {API_SERVICE}/32 dev nodes"))?;
     inside("link set nodes up")?;
-    (0..NODES.len())
+    (0..nodes().len())
         .try_for_each(|index| inside(&format!("route add {} via {}", pod_network(index).0, node_address(index))))
 }
 
 /// A node's: on the bridge, with a route to other nodes' pods and to the API server.
 pub fn node(control: u32, index: usize, pid: u32) -> anyhow::Result<()> {
-    let outside = format!("node-{}", NODES[index]);
+    let outside = format!("node-{}", nodes()[index]);
     ip(Some(control), &format!("link add {outside} type veth peer name eth0 netns {pid}"))?;
     ip(Some(control), &format!("link set {outside} master nodes up"))?;
     let inside = |arguments: &str| ip(Some(pid), arguments);
@@ -47,7 +47,7 @@ pub fn node(control: u32, index: usize, pid: u32) -> anyhow::Result<()> {
     inside(&format!("addr add {}/24 dev eth0", node_address(index)))?;
     inside("link set eth0 up")?;
     inside(&format!("route add {SERVICES} via {BRIDGE}"))?;
-    let others = (0..NODES.len()).filter(|other| *other != index);
+    let others = (0..nodes().len()).filter(|other| *other != index);
     for other in others {
         inside(&format!("route add {} via {}", pod_network(other).0, node_address(other)))?;
     }

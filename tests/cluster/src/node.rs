@@ -2,7 +2,7 @@
 
 use crate::cgroups;
 use crate::images::PAUSE;
-use crate::place::{BRIDGE, NODES, Place, REGISTRY_PORT, node_address, pod_network, registry};
+use crate::place::{BRIDGE, Place, REGISTRY_PORT, node_address, nodes, pod_network, registry};
 use crate::programs::{CLUSTER, Programs};
 use crate::supervise::{self, Program};
 use anyhow::Context;
@@ -38,7 +38,7 @@ pub fn sysctls() -> String {
 
 /// Writes what a node's programs are configured by. Outside, before the node starts.
 pub fn prepare(place: &Place, index: usize) -> anyhow::Result<()> {
-    let node = NODES[index];
+    let node = nodes()[index];
     let directory = place.node(node);
     for name in
         ["var-lib/kubelet", "var-lib/containerd", "var-lib/cni", "var-log/pods", "var-log/containers", "cni", "sysctl"]
@@ -125,7 +125,7 @@ fn kubelet(place: &Place, node: &str) -> serde_json::Value {
 
 /// Pid 1 of a node.
 pub fn first(place: &Place, node: &str) -> anyhow::Result<()> {
-    let index = NODES.iter().position(|name| *name == node).with_context(|| format!("no node {node:?}"))?;
+    let index = nodes().iter().position(|name| *name == node).with_context(|| format!("no node {node:?}"))?;
     supervise::wait_for_network(place, node)?;
     let programs = Programs::built(CLUSTER)?;
     rustix::system::sethostname(format!("podshm-{node}").as_bytes()).context("setting the host name")?;

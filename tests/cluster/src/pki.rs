@@ -1,6 +1,6 @@
 //! The cluster's certificates, made anew for each cluster.
 
-use crate::place::{self, API_SERVICE, BRIDGE, NODES, Place};
+use crate::place::{self, API_SERVICE, BRIDGE, Place, nodes};
 use anyhow::Context;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
@@ -42,7 +42,7 @@ pub fn make(place: &Place) -> anyhow::Result<()> {
         ("controller-manager".into(), "system:kube-controller-manager".into(), ""),
         ("scheduler".into(), "system:kube-scheduler".into(), ""),
     ];
-    clients.extend(NODES.map(|node| (format!("node-{node}"), format!("system:node:{node}"), "system:nodes")));
+    clients.extend(nodes().iter().map(|node| (format!("node-{node}"), format!("system:node:{node}"), "system:nodes")));
     for (file, user, group) in clients {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, user);

@@ -136,6 +136,27 @@ impl Cluster {
         kubectl(&self.place, &self.programs, &["apply", "-f", "-"], &text).map(drop)
     }
 
+    /// Makes a domain, once the chart is installed.
+    pub fn domain(&self, name: &str, spec: &Value) -> anyhow::Result<()> {
+        let patience = format!("--timeout={}s", PATIENCE.as_secs());
+        self.kubectl(&["wait", "--for=condition=Established", "crd/shmdomains.podshm.dev", &patience])?;
+        self.put(&[
+            json!({"apiVersion": "podshm.dev/v1alpha1", "kind": "ShmDomain", "metadata": {"name": name}, "spec": spec}),
+        ])
+    }
+
+    /// Takes away what [`Cluster::install`] has brought.
+    pub fn uninstall(&self) -> anyhow::Result<()> {
+        let patience = format!("--timeout={}s", PATIENCE.as_secs());
+        for what in [
+            &["csidriver/podshm.dev", "crd/shmdomains.podshm.dev", "crd/agentrollouts.podshm.dev"][..],
+            &["clusterrole,clusterrolebinding", "-l", "app.kubernetes.io/name=podshm"],
+        ] {
+            self.kubectl(&[&["delete", "--ignore-not-found", &patience], what].concat())?;
+        }
+        self.leave(&Space { name: "podshm-system".into() })
+    }
+
     /// Applies objects.
     pub fn put(&self, objects: &[Value]) -> anyhow::Result<()> {
         let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});

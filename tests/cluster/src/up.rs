@@ -1,7 +1,7 @@
 //! Brings the cluster up, saying what it does.
 
 use crate::images::{Image, PAUSE, PROBE, as_pulled, compile, provide};
-use crate::place::{NODES, Place};
+use crate::place::{Place, nodes};
 use crate::programs::{CLUSTER, Programs};
 use crate::{cgroups, control, down, machine, network, node, pki, supervise};
 use anyhow::{Context, bail, ensure};
@@ -26,7 +26,7 @@ pub fn up(place: &Place) -> anyhow::Result<()> {
     fs::create_dir_all(place.path("logs")).with_context(|| format!("making {}", place.root().display()))?;
     fs::write(place.path("sysctls"), node::sysctls())?;
     pki::make(place)?;
-    for (index, name) in NODES.iter().enumerate() {
+    for (index, name) in nodes().iter().enumerate() {
         cgroups::make(name)?;
         node::prepare(place, index)?;
     }
@@ -35,13 +35,13 @@ pub fn up(place: &Place) -> anyhow::Result<()> {
     network::control(pid)?;
     fs::write(place.network_file(control::SET), "")?;
     let mut pids = Vec::new();
-    for (index, name) in NODES.iter().enumerate() {
+    for (index, name) in nodes().iter().enumerate() {
         let node = start(place, name)?;
         network::node(pid, index, node)?;
         fs::write(place.network_file(name), "")?;
         pids.push(node);
     }
-    said(&format!("control plane and nodes {} have their namespaces; starting the API server", NODES.join(", ")));
+    said(&format!("control plane and nodes {} have their namespaces; starting the API server", nodes().join(", ")));
     let pause = Image {
         name: PAUSE.into(),
         programs: vec![compile(place, "pause")?],
@@ -69,7 +69,7 @@ pub fn up(place: &Place) -> anyhow::Result<()> {
         let ready = "jsonpath={range .items[*]}{.metadata.name}={.status.conditions[?(@.type=='Ready')].status} {end}";
         let found = ask(&["get", "nodes", "-o", ready])?;
         let is_ready = |name: &&str| found.contains(&format!("{name}=True"));
-        ensure!(NODES.iter().all(is_ready), "they are: {found}");
+        ensure!(nodes().iter().all(is_ready), "they are: {found}");
         Ok(())
     })?;
     said("nodes Ready");
@@ -129,7 +129,7 @@ fn start(place: &Place, set: &str) -> anyhow::Result<u32> {
 fn wait_for(place: &Place, what: &str, is_there: impl Fn() -> anyhow::Result<()>) -> anyhow::Result<()> {
     let begin = Instant::now();
     while let Err(error) = is_there() {
-        for set in NODES.iter().chain([&control::SET]) {
+        for set in nodes().iter().chain([&control::SET]) {
             if supervise::alive(place, set).is_none() {
                 bail!("{set} has ended while waiting for {what}; see {}", place.log(set).display());
             }

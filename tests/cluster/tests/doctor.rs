@@ -44,8 +44,7 @@ fn planted_faults_are_found_by_their_checks() {
     let nodes = cluster.nodes().unwrap();
     let (first, second) = (&nodes[0], &nodes[1]);
     let problem = |check: &str| vec![format!("{check}: problem")];
-    cluster.leave(&system).unwrap();
-    cluster.kubectl(&["delete", "csidriver", "podshm.dev", "--ignore-not-found"]).unwrap();
+    cluster.uninstall().unwrap();
     // Nothing of it is there: no driver, no installation, no daemon on any node.
     let daemons = nodes.iter().map(|node| format!("podshmd/{node}: problem"));
     let none: Vec<String> =
@@ -85,6 +84,10 @@ fn planted_faults_are_found_by_their_checks() {
     affinity(Value::Null);
     finds(&cluster, "podshmd on all nodes", &[]);
 
+    let domain = json!({"modes": ["channel"], "budget": "64Mi", "perPod": "16Mi", "join": [{"namespace": "shop"}]});
+    cluster.domain("routing", &domain).unwrap();
+    finds(&cluster, "a domain that nobody uses", &[]);
+
     // A domain whose pods wait for an agent, and a workload that its namespace's level refuses.
     let shop = cluster.space("shop", "restricted").unwrap();
     let restricted = |spec: Value| {
@@ -118,8 +121,7 @@ fn planted_faults_are_found_by_their_checks() {
     finds(&cluster, "a workload that its namespace refuses", &problem("pod-security/Deployment shop/old"));
 
     cluster.leave(&shop).unwrap();
-    cluster.leave(&system).unwrap();
-    cluster.kubectl(&["delete", "csidriver", "podshm.dev"]).unwrap();
+    cluster.uninstall().unwrap();
 }
 
 #[test]

@@ -37,8 +37,13 @@ async fn measure() {
     cluster.provide_podshm().unwrap();
     cluster.provide_route_agent().unwrap();
     // Room for clients in 200 pods.
-    let values = ["routeAgent.enabled=true", r#"domains.routing.budget="160Mi""#, r#"podshmd.memory="384Mi""#];
-    cluster.install(&values).unwrap();
+    cluster.install(&["routeAgent.enabled=true", r#"podshmd.memory="384Mi""#]).unwrap();
+    let domain = json!({
+        "modes": ["channel"], "budget": "160Mi", "perPod": "16Mi",
+        "serve": [{"namespace": "podshm-system", "serviceAccounts": ["route-agent"]}],
+        "join": [{"namespace": "shop"}],
+    });
+    cluster.domain("routing", &domain).unwrap();
     cluster.rolled_out(&system, "daemonset/podshmd").unwrap();
     cluster.rolled_out(&system, "daemonset/route-agent").unwrap();
     let shop = cluster.space("shop", "restricted").unwrap();
@@ -52,10 +57,7 @@ async fn measure() {
     crowds(&cluster, &client, &shop).await;
 
     cluster.leave(&shop).unwrap();
-    cluster
-        .kubectl(&["delete", "csidriver,clusterrole,clusterrolebinding", "-l", "app.kubernetes.io/name=podshm"])
-        .unwrap();
-    cluster.leave(&system).unwrap();
+    cluster.uninstall().unwrap();
 }
 
 /// A pod as `restricted` wants it, on node a; with a volume of the domain, or without.

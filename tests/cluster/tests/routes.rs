@@ -33,8 +33,13 @@ fn business_pods_look_up_services_of_the_cluster() {
     let system = Space { name: "podshm-system".into() };
     cluster.provide_podshm().unwrap();
     cluster.provide_route_agent().unwrap();
-    let join = r#"domains.routing.join=[{"namespace":"shop"},{"namespace":"till"}]"#;
-    cluster.install(&["routeAgent.enabled=true", join]).unwrap();
+    cluster.install(&["routeAgent.enabled=true"]).unwrap();
+    let domain = json!({
+        "modes": ["channel"], "budget": "64Mi", "perPod": "16Mi",
+        "serve": [{"namespace": "podshm-system", "serviceAccounts": ["route-agent"]}],
+        "join": [{"namespace": "shop"}, {"namespace": "till"}],
+    });
+    cluster.domain("routing", &domain).unwrap();
     cluster.rolled_out(&system, "daemonset/podshmd").unwrap();
     cluster.rolled_out(&system, "daemonset/route-agent").unwrap();
     let (shop, till) = (cluster.space("shop", "restricted").unwrap(), cluster.space("till", "restricted").unwrap());
@@ -54,10 +59,7 @@ fn business_pods_look_up_services_of_the_cluster() {
     for space in [&shop, &till] {
         cluster.leave(space).unwrap();
     }
-    cluster
-        .kubectl(&["delete", "csidriver,clusterrole,clusterrolebinding", "-l", "app.kubernetes.io/name=podshm"])
-        .unwrap();
-    cluster.leave(&system).unwrap();
+    cluster.uninstall().unwrap();
 }
 
 /// A pod of a domain's member, as `restricted` wants it.
@@ -314,6 +316,8 @@ fn delivered_on(cluster: &Cluster, node: &str) -> PathBuf {
 fn the_agent_is_rolled_under_load(cluster: &Cluster, system: &Space, shop: &Space, till: &Space) {
     for node in NODES {
         let directory = delivered_on(cluster, node);
+        // Of a run that failed.
+        let _ = fs::remove_dir_all(&directory);
         fs::create_dir_all(&directory).unwrap();
         fs::set_permissions(&directory, fs::Permissions::from_mode(0o777)).unwrap();
     }

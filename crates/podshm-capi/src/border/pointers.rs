@@ -19,8 +19,9 @@ const LONGEST_TEXT: usize = 4096;
 #[inline(always)]
 pub(super) fn check<T>(pointer: *const T, bytes: usize, what: &'static str) -> Result<(), Fault> {
     let address = pointer.addr();
-    let fits = address.checked_add(bytes).is_some_and(|end| end <= HIGHEST);
-    if address >= LOWEST && fits && address.is_multiple_of(align_of::<T>()) {
+    // From LOWEST to HIGHEST by one comparison: what lies below is huge once LOWEST is taken off.
+    let fits = bytes <= HIGHEST - LOWEST && address.wrapping_sub(LOWEST) <= HIGHEST - LOWEST - bytes;
+    if fits && address.is_multiple_of(align_of::<T>()) {
         return Ok(());
     }
     Err(refused(address, align_of::<T>(), bytes, what))

@@ -4,7 +4,6 @@
 //!  gather ── facts ──▶ findings (pure) ──▶ text or JSON, and the worst as exit status
 //! ```
 
-#[cfg(feature = "cluster")]
 mod cluster;
 mod finding;
 mod node;
@@ -16,11 +15,9 @@ use std::process::ExitCode;
 #[derive(clap::Args)]
 pub struct Arguments {
     /// Look at a cluster, by KUBECONFIG or the pod's service account, in place of this machine.
-    #[cfg(feature = "cluster")]
     #[arg(long)]
     cluster: bool,
     /// The namespace that podshm is installed in.
-    #[cfg(feature = "cluster")]
     #[arg(long, default_value = "podshm-system", requires = "cluster")]
     namespace: String,
     /// How to say it.
@@ -39,13 +36,10 @@ enum Output {
 /// Looks, says what it saw, and returns the worst: 0, 2 for a warning, 3 for a problem.
 pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let support = support::table();
-    #[cfg(feature = "cluster")]
     let findings = match arguments.cluster {
         true => cluster::findings(&cluster::gather(&arguments.namespace)?, &support.floors),
         false => node::findings(&node::gather(), &support.floors),
     };
-    #[cfg(not(feature = "cluster"))]
-    let findings = node::findings(&node::gather(), &support.floors);
     match arguments.output {
         Output::Text => print!("{}", finding::text(&findings)),
         Output::Json => println!("{}", serde_json::to_string_pretty(&findings)?),

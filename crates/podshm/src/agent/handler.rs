@@ -46,6 +46,15 @@ pub trait Handler {
         let _ = record;
     }
 
+    /// A record before it is copied, for who has a place of his own for it: `record.bytes` is empty, and `copy` fills a place of `len` bytes
+    /// out of the client's memory, once. It says `false` where another agent serves by now, and the record is not this one's. Say `true` if
+    /// the record is taken so; [`Handler::record`] does not follow then.
+    #[inline(always)]
+    fn record_in_place(&mut self, record: Record<'_>, len: usize, copy: &mut dyn FnMut(&mut [u8]) -> bool) -> bool {
+        let _ = (record, len, copy);
+        false
+    }
+
     /// A request; answer it through `answer`. Returning without an answer tells the caller that it failed.
     fn call(&mut self, request: Request<'_>, answer: &mut Answer<'_>) {
         let _ = (request, answer);

@@ -219,20 +219,32 @@ impl AgentClient {
             if record.next > claim {
                 break;
             }
-            let bytes = &mut tools.scratch[..record.len];
-            ring.consumer.copy_out(&record, 0, bytes);
-            if !serves(tools.notice, tools.epoch) {
-                return handled;
-            }
-            step::at(Step::DrainCopied);
-            handler.record(Record {
+            let head = |bytes| Record {
                 service,
                 client: self.id,
                 member: &self.member,
                 position: record.position,
                 maybe_seen: ring.may_be_seen(record.position),
                 bytes,
+            };
+            let mut is_ours = true;
+            let taken = handler.record_in_place(head(&[]), record.len, &mut |place| {
+                ring.consumer.copy_out(&record, 0, place);
+                is_ours = serves(tools.notice, tools.epoch);
+                is_ours
             });
+            if !taken && is_ours {
+                let bytes = &mut tools.scratch[..record.len];
+                ring.consumer.copy_out(&record, 0, bytes);
+                is_ours = serves(tools.notice, tools.epoch);
+                if is_ours {
+                    step::at(Step::DrainCopied);
+                    handler.record(head(bytes));
+                }
+            }
+            if !is_ours {
+                return handled;
+            }
             step::at(Step::DrainHandled);
             // A handler that has forked: what follows is the parent's.
             if !tools.deferral.is_served_here() {

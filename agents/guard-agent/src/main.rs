@@ -1,0 +1,85 @@
+//! The guard agent's program.
+#![forbid(unsafe_code)]
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{CommandFactory, Parser};
+use guard_agent::{Bundle, Config, Health, Policies, Server};
+
+/// Answers authorization requests of the pods of this node from Cedar policies.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Args {
+    /// Directory of the podshm socket.
+    #[arg(long, required_unless_present_any = ["check", "probe", "man"])]
+    socket_dir: Option<PathBuf>,
+    /// Directory of the policies: *.cedar, and where wanted schema.cedarschema (or schema.json) and entities.json. Followed while the
+    /// agent runs.
+    #[arg(long, required_unless_present_any = ["check", "probe", "man"])]
+    policies: Option<PathBuf>,
+    /// Keep a copy of the last good policies in this file, and start with it where those in the directory can't be used.
+    #[arg(long)]
+    last_good: Option<PathBuf>,
+    /// Write the agent's health to this file each second (put it on tmpfs).
+    #[arg(long)]
+    health_file: Option<PathBuf>,
+    /// What this agent calls itself in its output.
+    #[arg(long, default_value = env!("CARGO_PKG_VERSION"))]
+    agent_version: String,
+    /// Say whether the policies in this directory can be used, and end.
+    #[arg(long, conflicts_with_all = ["socket_dir", "probe"])]
+    check: Option<PathBuf>,
+    /// Say whether the agent that writes this health file is at work, and end; for a kubelet's probe.
+    #[arg(long, conflicts_with = "socket_dir")]
+    probe: Option<PathBuf>,
+    /// Write the man page to standard output, and end; for `make install`.
+    #[arg(long, hide = true)]
+    man: bool,
+}
+
+fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    if args.man {
+        let command = Args::command().name("podshm-guard-agent");
+        return Ok(clap_mangen::Man::new(command).render(&mut std::io::stdout())?);
+    }
+    if let Some(directory) = args.check {
+        return check(&directory);
+    }
+    if let Some(file) = args.probe {
+        println!("{}", Health::probe(&file, Duration::from_secs(10)).map_err(anyhow::Error::msg)?);
+        return Ok(());
+    }
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+        signal_hook::flag::register(signal, Arc::clone(&stop)).context("registering for SIGTERM and SIGINT")?;
+    }
+    let given = |path: Option<PathBuf>| path.context("expected --socket-dir and --policies");
+    let mut config = Config::new(given(args.socket_dir)?, given(args.policies)?);
+    (config.last_good, config.health_file, config.version) = (args.last_good, args.health_file, args.agent_version);
+    let server = Server::start(config)?;
+    let mut out = std::io::stdout();
+    let stats = server.run(
+        || stop.load(Ordering::Relaxed),
+        // Nobody may be reading; that is no reason to stop serving.
+        |stats| drop(writeln!(out, "{stats}").and_then(|()| out.flush())),
+    )?;
+    tracing::info!(%stats, "closed");
+    Ok(())
+}
+
+fn check(directory: &std::path::Path) -> anyhow::Result<()> {
+    let policies = Policies::parse(&Bundle::read(directory)?)?;
+    for warning in policies.warnings() {
+        println!("warning: {warning}");
+    }
+    println!("{} policies, fingerprint {:016x}", policies.count(), policies.fingerprint());
+    Ok(())
+}

@@ -1,0 +1,248 @@
+//! `AgentRollout`: a fleet goes over from an agent in every image to an agent for each node, batch by batch.
+
+mod gates;
+mod selector;
+mod status;
+
+pub use gates::{Gates, JobGate, QueryGate, Verification};
+pub use selector::{Operator, Requirement, Selector};
+pub use status::{
+    AgentRolloutStatus, BatchRecord, NodeMark, NodeState, NodeSummary, Phase, Verdict, VerdictResult, WorkloadStatus,
+};
+
+use kube::{CustomResource, KubeSchema};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// Annotation of a node: [`NodeMark`], as JSON.
+pub const NODE_MARK: &str = "rollout.podshm.dev/node";
+/// Annotation of a fat workload while it is moved: how many replicas its owner asked for, and by which rollout.
+pub const ASKED: &str = "rollout.podshm.dev/asked";
+/// Label of what a rollout has made: its name.
+pub const MADE_BY: &str = "rollout.podshm.dev/name";
+/// Label of a verification pod: its node.
+pub const VERIFIES: &str = "rollout.podshm.dev/verifies";
+/// What the controller is called where it writes fields.
+pub const FIELD_MANAGER: &str = "podshm-rollout";
+
+/// Moves a fleet from an agent in every image to an agent for each node, batch by batch, each with its gates; or the agents of nodes
+/// that have one to their next version.
+#[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "podshm.dev",
+    version = "v1alpha1",
+    kind = "AgentRollout",
+    plural = "agentrollouts",
+    shortname = "arl",
+    status = "AgentRolloutStatus",
+    doc = "A gray rollout of node agents: which nodes, in which batches, past which gates.",
+    printcolumn = r#"{"name":"Phase","type":"string","jsonPath":".status.phase"}"#,
+    printcolumn = r#"{"name":"Batch","type":"string","jsonPath":".status.progress"}"#,
+    printcolumn = r#"{"name":"Nodes","type":"string","jsonPath":".status.nodesDone"}"#,
+    printcolumn = r#"{"name":"Message","type":"string","jsonPath":".status.message"}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
+)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentRolloutSpec {
+    /// What is done to the nodes: Convert (label and taint them, so that the agents come, and move workloads), or UpgradeAgents (on nodes
+    /// that are converted: agents of the DaemonSet's newest version take over).
+    #[serde(default)]
+    pub purpose: Purpose,
+    /// The agents' DaemonSets.
+    #[x_kube(validation = Rule::new("self.size() >= 1 && self.size() <= 8").message("agents: expected 1 to 8 DaemonSets"))]
+    pub agents: Vec<AgentRef>,
+    /// The ShmDomain that the agents serve; verification pods join it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub domain: Option<String>,
+    /// Label and taint of converted nodes. On completion the taint goes and the label stays.
+    #[serde(default)]
+    pub mark: Mark,
+    /// Which nodes. All that are not control planes, if nothing is said.
+    #[serde(default)]
+    pub nodes: Nodes,
+    /// The batches, in order: the first is the canary.
+    #[x_kube(validation = Rule::new("self.size() >= 1 && self.size() <= 50").message("batches: expected 1 to 50"))]
+    pub batches: Vec<Batch>,
+    /// Label of nodes whose values a batch is spread over.
+    #[serde(default = "zone")]
+    pub spread_over: String,
+    /// How many nodes of a batch are worked on at once.
+    #[serde(default = "one")]
+    #[x_kube(validation = Rule::new("self >= 1").message("maxUnavailable: expected 1 or more"))]
+    pub max_unavailable: u32,
+    /// How long a batch is watched once all is moved, before the next begins.
+    #[serde(default = "minute")]
+    pub soak_seconds: u32,
+    /// How long agents, verification pods and moved replicas of a node may take to become ready.
+    #[serde(default = "ten_minutes")]
+    pub progress_deadline_seconds: u32,
+    /// What has to be so after each batch, and during its soak.
+    #[serde(default)]
+    pub gates: Gates,
+    /// Business workloads with the agent in their image, and how each is without. Nothing else is touched.
+    #[serde(default)]
+    pub workloads: Vec<Workload>,
+    /// What happens when a gate fails.
+    #[serde(default)]
+    pub on_failure: OnFailure,
+    /// No new step is begun while this is so.
+    #[serde(default)]
+    pub paused: bool,
+    /// Abort leaves everything as it is and ends; RollBack brings everything back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop: Option<Stop>,
+    /// Batches up to this number, counted from 1, are approved by hand (see gates.approval).
+    #[serde(default)]
+    pub approved: u32,
+    /// Failures up to this number were looked at by a person who wants the rollout to go on (`podshm rollout resume`).
+    #[serde(default)]
+    pub resumed_failures: u32,
+}
+
+fn zone() -> String {
+    "topology.kubernetes.io/zone".into()
+}
+
+fn one() -> u32 {
+    1
+}
+
+fn minute() -> u32 {
+    60
+}
+
+fn ten_minutes() -> u32 {
+    600
+}
+
+/// What is done to nodes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub enum Purpose {
+    /// From an agent in every image to one for each node.
+    #[default]
+    Convert,
+    /// From one version of the node's agents to the next.
+    UpgradeAgents,
+}
+
+/// A DaemonSet.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct AgentRef {
+    /// Namespace of the DaemonSet.
+    pub namespace: String,
+    /// Name of the DaemonSet.
+    pub name: String,
+}
+
+/// Label and taint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(default)]
+pub struct Mark {
+    /// Key of both.
+    pub key: String,
+    /// Value of both.
+    pub value: String,
+}
+
+impl Default for Mark {
+    fn default() -> Self {
+        Mark { key: "AgentsDaemonSet".into(), value: "YES".into() }
+    }
+}
+
+/// Which nodes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Nodes {
+    /// Those with these labels.
+    pub selector: Selector,
+    /// Without those with these labels. Control planes are never among the nodes unless `selector` names their label.
+    pub exclude: Vec<Selector>,
+    /// Not these, by name.
+    pub exclude_names: Vec<String>,
+}
+
+/// A part of the nodes; one of the three.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(
+    validation = Rule::new("(has(self.count) ? 1 : 0) + (has(self.percent) ? 1 : 0) + (has(self.selector) ? 1 : 0) == 1")
+        .message("a batch has one of count, percent, selector")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct Batch {
+    /// So many nodes, in this batch alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self >= 1").message("count: expected 1 or more"))]
+    pub count: Option<u32>,
+    /// Nodes until this percentage of all of them is in this batch or one before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self >= 1 && self <= 100").message("percent: expected 1 to 100"))]
+    pub percent: Option<u32>,
+    /// Those with these labels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selector: Option<Selector>,
+}
+
+/// When a gate fails.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub enum OnFailure {
+    /// Everything stays as it is until somebody has looked.
+    #[default]
+    Pause,
+    /// Everything goes back.
+    RollBack,
+}
+
+/// An end before the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub enum Stop {
+    /// What is moved stays moved.
+    Abort,
+    /// What is moved is moved back.
+    RollBack,
+}
+
+/// A Deployment with the agent in its pods, and how it is without.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct Workload {
+    /// Namespace of the workload.
+    pub namespace: String,
+    /// Its kind; Deployment is the one that can be moved.
+    #[serde(default = "deployment")]
+    pub kind: String,
+    /// Its name. The slim form is called NAME-slim.
+    pub name: String,
+    /// How its slim form differs.
+    pub slim: Slim,
+}
+
+fn deployment() -> String {
+    "Deployment".into()
+}
+
+/// How a pod template is without the agent. Toleration and node selector for converted nodes are added by themselves.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Slim {
+    /// Labels that its pods have instead of the fat ones. At least one has to differ from the fat form's selector, and none from a
+    /// Service's.
+    pub labels: BTreeMap<String, String>,
+    /// Containers (init containers too) that go.
+    pub remove_containers: Vec<String>,
+    /// Images by container.
+    pub images: BTreeMap<String, String>,
+    /// The domain whose volume its containers get, at /run/podshm, and at /dev/shm where `devShm` is so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub domain: Option<String>,
+    /// The domain's /dev/shm instead of the pod's own.
+    pub dev_shm: bool,
+    /// Anything else, as a JSON merge patch (RFC 7386) on the pod template; applied last.
+    #[schemars(schema_with = "anything")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub patch: Option<Value>,
+}
+
+fn anything(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({"type": "object", "nullable": true, "x-kubernetes-preserve-unknown-fields": true})
+}

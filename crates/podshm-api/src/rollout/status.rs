@@ -1,0 +1,189 @@
+//! Where a rollout is. Small whatever the fleet: what there is to say of a node is on the node.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// The rollout as a whole.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Phase {
+    /// Nothing is touched yet.
+    #[default]
+    Pending,
+    /// It can't be done as it is written: `message` says why, and what to change. Nothing was touched.
+    Refused,
+    /// A batch is under way.
+    Running,
+    /// A person has to approve the next batch.
+    AwaitingApproval,
+    /// By a person, or by a gate: `message` says which.
+    Paused,
+    /// Everything goes back.
+    RollingBack,
+    /// Everything is as it was.
+    RolledBack,
+    /// Ended where it was.
+    Aborted,
+    /// All batches are done.
+    Completed,
+}
+
+impl Phase {
+    /// Whether nothing more happens.
+    pub fn is_over(self) -> bool {
+        matches!(self, Phase::Refused | Phase::RolledBack | Phase::Aborted | Phase::Completed)
+    }
+}
+
+/// A node on its way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum NodeState {
+    /// In a batch, not touched.
+    #[default]
+    Pending,
+    /// Label and taint are on; its agents come.
+    Preparing,
+    /// Its agents are Ready.
+    AgentReady,
+    /// Its verification pod runs.
+    Verifying,
+    /// Business is moved.
+    Migrating,
+    /// Watched.
+    Soaking,
+    /// Over.
+    Done,
+    /// Unhealthy before it was touched: left alone.
+    Skipped,
+    /// Unhealthy after it was touched.
+    Failed,
+    /// As it was before.
+    RolledBack,
+}
+
+/// What a node's annotation says.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeMark {
+    /// By name.
+    pub rollout: String,
+    /// By uid: one of the same name before this one is another.
+    pub uid: String,
+    /// From 1.
+    pub batch: u32,
+    /// Where it is.
+    pub state: NodeState,
+    /// Why.
+    pub reason: String,
+    /// Since when, in seconds since 1970.
+    pub since: i64,
+}
+
+/// Where the rollout is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, rename_all = "camelCase")]
+pub struct AgentRolloutStatus {
+    /// The spec that this is about.
+    pub observed_generation: i64,
+    /// As a whole.
+    pub phase: Phase,
+    /// What is waited for, or what is wrong and what to do.
+    pub message: String,
+    /// The batch under way, from 1; 0 before the first.
+    pub batch: u32,
+    /// The batch under way, of all: `2/5`.
+    pub progress: String,
+    /// Nodes that are done, of all: `12/40`.
+    pub nodes_done: String,
+    /// Nodes by state.
+    pub nodes: BTreeMap<String, u32>,
+    /// Those that somebody should look at, at most 20.
+    pub worst: Vec<NodeSummary>,
+    /// Gates of this batch.
+    pub gates: Vec<Verdict>,
+    /// What failed so far, counted: a failure that a person has looked at is one up to `spec.resumedFailures`.
+    pub failures: u32,
+    /// When it was last resumed, in seconds since 1970: nodes that failed before are tried again.
+    pub resumed_at: i64,
+    /// When the soak of this batch began, in seconds since 1970; 0 before.
+    pub soaking_since: i64,
+    /// Revisions of the agents before an upgrade, by `namespace/name`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub agents_before: BTreeMap<String, String>,
+    /// Workloads as they are moved.
+    pub workloads: Vec<WorkloadStatus>,
+    /// Batches so far.
+    pub history: Vec<BatchRecord>,
+}
+
+/// A node in a list.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct NodeSummary {
+    /// Name of the node.
+    pub name: String,
+    /// Where it is on its way.
+    pub state: NodeState,
+    /// Why it is there.
+    pub reason: String,
+}
+
+/// What a gate says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub enum VerdictResult {
+    /// All is well.
+    Passed,
+    /// Not known yet.
+    #[default]
+    Waiting,
+    /// It stops the rollout.
+    Failed,
+}
+
+/// A gate, with its number.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Verdict {
+    /// Which gate.
+    pub gate: String,
+    /// What it says.
+    pub result: VerdictResult,
+    /// What was found, and what was expected.
+    pub message: String,
+}
+
+/// A workload on its way.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, rename_all = "camelCase")]
+pub struct WorkloadStatus {
+    /// The workload, as `namespace/name`.
+    pub name: String,
+    /// Replicas that its owner asked for.
+    pub asked: u32,
+    /// How many of them are slim when this batch is done.
+    pub slim_wanted: u32,
+    /// Ready fat ones.
+    pub fat_ready: u32,
+    /// Ready slim ones.
+    pub slim_ready: u32,
+    /// Restarts of all its pods when the batch began.
+    pub restarts_before: u32,
+}
+
+/// A batch that is over, or under way.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, rename_all = "camelCase")]
+pub struct BatchRecord {
+    /// Its number, from 1.
+    pub batch: u32,
+    /// In seconds since 1970.
+    pub began: i64,
+    /// In seconds since 1970; 0 while it is under way.
+    pub ended: i64,
+    /// How many nodes it has.
+    pub nodes: u32,
+    /// Slim replicas once it was over, of all workloads.
+    pub slim: u32,
+    /// How the batch ended.
+    pub outcome: String,
+    /// Its gates at the end.
+    pub gates: Vec<Verdict>,
+}

@@ -1,0 +1,235 @@
+//! Does what a step says. What is gone, or is there already, is no error: the next step sees it.
+
+use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment};
+use k8s_openapi::api::core::v1::{Node, Pod, Taint};
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::{Client, Resource, ResourceExt};
+use podshm_api::rollout::{ASKED, AgentRollout, FIELD_MANAGER, MADE_BY, NODE_MARK, VERIFIES, Verification};
+use podshm_rollout::{Action, Change, World, slim_form};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+
+/// A ReplicaSet takes pods with a lower one away first.
+const COST: &str = "controller.kubernetes.io/pod-deletion-cost";
+
+/// Does one thing.
+pub(super) async fn act(client: &Client, rollout: &AgentRollout, world: &World, action: &Action) -> anyhow::Result<()> {
+    match action {
+        Action::Node { name, mark, label, taint } => {
+            let Some(node) = world.nodes.get(name) else { return Ok(()) };
+            let patch = node_patch(rollout, node, mark.as_ref(), *label, *taint)?;
+            merge(&Api::<Node>::all(client.clone()), name, &patch).await
+        }
+        Action::Verify { node } => {
+            let Some(gate) = &rollout.spec.gates.verification else { return Ok(()) };
+            let pods = Api::<Pod>::namespaced(client.clone(), &gate.namespace);
+            created(pods.create(&PostParams::default(), &verification_pod(rollout, gate, node)?).await)
+        }
+        Action::CleanUp { node } => {
+            let Some(gate) = &rollout.spec.gates.verification else { return Ok(()) };
+            let pods = Api::<Pod>::namespaced(client.clone(), &gate.namespace);
+            let of = format!("{VERIFIES}={},{MADE_BY}={}", label_value(node), label_value(&rollout.name_any()));
+            pods.delete_collection(&DeleteParams::default(), &ListParams::default().labels(&of)).await?;
+            Ok(())
+        }
+        Action::Slim { workload } => {
+            let Some(one) = rollout.spec.workloads.get(*workload) else { return Ok(()) };
+            let deployments = Api::<Deployment>::namespaced(client.clone(), &one.namespace);
+            let slim = slim_form(one, &deployments.get(&one.name).await?, &rollout.spec.mark, &rollout.name_any())?;
+            created(deployments.create(&PostParams::default(), &slim).await)
+        }
+        Action::Scale { namespace, name, replicas, asked } => {
+            let mut patch = json!({"spec": {"replicas": replicas}});
+            if let Some(asked) = asked {
+                patch["metadata"] = json!({"annotations": {ASKED: serde_json::to_string(asked)?}});
+            }
+            // Whoever has changed it since we looked is to be seen first.
+            if let Some(version) = world.deployment(namespace, name).and_then(ResourceExt::resource_version) {
+                patch["metadata"]["resourceVersion"] = json!(version);
+            }
+            merge(&Api::<Deployment>::namespaced(client.clone(), namespace), name, &patch).await
+        }
+        Action::Remove { namespace, name } => {
+            let deployments = Api::<Deployment>::namespaced(client.clone(), namespace);
+            gone(deployments.delete(name, &DeleteParams::background()).await)
+        }
+        Action::GoesFirst { namespace, name, first } => {
+            let cost = if *first { json!("-100") } else { Value::Null };
+            let patch = json!({"metadata": {"annotations": {COST: cost}}});
+            merge(&Api::<Pod>::namespaced(client.clone(), namespace), name, &patch).await
+        }
+        Action::Replace { namespace, name } => {
+            gone(Api::<Pod>::namespaced(client.clone(), namespace).delete(name, &DeleteParams::default()).await)
+        }
+        Action::Restore { agent, revision } => {
+            let Some(agent) = rollout.spec.agents.get(*agent) else { return Ok(()) };
+            let revisions = Api::<ControllerRevision>::namespaced(client.clone(), &agent.namespace);
+            // What `kubectl rollout undo` sends: the revision's data is a strategic merge patch.
+            let Some(data) = revisions.get(revision).await?.data else { return Ok(()) };
+            let sets = Api::<DaemonSet>::namespaced(client.clone(), &agent.namespace);
+            sets.patch(&agent.name, &manager(), &Patch::Strategic(data.0)).await?;
+            Ok(())
+        }
+    }
+}
+
+fn manager() -> PatchParams {
+    PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() }
+}
+
+async fn merge<K>(api: &Api<K>, name: &str, patch: &Value) -> anyhow::Result<()>
+where
+    K: Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+{
+    gone(api.patch(name, &manager(), &Patch::Merge(patch)).await.map(drop))
+}
+
+/// Already there is there.
+fn created<T>(result: kube::Result<T>) -> anyhow::Result<()> {
+    match result {
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+        other => Ok(other.map(drop)?),
+    }
+}
+
+/// Gone is gone, and what has changed since is looked at anew.
+fn gone<T>(result: kube::Result<T>) -> anyhow::Result<()> {
+    match result {
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
+        other => Ok(other.map(drop)?),
+    }
+}
+
+/// Annotation, label and taint in one write. Taints are one list to the API server, so it holds only for the node as it was seen.
+fn node_patch(
+    rollout: &AgentRollout,
+    node: &Node,
+    mark: Option<&podshm_api::rollout::NodeMark>,
+    label: Change,
+    taint: Change,
+) -> anyhow::Result<Value> {
+    let key = &rollout.spec.mark;
+    let mut metadata = Map::new();
+    metadata.insert("resourceVersion".into(), json!(node.resource_version()));
+    if let Some(mark) = mark {
+        metadata.insert("annotations".into(), json!({NODE_MARK: serde_json::to_string(mark)?}));
+    }
+    match label {
+        Change::On => drop(metadata.insert("labels".into(), json!({&key.key: key.value}))),
+        Change::Off => drop(metadata.insert("labels".into(), json!({&key.key: null}))),
+        Change::Keep => {}
+    }
+    let mut patch = json!({"metadata": metadata});
+    if taint != Change::Keep {
+        let taints = node.spec.as_ref().and_then(|spec| spec.taints.clone()).unwrap_or_default();
+        let mut taints: Vec<Taint> = taints.into_iter().filter(|one| one.key != key.key).collect();
+        if taint == Change::On {
+            let (key, value) = (key.key.clone(), Some(key.value.clone()));
+            taints.push(Taint { key, value, effect: "NoSchedule".into(), time_added: None });
+        }
+        patch["spec"] = json!({"taints": taints});
+    }
+    Ok(patch)
+}
+
+/// A value that fits a label: itself, or its beginning and a hash.
+fn label_value(text: &str) -> String {
+    if text.len() <= 63 {
+        return text.into();
+    }
+    let hash = xxhash_rust::xxh3::xxh3_64(text.as_bytes());
+    format!("{}-{hash:016x}", text.chars().take(40).collect::<String>())
+}
+
+/// A pod as `restricted` wants it, kept to a node, with the domain's volume.
+fn verification_pod(rollout: &AgentRollout, gate: &Verification, node: &str) -> anyhow::Result<Pod> {
+    let name = rollout.name_any();
+    let env: Vec<Value> = gate.env.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
+    let mark = &rollout.spec.mark;
+    let mut pod = json!({
+        "metadata": {
+            "name": label_value(&format!("podshm-verify-{name}-{node}")),
+            "namespace": gate.namespace,
+            "annotations": {VERIFIES: node},
+            "labels": BTreeMap::from([(MADE_BY, label_value(&name)), (VERIFIES, label_value(node))]),
+        },
+        "spec": {
+            "restartPolicy": "Never",
+            "activeDeadlineSeconds": gate.timeout_seconds.max(1),
+            "automountServiceAccountToken": false,
+            "enableServiceLinks": false,
+            "serviceAccountName": gate.service_account,
+            "terminationGracePeriodSeconds": 1,
+            "tolerations": [{"key": mark.key, "operator": "Equal", "value": mark.value, "effect": "NoSchedule"}],
+            "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
+                {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]},
+            ]}}},
+            "securityContext": {"runAsNonRoot": true, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
+            "containers": [{
+                "name": "verify",
+                "image": gate.image,
+                "command": gate.command,
+                "env": env,
+                "terminationMessagePolicy": "FallbackToLogsOnError",
+                "resources": {"requests": {"cpu": "10m", "memory": "16Mi"}, "limits": {"memory": "64Mi"}},
+                "securityContext": {"allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]}},
+            }],
+        },
+    });
+    if let Some(domain) = &rollout.spec.domain {
+        pod["spec"]["volumes"] =
+            json!([{"name": "podshm", "csi": {"driver": "podshm.dev", "volumeAttributes": {"domain": domain}}}]);
+        pod["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "podshm", "mountPath": "/run/podshm"}]);
+    }
+    let owner = rollout.owner_ref(&()).map(|owner| json!([owner]));
+    pod["metadata"]["ownerReferences"] = owner.unwrap_or(json!([]));
+    Ok(serde_json::from_value(pod)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rollout(name: &str) -> AgentRollout {
+        let object = json!({
+            "apiVersion": "podshm.dev/v1alpha1", "kind": "AgentRollout", "metadata": {"name": name, "uid": "u"},
+            "spec": {"agents": [], "batches": [], "domain": "routing"},
+        });
+        serde_json::from_value(object).unwrap()
+    }
+
+    #[test]
+    fn a_nodes_other_taints_stay_and_the_write_holds_for_the_node_that_was_seen() {
+        let node: Node = serde_json::from_value(json!({
+            "metadata": {"name": "a", "resourceVersion": "7"},
+            "spec": {"taints": [{"key": "gpu", "effect": "NoExecute"}, {"key": "AgentsDaemonSet", "value": "OLD", "effect": "NoSchedule"}]},
+        }))
+        .unwrap();
+        let on = node_patch(&rollout("r"), &node, None, Change::On, Change::On).unwrap();
+        assert_eq!(on["metadata"], json!({"resourceVersion": "7", "labels": {"AgentsDaemonSet": "YES"}}));
+        let keys = |patch: &Value| {
+            patch["spec"]["taints"].as_array().unwrap().iter().map(|one| one["key"].clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(keys(&on), ["gpu", "AgentsDaemonSet"]);
+        let off = node_patch(&rollout("r"), &node, None, Change::Off, Change::Off).unwrap();
+        assert_eq!(off["metadata"]["labels"], json!({"AgentsDaemonSet": null}));
+        assert_eq!(keys(&off), ["gpu"]);
+        let kept = node_patch(&rollout("r"), &node, None, Change::Keep, Change::Keep).unwrap();
+        assert!(kept.get("spec").is_none());
+    }
+
+    #[test]
+    fn a_verification_pod_has_the_domains_volume_and_names_that_fit() {
+        let gate = Verification { namespace: "shop".into(), image: "podshm:1".into(), ..Verification::default() };
+        let long = "n".repeat(200);
+        let pod = verification_pod(&rollout("r"), &gate, &long).unwrap();
+        assert!(pod.name_any().len() <= 63 && pod.labels()[VERIFIES].len() <= 63);
+        assert_ne!(pod.name_any(), verification_pod(&rollout("r"), &gate, &format!("{long}x")).unwrap().name_any());
+        let spec = pod.spec.unwrap();
+        assert_eq!(
+            spec.volumes.unwrap()[0].csi.as_ref().unwrap().volume_attributes.as_ref().unwrap()["domain"],
+            "routing"
+        );
+        assert_eq!(pod.metadata.owner_references.unwrap()[0].uid, "u");
+    }
+}

@@ -1,0 +1,191 @@
+//! The loop.
+
+use super::act::act;
+use super::outside::{Asker, job};
+use super::view::Stores;
+use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Api, Patch, PatchParams};
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::{Client, Resource, ResourceExt};
+use podshm_api::rollout::{AgentRollout, AgentRolloutStatus, FIELD_MANAGER, NodeMark, NodeState, Phase};
+use podshm_rollout::{Action, World, step};
+use serde_json::json;
+use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, Instant};
+
+/// Soaks and deadlines end without anything that changes.
+const TICK: Duration = Duration::from_secs(2);
+/// Changes that come together are looked at together.
+const CALM: Duration = Duration::from_millis(200);
+/// How long a watch may take to show what was written before it is written again.
+const LAG: Duration = Duration::from_secs(5);
+/// How often node daemons and queries are asked.
+const ASK: Duration = Duration::from_secs(5);
+
+/// Carries out every rollout there is, until the API can't be reached for good.
+pub async fn run(client: Client) -> anyhow::Result<()> {
+    let (changed, mut changes) = tokio::sync::mpsc::unbounded_channel();
+    let stores = Stores::watch(&client, &changed);
+    stores.ready().await?;
+    tracing::info!("carrying out AgentRollouts");
+    let mut controller = Controller {
+        recorder: Recorder::new(client.clone(), Reporter { controller: FIELD_MANAGER.into(), instance: None }),
+        client,
+        asker: Asker::new()?,
+        written: HashMap::new(),
+        asked: None,
+    };
+    loop {
+        let mut world = stores.world(Timestamp::now().as_second());
+        let due: Vec<AgentRollout> = world.rollouts.iter().filter(|one| is_due(one)).cloned().collect();
+        for rollout in &due {
+            if let Err(error) = controller.carry_on(rollout, &mut world).await {
+                tracing::warn!(rollout = rollout.name_any(), error = format!("{error:#}"), "tried again soon");
+            }
+        }
+        controller.written.retain(|uid, _| due.iter().any(|one| one.metadata.uid.as_ref() == Some(uid)));
+        let _ = tokio::time::timeout(TICK, changes.recv()).await;
+        tokio::time::sleep(CALM).await;
+        while changes.try_recv().is_ok() {}
+    }
+}
+
+fn is_due(rollout: &AgentRollout) -> bool {
+    let status = rollout.status.clone().unwrap_or_default();
+    let is_new = status.phase == Phase::Refused && Some(status.observed_generation) != rollout.metadata.generation;
+    rollout.metadata.deletion_timestamp.is_none() && (!status.phase.is_over() || is_new)
+}
+
+struct Controller {
+    client: Client,
+    recorder: Recorder,
+    asker: Asker,
+    /// By uid: the version of a rollout that was acted upon, and when. Until there is another one, the status that was written is not seen.
+    written: HashMap<String, (String, Instant)>,
+    /// What was said outside, and when.
+    asked: Option<(Instant, World)>,
+}
+
+impl Controller {
+    async fn carry_on(&mut self, rollout: &AgentRollout, world: &mut World) -> anyhow::Result<()> {
+        let (uid, version) = (rollout.uid().unwrap_or_default(), rollout.resource_version().unwrap_or_default());
+        if self.written.get(&uid).is_some_and(|(seen, at)| *seen == version && at.elapsed() < LAG) {
+            return Ok(());
+        }
+        self.ask(rollout, world).await;
+        let next = step(rollout, world);
+        let before = rollout.status.clone().unwrap_or_default();
+        if next.status != before {
+            self.write(rollout, &next.status).await?;
+            self.written.insert(uid, (version, Instant::now()));
+            self.tell(rollout, &before, &next.status).await;
+        }
+        for action in &next.actions {
+            tracing::info!(rollout = rollout.name_any(), ?action, "to be done");
+            act(&self.client, rollout, world, action).await?;
+            if let Action::Node { name, mark: Some(mark), .. } = action {
+                self.tell_node(rollout, name, mark).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn write(&self, rollout: &AgentRollout, status: &AgentRolloutStatus) -> anyhow::Result<()> {
+        let object = json!({
+            "apiVersion": AgentRollout::api_version(&()), "kind": AgentRollout::kind(&()),
+            "metadata": {"name": rollout.name_any(), "uid": rollout.uid()},
+            "status": status,
+        });
+        let api = Api::<AgentRollout>::all(self.client.clone());
+        api.patch_status(&rollout.name_any(), &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(&object))
+            .await?;
+        Ok(())
+    }
+
+    /// Asks node daemons, queries and Jobs, each not too often; a rollout that waits for a person asks nobody.
+    async fn ask(&mut self, rollout: &AgentRollout, world: &mut World) {
+        let status = rollout.status.clone().unwrap_or_default();
+        if status.phase != Phase::Running {
+            return;
+        }
+        let is_fresh = self.asked.as_ref().is_some_and(|(at, said)| {
+            at.elapsed() < ASK && said.rollouts.first().and_then(|one| one.metadata.uid.clone()) == rollout.metadata.uid
+        });
+        if !is_fresh {
+            let mut said = World { rollouts: vec![rollout.clone()], ..World::default() };
+            if rollout.spec.domain.is_some() {
+                said.reports = self.asker.reports(daemons(rollout, world)).await;
+            }
+            for gate in &rollout.spec.gates.prometheus {
+                said.outside.push(self.asker.query(gate).await);
+            }
+            for gate in &rollout.spec.gates.jobs {
+                said.outside.push(job(&self.client, rollout, gate).await);
+            }
+            self.asked = Some((Instant::now(), said));
+        }
+        if let Some((_, said)) = &self.asked {
+            (world.reports, world.outside) = (said.reports.clone(), said.outside.clone());
+        }
+    }
+
+    async fn tell(&self, rollout: &AgentRollout, before: &AgentRolloutStatus, now: &AgentRolloutStatus) {
+        if now.phase == before.phase && now.batch == before.batch {
+            return;
+        }
+        let is_bad = matches!(now.phase, Phase::Refused | Phase::Paused | Phase::RollingBack);
+        let note = format!("batch {}: {}", now.progress, now.message);
+        self.publish(&rollout.object_ref(&()), is_bad, &format!("{:?}", now.phase), note).await;
+    }
+
+    async fn tell_node(&self, rollout: &AgentRollout, node: &str, mark: &NodeMark) {
+        let about = ObjectReference {
+            kind: Some("Node".into()),
+            api_version: Some("v1".into()),
+            name: Some(node.into()),
+            // Events of nodes have the name for a uid, as the kubelet's have.
+            uid: Some(node.into()),
+            ..ObjectReference::default()
+        };
+        let is_bad = matches!(mark.state, NodeState::Failed | NodeState::Skipped);
+        let note = format!("rollout {}, batch {}: {}", rollout.name_any(), mark.batch, mark.reason);
+        self.publish(&about, is_bad, &format!("{:?}", mark.state), note).await;
+    }
+
+    async fn publish(&self, about: &ObjectReference, is_bad: bool, reason: &str, note: String) {
+        let event = Event {
+            type_: if is_bad { EventType::Warning } else { EventType::Normal },
+            reason: reason.into(),
+            note: Some(note.chars().take(1000).collect()),
+            action: "Rollout".into(),
+            secondary: None,
+        };
+        // An event is for people; a rollout does not wait for it.
+        if let Err(error) = self.recorder.publish(&event, about).await {
+            tracing::warn!(%error, reason, "an event was not published");
+        }
+    }
+}
+
+/// Node and address of the daemons that a rollout asks: those of nodes it has touched.
+fn daemons(rollout: &AgentRollout, world: &World) -> Vec<(String, String)> {
+    let touched: BTreeMap<&String, ()> = world
+        .nodes
+        .iter()
+        .filter(|(_, node)| {
+            let mark = node.annotations().get(podshm_api::rollout::NODE_MARK);
+            mark.is_some_and(|mark| rollout.uid().is_some_and(|uid| mark.contains(&uid)))
+        })
+        .map(|(name, _)| (name, ()))
+        .collect();
+    let is_daemon = |pod: &&k8s_openapi::api::core::v1::Pod| {
+        pod.labels().get("app.kubernetes.io/component").is_some_and(|component| component == "podshmd")
+    };
+    let place = |pod: &k8s_openapi::api::core::v1::Pod| {
+        let node = pod.spec.as_ref()?.node_name.clone()?;
+        let address = pod.status.as_ref()?.pod_ip.clone()?;
+        touched.contains_key(&node).then_some((node, address))
+    };
+    world.pods.iter().filter(is_daemon).filter_map(place).collect()
+}

@@ -1,0 +1,204 @@
+//! The cluster as a rollout sees it, by watches (the controller) or by lists (`podshm rollout plan`).
+
+use futures::StreamExt;
+use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet};
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::api::{Api, ListParams};
+use kube::runtime::reflector::{self, Store};
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Client, Resource, ResourceExt};
+use podshm_api::rollout::AgentRollout;
+use podshm_rollout::World;
+use std::fmt::Debug;
+use tokio::sync::mpsc::UnboundedSender;
+
+/// Objects that a page of a list has.
+const PAGE: u32 = 500;
+
+/// What a store has no use for, and most of its bytes.
+trait Trim {
+    fn trim(&mut self);
+}
+
+macro_rules! trims_nothing { ($($kind:ty),*) => { $(impl Trim for $kind { fn trim(&mut self) {} })* } }
+trims_nothing!(
+    ControllerRevision,
+    DaemonSet,
+    Deployment,
+    HorizontalPodAutoscaler,
+    Service,
+    PodDisruptionBudget,
+    AgentRollout
+);
+
+impl Trim for Pod {
+    fn trim(&mut self) {
+        let Some(spec) = self.spec.as_mut() else { return };
+        spec.volumes = None;
+        for container in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
+            (container.env, container.env_from, container.volume_mounts) = (None, None, None);
+            (container.args, container.command) = (None, None);
+            (container.liveness_probe, container.readiness_probe, container.startup_probe) = (None, None, None);
+        }
+    }
+}
+
+impl Trim for Node {
+    fn trim(&mut self) {
+        if let Some(status) = self.status.as_mut() {
+            (status.images, status.volumes_attached, status.volumes_in_use) = (None, None, None);
+        }
+    }
+}
+
+impl Trim for ReplicaSet {
+    fn trim(&mut self) {
+        if let Some(spec) = self.spec.as_mut() {
+            spec.template = None;
+        }
+    }
+}
+
+fn trimmed<K: Trim + Resource>(object: &mut K) {
+    object.meta_mut().managed_fields = None;
+    if let Some(annotations) = object.meta_mut().annotations.as_mut() {
+        annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
+    }
+    object.trim();
+}
+
+/// Everything that a rollout looks at, kept up to date: one watch a kind, whatever the number of nodes and rollouts.
+pub struct Stores {
+    nodes: Store<Node>,
+    pods: Store<Pod>,
+    daemon_sets: Store<DaemonSet>,
+    revisions: Store<ControllerRevision>,
+    deployments: Store<Deployment>,
+    replica_sets: Store<ReplicaSet>,
+    budgets: Store<PodDisruptionBudget>,
+    services: Store<Service>,
+    autoscalers: Store<HorizontalPodAutoscaler>,
+    rollouts: Store<AgentRollout>,
+}
+
+impl Stores {
+    /// Begins to watch. `changed` hears of every change.
+    pub fn watch(client: &Client, changed: &UnboundedSender<()>) -> Self {
+        Stores {
+            nodes: watch(client, changed),
+            pods: watch(client, changed),
+            daemon_sets: watch(client, changed),
+            revisions: watch(client, changed),
+            deployments: watch(client, changed),
+            replica_sets: watch(client, changed),
+            budgets: watch(client, changed),
+            services: watch(client, changed),
+            autoscalers: watch(client, changed),
+            rollouts: watch(client, changed),
+        }
+    }
+
+    /// Waits until all of it is there.
+    pub async fn ready(&self) -> anyhow::Result<()> {
+        self.nodes.wait_until_ready().await?;
+        self.pods.wait_until_ready().await?;
+        self.daemon_sets.wait_until_ready().await?;
+        self.revisions.wait_until_ready().await?;
+        self.deployments.wait_until_ready().await?;
+        self.replica_sets.wait_until_ready().await?;
+        self.budgets.wait_until_ready().await?;
+        self.services.wait_until_ready().await?;
+        self.autoscalers.wait_until_ready().await?;
+        self.rollouts.wait_until_ready().await?;
+        Ok(())
+    }
+
+    /// As it is now. What node daemons and queries say is not in it.
+    pub fn world(&self, now: i64) -> World {
+        World {
+            now,
+            nodes: all(&self.nodes).into_iter().map(|node| (node.name_any(), node)).collect(),
+            pods: all(&self.pods),
+            daemon_sets: all(&self.daemon_sets),
+            revisions: all(&self.revisions),
+            deployments: all(&self.deployments),
+            replica_sets: all(&self.replica_sets),
+            budgets: all(&self.budgets),
+            services: all(&self.services),
+            autoscalers: all(&self.autoscalers),
+            rollouts: all(&self.rollouts),
+            ..World::default()
+        }
+    }
+}
+
+fn all<K>(store: &Store<K>) -> Vec<K>
+where
+    K: Resource + Clone + 'static,
+    K::DynamicType: Eq + std::hash::Hash + Clone,
+{
+    store.state().iter().map(|object| K::clone(object)).collect()
+}
+
+fn watch<K>(client: &Client, changed: &UnboundedSender<()>) -> Store<K>
+where
+    K: Resource<DynamicType = ()> + Trim + Clone + Debug + serde::de::DeserializeOwned + Send + Sync + 'static,
+{
+    let (store, writer) = reflector::store();
+    let changed = changed.clone();
+    let stream = watcher(Api::<K>::all(client.clone()), watcher::Config::default().page_size(PAGE))
+        .default_backoff()
+        .modify(trimmed)
+        .reflect(writer)
+        .touched_objects();
+    tokio::spawn(async move {
+        let mut stream = std::pin::pin!(stream);
+        while let Some(event) = stream.next().await {
+            match event {
+                Ok(_) if changed.send(()).is_err() => return,
+                Ok(_) => {}
+                Err(error) => tracing::warn!(kind = %K::kind(&()), %error, "the watch is begun anew"),
+            }
+        }
+    });
+    store
+}
+
+/// The cluster, once.
+pub async fn look(client: &Client, now: i64) -> kube::Result<World> {
+    Ok(World {
+        now,
+        nodes: list::<Node>(client).await?.into_iter().map(|node| (node.name_any(), node)).collect(),
+        pods: list(client).await?,
+        daemon_sets: list(client).await?,
+        revisions: list(client).await?,
+        deployments: list(client).await?,
+        replica_sets: list(client).await?,
+        budgets: list(client).await?,
+        services: list(client).await?,
+        autoscalers: list(client).await?,
+        rollouts: list(client).await?,
+        ..World::default()
+    })
+}
+
+async fn list<K>(client: &Client) -> kube::Result<Vec<K>>
+where
+    K: Resource<DynamicType = ()> + Trim + Clone + Debug + serde::de::DeserializeOwned,
+{
+    let api = Api::<K>::all(client.clone());
+    let (mut all, mut parameters) = (Vec::new(), ListParams::default().limit(PAGE));
+    loop {
+        let page = api.list(&parameters).await?;
+        all.extend(page.items.into_iter().map(|mut object| {
+            trimmed(&mut object);
+            object
+        }));
+        match page.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => parameters = parameters.continue_token(&token),
+            None => return Ok(all),
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! What gates say.
+
+use crate::nodes::{is_touched, last_words, newest, revision_of};
+use crate::world::{World, is_ready, name, restarts};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use podshm_api::rollout::{AgentRollout, NodeMark, NodeState, Purpose, Verdict, VerdictResult, WorkloadStatus};
+use std::collections::BTreeMap;
+
+/// How long something that was Ready may be not, in seconds: a probe that failed once is no verdict.
+const BLINK: i64 = 30;
+
+/// All gates of the batch under way.
+pub(crate) fn evaluate(
+    rollout: &AgentRollout,
+    world: &World,
+    marks: &BTreeMap<String, NodeMark>,
+    workloads: &[WorkloadStatus],
+) -> Vec<Verdict> {
+    // As they are from this step on.
+    let marked: Vec<(&Node, NodeMark)> =
+        marks.iter().filter_map(|(who, mark)| Some((world.nodes.get(who)?, mark.clone()))).collect();
+    let served: Vec<&(&Node, NodeMark)> = marked
+        .iter()
+        .filter(|(_, mark)| is_touched(mark.state) && !matches!(mark.state, NodeState::Preparing | NodeState::Failed))
+        .collect();
+    let mut all = vec![agents(rollout, world, &served)];
+    if rollout.spec.gates.verification.is_some() {
+        all.push(verification(&marked));
+    }
+    if let Some(domain) = &rollout.spec.domain {
+        all.push(health(world, domain, &served));
+    }
+    if !rollout.spec.workloads.is_empty() {
+        all.push(business(rollout, world, workloads));
+    }
+    all.extend(world.outside.iter().cloned());
+    all
+}
+
+fn verdict(gate: &str, result: VerdictResult, message: String) -> Verdict {
+    Verdict { gate: gate.into(), result, message }
+}
+
+/// Agents are Ready, stay so, and are not started again.
+fn agents(rollout: &AgentRollout, world: &World, served: &[&(&Node, NodeMark)]) -> Verdict {
+    let most = rollout.spec.gates.max_new_restarts;
+    let (mut count, mut worst) = (0, None);
+    for agent in &rollout.spec.agents {
+        let Some(set) = world.daemon_set(agent) else {
+            return verdict(
+                "agents",
+                VerdictResult::Failed,
+                format!("DaemonSet {}/{} is gone", agent.namespace, agent.name),
+            );
+        };
+        let wanted = (rollout.spec.purpose == Purpose::UpgradeAgents).then(|| newest(world, set)).flatten();
+        for (node, _) in served {
+            let on = name(&node.metadata);
+            let pod = world.agents_on(set, on).find(|pod| wanted.is_none() || revision_of(pod) == wanted.as_ref());
+            let found = match pod {
+                None => Some((VerdictResult::Failed, format!("{} has no pod on node {on}", agent.name))),
+                Some(pod) if restarts(pod) > most => {
+                    let (times, why) = (restarts(pod), ended(pod));
+                    let message = format!(
+                        "{} on node {on} was started again {times} times, {most} expected at most{why}",
+                        agent.name
+                    );
+                    Some((VerdictResult::Failed, message))
+                }
+                Some(pod) if !is_ready(pod) => {
+                    let since = not_ready_for(pod, world.now);
+                    let result = if since > BLINK { VerdictResult::Failed } else { VerdictResult::Waiting };
+                    Some((
+                        result,
+                        format!("{} on node {on} is not Ready for {since} s: {}", agent.name, last_words(pod)),
+                    ))
+                }
+                Some(_) => None,
+            };
+            count += 1;
+            worst = worst.max(found);
+        }
+    }
+    match worst {
+        Some((result, message)) => verdict("agents", result, message),
+        None if count == 0 => verdict("agents", VerdictResult::Waiting, "no node has its agents yet".into()),
+        None => verdict(
+            "agents",
+            VerdictResult::Passed,
+            format!("{count} agents Ready, none started again more than {most} times"),
+        ),
+    }
+}
+
+/// How a container ended the last time.
+fn ended(pod: &Pod) -> String {
+    let containers = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref());
+    let last = containers.into_iter().flatten().find_map(|one| one.last_state.as_ref()?.terminated.clone());
+    last.map_or(String::new(), |last| {
+        format!("; the last time: {}, status {}", last.reason.unwrap_or_default(), last.exit_code)
+    })
+}
+
+fn not_ready_for(pod: &Pod, now: i64) -> i64 {
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    let ready = conditions.into_iter().flatten().find(|one| one.type_ == "Ready");
+    let since = ready.and_then(|one| one.last_transition_time.as_ref()).or(pod.metadata.creation_timestamp.as_ref());
+    since.map_or(0, |since| now - since.0.as_second())
+}
+
+fn verification(marked: &[(&Node, NodeMark)]) -> Verdict {
+    let failed =
+        marked.iter().find(|(_, mark)| mark.state == NodeState::Failed && mark.reason.starts_with("verification"));
+    if let Some((node, mark)) = failed {
+        return verdict(
+            "verification",
+            VerdictResult::Failed,
+            format!("node {}: {}", name(&node.metadata), mark.reason),
+        );
+    }
+    let over = |mark: &NodeMark| matches!(mark.state, NodeState::Migrating | NodeState::Soaking | NodeState::Done);
+    let (passed, due) = (
+        marked.iter().filter(|(_, mark)| over(mark)).count(),
+        marked.iter().filter(|(_, mark)| mark.state != NodeState::Skipped).count(),
+    );
+    let result = if passed == due { VerdictResult::Passed } else { VerdictResult::Waiting };
+    verdict("verification", result, format!("{passed} of {due} nodes verified"))
+}
+
+/// What node daemons say of the domain.
+fn health(world: &World, domain: &str, served: &[&(&Node, NodeMark)]) -> Verdict {
+    let mut silent = 0;
+    for (node, _) in served {
+        let on = name(&node.metadata);
+        let Some(report) = world.reports.get(on) else {
+            silent += 1;
+            continue;
+        };
+        let found = report.domains.iter().find(|one| one.name == domain);
+        if let Some(condition) = found.and_then(|found| found.conditions.first()) {
+            let message = format!("node {on}: {}: {}", condition.reason, condition.message);
+            return verdict("podshm", VerdictResult::Failed, message);
+        }
+    }
+    match silent {
+        0 => verdict(
+            "podshm",
+            VerdictResult::Passed,
+            format!("{} node daemons see nothing wrong with domain {domain}", served.len()),
+        ),
+        _ => verdict("podshm", VerdictResult::Waiting, format!("{silent} node daemons have not answered")),
+    }
+}
+
+/// Business is as ready as before, and not started again.
+fn business(rollout: &AgentRollout, world: &World, workloads: &[WorkloadStatus]) -> Verdict {
+    let most = rollout.spec.gates.max_new_restarts;
+    let mut waits = None;
+    for one in workloads {
+        let now = restarts_of(rollout, world, &one.name);
+        let more = now.saturating_sub(one.restarts_before);
+        if more > most {
+            let message = format!(
+                "containers of {} were started again {more} times since the batch began, {most} expected at most",
+                one.name
+            );
+            return verdict("business", VerdictResult::Failed, message);
+        }
+        let ready = one.fat_ready + one.slim_ready;
+        if ready < one.asked {
+            waits = Some(format!("{}: {ready} of {} replicas are Ready", one.name, one.asked));
+        }
+    }
+    match waits {
+        Some(message) => verdict("business", VerdictResult::Waiting, message),
+        None => verdict(
+            "business",
+            VerdictResult::Passed,
+            format!("{} workloads as ready as was asked for", workloads.len()),
+        ),
+    }
+}
+
+/// Restarts of all pods of both forms of a workload.
+pub(crate) fn restarts_of(rollout: &AgentRollout, world: &World, of: &str) -> u32 {
+    let workload = rollout.spec.workloads.iter().find(|one| format!("{}/{}", one.namespace, one.name) == of);
+    let forms = workload.into_iter().flat_map(|one| [one.name.clone(), crate::forms::slim_name(one)]);
+    let space = workload.map(|one| one.namespace.clone()).unwrap_or_default();
+    forms.filter_map(|form| world.deployment(&space, &form)).map(|form| world.pods_of(form).restarts()).sum()
+}

@@ -1,0 +1,456 @@
+//! What a rollout would do, and why it would not, before anything is touched.
+
+use crate::batches::{assign, eligible, shared};
+use crate::capacity::{remaining, tolerates, tolerates_mark};
+use crate::forms::{slim_form, slim_name};
+use crate::moves::COST;
+use crate::nodes::newest;
+use crate::world::{
+    World, annotation, is_cordoned, labels, mark_of, name, namespace, node_of, owner, replicas, selector, unhealthy,
+};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::Pod;
+use podshm_api::rollout::{AgentRef, AgentRollout, Mark, Purpose, Workload};
+use serde::Serialize;
+use std::collections::BTreeSet;
+
+/// What would be done.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Plan {
+    /// In order.
+    pub batches: Vec<PlannedBatch>,
+    /// Nodes that are in no batch.
+    pub in_no_batch: Vec<String>,
+    /// Why it can't be done as it is written. Where there is one, nothing is touched.
+    pub refusals: Vec<Finding>,
+    /// What somebody should know before.
+    pub warnings: Vec<Finding>,
+}
+
+/// A batch.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PlannedBatch {
+    /// From 1.
+    pub batch: u32,
+    /// Its nodes.
+    pub nodes: Vec<String>,
+    /// Nodes that would be skipped as they are now, with the reason.
+    pub skipped: Vec<String>,
+    /// Fat pods that give way to slim ones.
+    pub moves: Vec<Move>,
+    /// Nodes that take any pod once this batch is tainted.
+    pub untainted_nodes: u32,
+    /// Thousandths of cores that are free there.
+    pub free_cpu_milli: i128,
+    /// Bytes of memory that are free there.
+    pub free_memory: i128,
+}
+
+/// A pod that goes; one of the slim form comes before.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Move {
+    /// `namespace/name` of its workload.
+    pub workload: String,
+    /// The pod.
+    pub pod: String,
+    /// Where it is.
+    pub node: String,
+}
+
+/// Something that is wrong, and what to change.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Finding {
+    /// What it is about.
+    pub about: String,
+    /// What is wrong, and what to do.
+    pub message: String,
+}
+
+/// Looks at a rollout that has not begun.
+pub fn plan(rollout: &AgentRollout, world: &World) -> Plan {
+    let mut plan = Plan::default();
+    let spec = &rollout.spec;
+    for agent in &spec.agents {
+        look_at_agent(rollout, world, agent, &mut plan);
+    }
+    if spec.purpose == Purpose::Convert {
+        look_at_taint(rollout, world, &mut plan);
+    }
+    for workload in &spec.workloads {
+        look_at_workload(rollout, world, workload, &mut plan);
+    }
+    for query in &spec.gates.prometheus {
+        if !query.url.starts_with("http://") && !query.url.starts_with("https://") {
+            refuse(
+                &mut plan,
+                &format!("gate {}", query.name),
+                format!("url is {:?}; expected http://… or https://…", query.url),
+            );
+        }
+    }
+    look_at_others(rollout, world, &mut plan);
+    look_at_batches(rollout, world, &mut plan);
+    plan.refusals.sort();
+    plan.warnings.sort();
+    plan
+}
+
+fn refuse(plan: &mut Plan, about: &str, message: String) {
+    plan.refusals.push(Finding { about: about.into(), message });
+}
+
+fn warn(plan: &mut Plan, about: &str, message: String) {
+    plan.warnings.push(Finding { about: about.into(), message });
+}
+
+fn look_at_agent(rollout: &AgentRollout, world: &World, agent: &AgentRef, plan: &mut Plan) {
+    let (of, mark) = (format!("DaemonSet {}/{}", agent.namespace, agent.name), &rollout.spec.mark);
+    let Some(set) = world.daemon_set(agent) else {
+        return refuse(plan, &of, "there is none; create it first (its pods appear as nodes get the label)".into());
+    };
+    let Some(spec) = set.spec.as_ref() else { return refuse(plan, &of, "it has no spec".into()) };
+    let pod = spec.template.spec.clone().unwrap_or_default();
+    if !tolerates(&pod, mark) {
+        let what = format!(
+            "its pods do not tolerate the taint {0}={1}:NoSchedule, so none would come; add {{key: {0}, operator: Equal, value: \"{1}\", effect: NoSchedule}} to its tolerations",
+            mark.key, mark.value
+        );
+        refuse(plan, &of, what);
+    }
+    match rollout.spec.purpose {
+        Purpose::Convert => {
+            if pod.node_selector.as_ref().and_then(|all| all.get(&mark.key)) != Some(&mark.value) {
+                let what = format!(
+                    "its nodeSelector does not name {}={}: its pods are not kept to converted nodes",
+                    mark.key, mark.value
+                );
+                warn(plan, &of, what);
+            }
+        }
+        Purpose::UpgradeAgents => {
+            let strategy = spec.update_strategy.as_ref().and_then(|strategy| strategy.type_.as_deref());
+            if strategy != Some("OnDelete") {
+                let what = format!(
+                    "its updateStrategy is {}; expected OnDelete, so that a new version waits for the rollout's batches",
+                    strategy.unwrap_or("RollingUpdate")
+                );
+                refuse(plan, &of, what);
+            }
+            if world.revisions_of(set).len() < 2 {
+                refuse(
+                    plan,
+                    &of,
+                    "it has one revision; change its template first, the rollout then replaces its pods batch by batch"
+                        .into(),
+                );
+            } else if newest(world, set).is_none() {
+                refuse(plan, &of, "its newest revision has no hash".into());
+            }
+        }
+    }
+}
+
+fn look_at_taint(rollout: &AgentRollout, world: &World, plan: &mut Plan) {
+    let mark = &rollout.spec.mark;
+    for node in world.nodes.values().filter(|node| mark_of(node, rollout).is_none()) {
+        let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_ref());
+        let (about, has_label) = (format!("node {}", name(&node.metadata)), labels(&node.metadata).get(&mark.key));
+        for taint in taints.into_iter().flatten().filter(|taint| taint.key == mark.key) {
+            let found = format!("{}={}:{}", taint.key, taint.value.as_deref().unwrap_or_default(), taint.effect);
+            let what = format!(
+                "it has the taint {found} already, which is not this rollout's; take it off, or choose another mark.key"
+            );
+            refuse(plan, &about, what);
+        }
+        if has_label.is_some_and(|value| *value != mark.value) {
+            let what = format!(
+                "its label {} is {:?}; expected none, or {:?}: something else uses it; choose another mark.key",
+                mark.key, has_label, mark.value
+            );
+            refuse(plan, &about, what);
+        }
+    }
+    let is_agents = |pod: &Pod| {
+        let owner = owner(&pod.metadata);
+        rollout
+            .spec
+            .agents
+            .iter()
+            .filter_map(|agent| world.daemon_set(agent))
+            .any(|set| owner.is_some_and(|owner| Some(&owner.uid) == set.metadata.uid.as_ref()))
+    };
+    let mut others = BTreeSet::new();
+    for pod in world.pods.iter().filter(|pod| !is_agents(pod) && !is_slim(rollout, world, pod)) {
+        let tolerations = pod.spec.as_ref().and_then(|spec| spec.tolerations.as_ref());
+        let by_name = |one: &&k8s_openapi::api::core::v1::Toleration| {
+            one.key.as_deref() == Some(mark.key.as_str()) && tolerates_mark(one, mark)
+        };
+        if tolerations.into_iter().flatten().any(|one| by_name(&one)) {
+            others.insert(format!("{}/{}", namespace(&pod.metadata), name(&pod.metadata)));
+        }
+    }
+    if !others.is_empty() {
+        let list = others.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
+        let what = format!(
+            "{} pods that are not listed tolerate the taint {} by name ({list}): something else uses it, or they were moved by hand; choose another mark.key, or list their workloads",
+            others.len(),
+            mark.key
+        );
+        warn(plan, "pods", what);
+    }
+}
+
+fn is_slim(rollout: &AgentRollout, world: &World, pod: &Pod) -> bool {
+    rollout.spec.workloads.iter().any(|one| {
+        world
+            .deployment(&one.namespace, &slim_name(one))
+            .is_some_and(|slim| world.pods_of(slim).all.iter().any(|other| other.metadata.uid == pod.metadata.uid))
+    })
+}
+
+/// Whether a pod is of a workload that the rollout moves.
+fn is_listed(rollout: &AgentRollout, world: &World, pod: &Pod) -> bool {
+    let fat = rollout.spec.workloads.iter().filter_map(|one| world.deployment(&one.namespace, &one.name));
+    fat.into_iter().any(|fat| {
+        let sets = world
+            .replica_sets
+            .iter()
+            .filter(|set| owner(&set.metadata).map(|owner| &owner.uid) == fat.metadata.uid.as_ref());
+        let by = owner(&pod.metadata).map(|owner| &owner.uid);
+        sets.into_iter().any(|set| by.is_some() && set.metadata.uid.as_ref() == by)
+    })
+}
+
+/// By which a GitOps tool says that an object is its own: it would undo what a rollout does.
+const GITOPS: [(&str, &str); 5] = [
+    ("argocd.argoproj.io/instance", "Argo CD"),
+    ("argocd.argoproj.io/tracking-id", "Argo CD"),
+    ("kustomize.toolkit.fluxcd.io/name", "Flux"),
+    ("helm.toolkit.fluxcd.io/name", "Flux"),
+    ("fleet.cattle.io/bundle-id", "Fleet"),
+];
+
+fn look_at_workload(rollout: &AgentRollout, world: &World, workload: &Workload, plan: &mut Plan) {
+    let of = format!("{} {}/{}", workload.kind, workload.namespace, workload.name);
+    if workload.kind != "Deployment" {
+        let what =
+            "a rollout moves Deployments; leave it out and change its template by hand once its nodes are converted"
+                .to_owned();
+        return refuse(plan, &of, what);
+    }
+    let Some(fat) = world.deployment(&workload.namespace, &workload.name) else {
+        return refuse(plan, &of, "there is none of that name; correct it".into());
+    };
+    for scaler in &world.autoscalers {
+        let target = &scaler.spec.scale_target_ref;
+        let is_its = target.kind == "Deployment" && target.name == workload.name;
+        if is_its && namespace(&scaler.metadata) == workload.namespace {
+            let what = format!(
+                "HorizontalPodAutoscaler {} scales it, and would undo each move; delete it for the time of the rollout, and give the slim form one afterwards",
+                name(&scaler.metadata)
+            );
+            refuse(plan, &of, what);
+        }
+    }
+    let tool = GITOPS
+        .iter()
+        .find(|(key, _)| labels(&fat.metadata).contains_key(*key) || annotation(&fat.metadata, key).is_some());
+    if let Some((key, tool)) = tool {
+        refuse(
+            plan,
+            &of,
+            format!("{tool} owns it ({key}) and would undo each move; suspend it there, or move the workload in Git"),
+        );
+    }
+    if let Some(owner) = owner(&fat.metadata) {
+        refuse(plan, &of, format!("{} {} owns it and would undo each move; move it there", owner.kind, owner.name));
+    }
+    let slim = match slim_form(workload, fat, &rollout.spec.mark, name(&rollout.metadata)) {
+        Ok(slim) => slim,
+        Err(error) => return refuse(plan, &of, error.to_string()),
+    };
+    look_at_services(world, workload, fat, &slim, &of, plan);
+    look_at_budgets(world, workload, fat, &slim, &of, plan);
+    let by_hand = world.pods_of(fat).all.iter().filter(|pod| annotation(&pod.metadata, COST).is_some()).count();
+    if by_hand > 0 {
+        warn(plan, &of, format!("{by_hand} of its pods have {COST} already; the rollout sets it"));
+    }
+    if replicas(fat) == 0 {
+        warn(plan, &of, "it has no replicas; there is nothing to move".into());
+    }
+}
+
+fn template_labels(of: &Deployment) -> std::collections::BTreeMap<String, String> {
+    let meta = of.spec.as_ref().and_then(|spec| spec.template.metadata.as_ref());
+    meta.and_then(|meta| meta.labels.clone()).unwrap_or_default()
+}
+
+fn look_at_services(
+    world: &World,
+    workload: &Workload,
+    fat: &Deployment,
+    slim: &Deployment,
+    of: &str,
+    plan: &mut Plan,
+) {
+    let (fat, slim) = (template_labels(fat), template_labels(slim));
+    for service in world.services.iter().filter(|service| namespace(&service.metadata) == workload.namespace) {
+        let Some(wanted) = service.spec.as_ref().and_then(|spec| spec.selector.as_ref()).filter(|all| !all.is_empty())
+        else {
+            continue;
+        };
+        let covers = |labels: &std::collections::BTreeMap<String, String>| {
+            wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
+        };
+        if covers(&fat) && !covers(&slim) {
+            let what = format!(
+                "Service {} selects its fat pods and would not select the slim ones; have slim.labels leave {} alone",
+                name(&service.metadata),
+                wanted.keys().filter(|key| slim.get(*key) != wanted.get(*key)).cloned().collect::<Vec<_>>().join(", ")
+            );
+            refuse(plan, of, what);
+        }
+    }
+}
+
+fn look_at_budgets(world: &World, workload: &Workload, fat: &Deployment, slim: &Deployment, of: &str, plan: &mut Plan) {
+    let (fat_labels, slim_labels) = (template_labels(fat), template_labels(slim));
+    for budget in world.budgets_of(&workload.namespace, &fat_labels) {
+        let who = name(&budget.metadata);
+        let spec = budget.spec.clone().unwrap_or_default();
+        let covers_slim = spec.selector.as_ref().is_some_and(|wanted| selector(wanted).matches(&slim_labels));
+        if !covers_slim {
+            let what = format!(
+                "PodDisruptionBudget {who} covers the fat form only: slim pods don't count for it, so it may allow nothing"
+            );
+            warn(plan, of, what);
+        }
+        let allowed = budget.status.as_ref().and_then(|status| status.disruptions_allowed).unwrap_or(0);
+        if allowed <= 0 {
+            let what = format!(
+                "PodDisruptionBudget {who} allows no disruption now; the rollout will wait until a slim replica more makes it allow one"
+            );
+            warn(plan, of, what);
+        }
+        let never = |value: &k8s_openapi::apimachinery::pkg::util::intstr::IntOrString, text: &str| match value {
+            k8s_openapi::apimachinery::pkg::util::intstr::IntOrString::Int(n) => {
+                n.to_string() == text.trim_end_matches('%')
+            }
+            k8s_openapi::apimachinery::pkg::util::intstr::IntOrString::String(s) => s == text,
+        };
+        if spec.max_unavailable.as_ref().is_some_and(|value| never(value, "0%")) || spec.min_available.as_ref().is_some_and(|value| matches!(value, k8s_openapi::apimachinery::pkg::util::intstr::IntOrString::String(s) if s == "100%")) {
+            let what = format!("PodDisruptionBudget {who} never allows a disruption; no pod of it would ever be moved: allow one");
+            refuse(plan, of, what);
+        }
+    }
+}
+
+fn look_at_others(rollout: &AgentRollout, world: &World, plan: &mut Plan) {
+    for other in world.rollouts.iter().filter(|other| other.metadata.uid != rollout.metadata.uid) {
+        // One that has not been looked at yet comes later than this one, unless it is older.
+        let other_phase = other.status.as_ref().map(|status| status.phase).unwrap_or_default();
+        let is_first = (&other.metadata.creation_timestamp, &other.metadata.name)
+            < (&rollout.metadata.creation_timestamp, &rollout.metadata.name);
+        let is_under_way = !other_phase.is_over() && (other_phase != Default::default() || is_first);
+        if !is_under_way {
+            continue;
+        }
+        let about = format!("AgentRollout {}", name(&other.metadata));
+        let agents: BTreeSet<_> =
+            rollout.spec.agents.iter().filter(|agent| other.spec.agents.contains(agent)).collect();
+        let workloads: Vec<_> = rollout
+            .spec
+            .workloads
+            .iter()
+            .filter(|one| {
+                other.spec.workloads.iter().any(|two| (&one.namespace, &one.name) == (&two.namespace, &two.name))
+            })
+            .collect();
+        let nodes = shared(rollout, other, world);
+        let shares = if let Some(agent) = agents.first() {
+            format!("DaemonSet {}/{}", agent.namespace, agent.name)
+        } else if let Some(workload) = workloads.first() {
+            format!("workload {}/{}", workload.namespace, workload.name)
+        } else if let Some(node) = nodes.first() {
+            format!("node {node} and {} others", nodes.len() - 1)
+        } else {
+            continue;
+        };
+        refuse(plan, &about, format!("it is under way and has {shares}, too; wait until it is over, or abort it"));
+    }
+}
+
+fn look_at_batches(rollout: &AgentRollout, world: &World, plan: &mut Plan) {
+    let nodes = eligible(rollout, world);
+    let mark: &Mark = &rollout.spec.mark;
+    if nodes.is_empty() {
+        let what = match rollout.spec.purpose {
+            Purpose::Convert => format!(
+                "no node is selected that does not have {}={} already; correct spec.nodes",
+                mark.key, mark.value
+            ),
+            Purpose::UpgradeAgents => {
+                format!("no node that is selected has {}={}; convert some first", mark.key, mark.value)
+            }
+        };
+        return refuse(plan, "nodes", what);
+    }
+    let mut percent = 0;
+    for (index, batch) in rollout.spec.batches.iter().enumerate() {
+        if let Some(next) = batch.percent {
+            if next <= percent || next > 100 {
+                let what = format!(
+                    "percent is {next} after {percent}; expected more than before, 100 at most: it counts the batches before, too"
+                );
+                refuse(plan, &format!("batch {}", index + 1), what);
+            }
+            percent = next;
+        }
+    }
+    let mut assigned = assign(rollout, world, 1);
+    plan.in_no_batch = assigned.remove(&0).unwrap_or_default();
+    if !plan.in_no_batch.is_empty() {
+        warn(plan, "batches", format!("{} of {} nodes are in no batch", plan.in_no_batch.len(), nodes.len()));
+    }
+    let is_listed = |pod: &Pod| is_listed(rollout, world, pod);
+    let mut tainted: BTreeSet<&str> = BTreeSet::new();
+    for number in 1..=rollout.spec.batches.len() as u32 {
+        let about = format!("batch {number}");
+        let Some(names) = assigned.get(&number) else {
+            refuse(plan, &about, "it would have no nodes; correct its count, percent or selector".into());
+            continue;
+        };
+        let mut batch = PlannedBatch { batch: number, nodes: names.clone(), ..PlannedBatch::default() };
+        for node in names.iter().filter_map(|name| world.nodes.get(name)) {
+            let why = unhealthy(node).or_else(|| is_cordoned(node).then(|| "the node is cordoned".to_owned()));
+            batch.skipped.extend(why.map(|why| format!("{}: {why}", name(&node.metadata))));
+        }
+        for workload in &rollout.spec.workloads {
+            let Some(fat) = world.deployment(&workload.namespace, &workload.name) else { continue };
+            let on = |pod: &Pod| node_of(pod).filter(|node| names.iter().any(|name| name == node)).map(str::to_owned);
+            batch.moves.extend(world.pods_of(fat).all.iter().filter_map(|pod| {
+                let workload = format!("{}/{}", workload.namespace, workload.name);
+                Some(Move { workload, pod: name(&pod.metadata).into(), node: on(pod)? })
+            }));
+        }
+        if rollout.spec.purpose == Purpose::Convert {
+            tainted.extend(names.iter().map(String::as_str));
+            let left = remaining(world, mark, &tainted, &is_listed);
+            (batch.untainted_nodes, batch.free_cpu_milli, batch.free_memory) =
+                (left.nodes, left.cpu_milli, left.memory);
+            if !left.homeless.is_empty() {
+                let list = left.homeless.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
+                let what = format!(
+                    "{} pods that are not listed would have nowhere to go if they started again ({list}): {} nodes without the taint remain; \
+                     list their workloads, let them tolerate the taint, or leave nodes out (spec.nodes.exclude)",
+                    left.homeless.len(),
+                    left.nodes
+                );
+                refuse(plan, &about, what);
+            }
+        }
+        plan.batches.push(batch);
+    }
+}

@@ -1,0 +1,454 @@
+//! One step of a rollout: where it is, and what is to be done.
+
+mod back;
+
+use crate::action::{Action, Change};
+use crate::batches::assign;
+use crate::gates::{evaluate, restarts_of};
+use crate::moves::{Moves, forward};
+use crate::nodes::{convert, is_converted, is_touched, is_worked_on, marked, new_mark, next};
+use crate::plan::plan;
+use crate::world::{World, has_taint, name};
+use podshm_api::rollout::{
+    AgentRollout, AgentRolloutStatus, BatchRecord, NodeMark, NodeState, NodeSummary, OnFailure, Phase, Purpose, Stop,
+    VerdictResult,
+};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Nodes that a status names.
+const WORST: usize = 20;
+
+/// Where a rollout is, and what is to be done, in this order.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    /// The status from now on.
+    pub status: AgentRolloutStatus,
+    /// May be done in part, or twice: the next step sees what was done.
+    pub actions: Vec<Action>,
+}
+
+/// Looks at the cluster and decides.
+pub fn step(rollout: &AgentRollout, world: &World) -> Step {
+    let mut run = Run {
+        rollout,
+        world,
+        status: rollout.status.clone().unwrap_or_default(),
+        actions: Vec::new(),
+        marks: marked(rollout, world).into_iter().map(|(node, mark)| (name(&node.metadata).to_owned(), mark)).collect(),
+    };
+    run.decide();
+    run.summarize();
+    Step { status: run.status, actions: run.actions }
+}
+
+struct Run<'r> {
+    rollout: &'r AgentRollout,
+    world: &'r World,
+    status: AgentRolloutStatus,
+    actions: Vec<Action>,
+    /// As nodes have them, and as this step changes them.
+    marks: BTreeMap<String, NodeMark>,
+}
+
+impl Run<'_> {
+    fn decide(&mut self) {
+        let spec = &self.rollout.spec;
+        let generation = self.rollout.metadata.generation.unwrap_or_default();
+        if self.status.phase == Phase::Refused && self.status.observed_generation != generation {
+            self.status = AgentRolloutStatus::default();
+        }
+        self.status.observed_generation = generation;
+        if self.status.phase.is_over() {
+            return;
+        }
+        if self.status.phase == Phase::Pending && !self.admit() {
+            return;
+        }
+        match spec.stop {
+            Some(Stop::Abort) => return self.abort(),
+            Some(Stop::RollBack) if self.status.phase != Phase::RollingBack => self.turn_back("as spec.stop says"),
+            _ => {}
+        }
+        if self.status.phase == Phase::RollingBack {
+            return self.roll_back();
+        }
+        let looked_at = spec.resumed_failures >= self.status.failures;
+        match (self.status.phase, spec.paused) {
+            (_, true) => {
+                if self.status.phase != Phase::Paused {
+                    self.status.phase = Phase::Paused;
+                    self.status.message = "paused by spec.paused; what was begun is left as it is".into();
+                }
+                return;
+            }
+            (Phase::Paused, false) if !looked_at => return,
+            (Phase::Paused, false) => self.resume(),
+            _ => {}
+        }
+        self.go_on();
+    }
+
+    /// Whether it may begin. What it needs is looked at once, before anything is touched.
+    fn admit(&mut self) -> bool {
+        let plan = plan(self.rollout, self.world);
+        if plan.refusals.is_empty() {
+            self.status.phase = Phase::Running;
+            return true;
+        }
+        let all: Vec<String> =
+            plan.refusals.iter().take(5).map(|one| format!("{}: {}", one.about, one.message)).collect();
+        self.status.phase = Phase::Refused;
+        self.status.message = shortened(&all.join("; "));
+        false
+    }
+
+    /// After somebody has looked: what failed is tried again.
+    fn resume(&mut self) {
+        self.status.phase = Phase::Running;
+        self.status.message = "resumed".into();
+        self.status.soaking_since = 0;
+        self.status.resumed_at = self.world.now;
+        self.remember_restarts();
+    }
+
+    /// Begins anew with nodes that failed before somebody looked. True if there are any: they are to be seen as they are then first.
+    fn try_again(&mut self) -> bool {
+        let is_due = |mark: &NodeMark| mark.state == NodeState::Failed && mark.since <= self.status.resumed_at;
+        let failed: Vec<String> =
+            self.marks.iter().filter(|(_, mark)| is_due(mark)).map(|(name, _)| name.clone()).collect();
+        for node in &failed {
+            let node = node.clone();
+            let batch = self.marks[&node].batch;
+            let mark = new_mark(self.rollout, batch, NodeState::Preparing, "tried again", self.world.now);
+            self.actions.push(match self.rollout.spec.purpose {
+                Purpose::Convert => convert(&node, mark.clone()),
+                Purpose::UpgradeAgents => Action::mark(&node, mark.clone()),
+            });
+            self.actions.push(Action::CleanUp { node: node.clone() });
+            self.marks.insert(node, mark);
+        }
+        !failed.is_empty()
+    }
+
+    /// Nodes of batches that are over are done. Whoever ended the batch may have died before it wrote that down.
+    fn settle(&mut self) {
+        let over: BTreeSet<u32> =
+            self.status.history.iter().filter(|record| record.ended != 0).map(|record| record.batch).collect();
+        let open = self.status.history.iter().find(|record| record.ended == 0).map(|record| record.batch);
+        let is_due = |mark: &NodeMark| {
+            mark.state == NodeState::Soaking && over.contains(&mark.batch) && open != Some(mark.batch)
+        };
+        for (who, mark) in self.marks.iter_mut().filter(|(_, mark)| is_due(mark)) {
+            (mark.state, mark.since) = (NodeState::Done, self.world.now);
+            mark.reason = "all gates passed".into();
+            self.actions.push(Action::mark(who, mark.clone()));
+        }
+    }
+
+    fn go_on(&mut self) {
+        if self.try_again() {
+            return;
+        }
+        self.settle();
+        let is_between = self.status.history.last().is_none_or(|record| record.ended != 0);
+        if is_between && !self.begin_batch() {
+            return;
+        }
+        self.fill_batch();
+        let failed = self.advance_nodes();
+        let moves = self.advance_workloads();
+        self.status.workloads = moves.iter().map(|moves| moves.status.clone()).collect();
+        self.status.gates = evaluate(self.rollout, self.world, &self.marks, &self.status.workloads);
+        let gate = self.status.gates.iter().find(|one| one.result == VerdictResult::Failed);
+        let gate = gate.map(|gate| format!("gate {}: {}", gate.gate, gate.message));
+        let moving = moves.iter().find_map(|moves| moves.failure.clone());
+        if let Some(why) = failed.or(gate).or(moving) {
+            return self.fail(&why);
+        }
+        self.soak(&moves);
+    }
+
+    /// The next batch, if there is one and it may begin.
+    fn begin_batch(&mut self) -> bool {
+        let spec = &self.rollout.spec;
+        let last = spec.batches.len() as u32;
+        let mut number = self.status.batch + 1;
+        if number > last {
+            // Nodes that came midway and belong to the last batch, as a percentage has it.
+            let all = assign(self.rollout, self.world, last);
+            let came = all.get(&last).into_iter().flatten().filter(|node| !self.marks.contains_key(*node)).count();
+            if came == 0 {
+                self.complete();
+                return false;
+            }
+            number = last;
+        }
+        if spec.gates.approval && spec.approved < number {
+            self.status.phase = Phase::AwaitingApproval;
+            self.status.message =
+                format!("batch {number} waits for spec.approved to be {number} (podshm rollout approve)");
+            return false;
+        }
+        let all = assign(self.rollout, self.world, number);
+        let nodes = all.get(&number).map_or(0, Vec::len) as u32;
+        self.status.phase = Phase::Running;
+        self.status.batch = number;
+        self.status.soaking_since = 0;
+        self.remember_restarts();
+        if number == 1 && spec.purpose == Purpose::UpgradeAgents {
+            self.remember_agents();
+        }
+        self.status.history.push(BatchRecord { batch: number, began: self.world.now, nodes, ..BatchRecord::default() });
+        true
+    }
+
+    fn remember_restarts(&mut self) {
+        let (rollout, world) = (self.rollout, self.world);
+        let mut before = std::mem::take(&mut self.status.workloads);
+        self.status.workloads = rollout
+            .spec
+            .workloads
+            .iter()
+            .map(|one| {
+                let of = format!("{}/{}", one.namespace, one.name);
+                let place = before.iter().position(|two| two.name == of);
+                let mut status = place.map(|place| before.swap_remove(place)).unwrap_or_default();
+                status.restarts_before = restarts_of(rollout, world, &of);
+                status.name = of;
+                status
+            })
+            .collect();
+    }
+
+    /// Which versions there were, to go back to.
+    fn remember_agents(&mut self) {
+        for agent in &self.rollout.spec.agents {
+            let Some(set) = self.world.daemon_set(agent) else { continue };
+            let revisions = self.world.revisions_of(set);
+            if let [.., before, _] = revisions.as_slice() {
+                let of = format!("{}/{}", agent.namespace, agent.name);
+                self.status.agents_before.insert(of, name(&before.metadata).into());
+            }
+        }
+    }
+
+    /// Marks nodes of the batch that have no mark yet; none once work has begun.
+    fn fill_batch(&mut self) {
+        let number = self.status.batch;
+        let Some(planned) = self.status.history.last().map(|record| record.nodes) else { return };
+        let here: Vec<&NodeMark> = self.marks.values().filter(|mark| mark.batch == number).collect();
+        let is_begun = here.iter().any(|mark| is_worked_on(mark.state));
+        if is_begun || here.len() as u32 >= planned {
+            return;
+        }
+        let all = assign(self.rollout, self.world, number);
+        for node in all.get(&number).into_iter().flatten() {
+            if !self.marks.contains_key(node) {
+                let mark = new_mark(self.rollout, number, NodeState::Pending, "in this batch", self.world.now);
+                self.actions.push(Action::mark(node, mark.clone()));
+                self.marks.insert(node.clone(), mark);
+            }
+        }
+    }
+
+    /// Every node's next state; why the rollout can't go on, if it can't.
+    fn advance_nodes(&mut self) -> Option<String> {
+        let (rollout, world) = (self.rollout, self.world);
+        let mut busy = self.marks.values().filter(|mark| is_worked_on(mark.state)).count() as u32;
+        let mut failed = None;
+        let names: Vec<String> = self.marks.keys().cloned().collect();
+        for who in names {
+            let Some(node) = world.nodes.get(&who) else { continue };
+            let mark = self.marks[&who].clone();
+            let may_begin = busy < rollout.spec.max_unavailable && mark.batch == self.status.batch;
+            if mark.state == NodeState::Failed {
+                // Whoever wrote that down may have died before the status said so.
+                failed.get_or_insert_with(|| format!("node {who}: {}", mark.reason));
+            }
+            let advance = next(rollout, world, node, &mark, may_begin);
+            if advance.mark != mark {
+                busy += u32::from(is_worked_on(advance.mark.state) && !is_worked_on(mark.state));
+                if advance.mark.state == NodeState::Failed {
+                    failed.get_or_insert_with(|| format!("node {who}: {}", advance.mark.reason));
+                }
+                let writes_itself = advance.actions.iter().any(|action| matches!(action, Action::Node { .. }));
+                if !writes_itself {
+                    self.actions.push(Action::mark(&who, advance.mark.clone()));
+                }
+                self.marks.insert(who, advance.mark);
+            }
+            self.actions.extend(advance.actions);
+        }
+        failed
+    }
+
+    fn advance_workloads(&mut self) -> Vec<Moves> {
+        let (rollout, world) = (self.rollout, self.world);
+        let converted: BTreeSet<&str> =
+            self.marks.iter().filter(|(_, mark)| is_converted(mark.state)).map(|(name, _)| name.as_str()).collect();
+        // The status of this step is what the next one compares with.
+        let current = AgentRollout { status: Some(self.status.clone()), ..rollout.clone() };
+        let mut all: Vec<Moves> =
+            (0..rollout.spec.workloads.len()).map(|index| forward(&current, world, index, &converted)).collect();
+        for moves in &mut all {
+            self.actions.append(&mut moves.actions.clone());
+        }
+        all
+    }
+
+    fn soak(&mut self, moves: &[Moves]) {
+        let number = self.status.batch;
+        let here: Vec<(String, NodeMark)> = self
+            .marks
+            .iter()
+            .filter(|(_, mark)| mark.batch == number)
+            .map(|(name, mark)| (name.clone(), mark.clone()))
+            .collect();
+        let count = |state: NodeState| here.iter().filter(|(_, mark)| mark.state == state).count();
+        let (skipped, watched) = (count(NodeState::Skipped), count(NodeState::Soaking) + count(NodeState::Done));
+        if skipped == here.len() && !here.is_empty() {
+            return self.fail(&format!(
+                "all {skipped} nodes of batch {number} were unhealthy before they were touched, so nothing was tried"
+            ));
+        }
+        let busy = moves.iter().find_map(|moves| moves.waits_for.clone());
+        if skipped + watched < here.len() || !moves.iter().all(Moves::is_idle) {
+            self.status.soaking_since = 0;
+            let nodes = format!("batch {number}: {watched} of {} nodes converted", here.len() - skipped);
+            self.status.message = shortened(&busy.map_or(nodes.clone(), |busy| format!("{nodes}; waits for {busy}")));
+            return;
+        }
+        let now = self.world.now;
+        if self.status.soaking_since == 0 {
+            self.status.soaking_since = now;
+        }
+        let (soak, passed) = (i64::from(self.rollout.spec.soak_seconds), now - self.status.soaking_since);
+        let waiting = self.status.gates.iter().find(|gate| gate.result != VerdictResult::Passed);
+        match waiting {
+            _ if passed < soak => {
+                self.status.message = format!("batch {number} is watched for {} s more", soak - passed);
+            }
+            Some(gate) if passed > soak + i64::from(self.rollout.spec.progress_deadline_seconds) => {
+                let why = format!("gate {} has no verdict {passed} s after all was moved: {}", gate.gate, gate.message);
+                self.fail(&why);
+            }
+            Some(gate) => {
+                self.status.message =
+                    shortened(&format!("batch {number} waits for gate {}: {}", gate.gate, gate.message))
+            }
+            None => self.end_batch(),
+        }
+    }
+
+    fn end_batch(&mut self) {
+        let slim = self.status.workloads.iter().map(|one| one.slim_ready).sum();
+        self.close_record("passed", slim);
+        self.settle();
+        self.status.message = format!("batch {} passed all its gates", self.status.batch);
+        self.status.soaking_since = 0;
+    }
+
+    fn close_record(&mut self, outcome: &str, slim: u32) {
+        let (now, gates) = (self.world.now, self.status.gates.clone());
+        if let Some(record) = self.status.history.last_mut().filter(|record| record.ended == 0) {
+            (record.ended, record.outcome, record.slim) = (now.max(1), shortened(outcome), slim);
+            record.gates = gates;
+        }
+    }
+
+    /// All batches are done: the taint goes, the label stays.
+    fn complete(&mut self) {
+        let mark = &self.rollout.spec.mark;
+        if self.rollout.spec.purpose == Purpose::Convert {
+            for (who, node) in &self.world.nodes {
+                if self.marks.get(who).is_some_and(|mark| is_touched(mark.state)) && has_taint(node, mark) {
+                    let name = who.clone();
+                    self.actions.push(Action::Node { name, mark: None, label: Change::Keep, taint: Change::Off });
+                }
+            }
+            if !self.actions.is_empty() {
+                self.status.message = "all batches are done; the taint goes".into();
+                return;
+            }
+        } else if !self.actions.is_empty() {
+            return;
+        }
+        self.status.phase = Phase::Completed;
+        let done = self.marks.values().filter(|mark| mark.state == NodeState::Done).count();
+        self.status.message = format!("{done} nodes are converted; {} were skipped", self.marks.len() - done);
+        if self.rollout.spec.purpose == Purpose::UpgradeAgents {
+            self.status.message =
+                format!("agents of {done} nodes are of the newest version; {} were skipped", self.marks.len() - done);
+        }
+    }
+
+    fn fail(&mut self, why: &str) {
+        self.status.failures += 1;
+        match self.rollout.spec.on_failure {
+            OnFailure::Pause => {
+                self.status.phase = Phase::Paused;
+                self.status.message = shortened(&format!("{why} (resume: podshm rollout resume; or rollback, abort)"));
+            }
+            OnFailure::RollBack => self.turn_back(why),
+        }
+    }
+
+    fn turn_back(&mut self, why: &str) {
+        self.status.phase = Phase::RollingBack;
+        self.status.message = shortened(&format!("rolled back: {why}"));
+        let slim = self.status.workloads.iter().map(|one| one.slim_ready).sum();
+        self.close_record(&format!("rolled back: {why}"), slim);
+    }
+
+    fn abort(&mut self) {
+        for (who, mark) in &self.marks {
+            if matches!(mark.state, NodeState::Verifying | NodeState::Failed) {
+                self.actions.push(Action::CleanUp { node: who.clone() });
+            }
+        }
+        let slim = self.status.workloads.iter().map(|one| one.slim_ready).sum();
+        self.close_record("aborted", slim);
+        self.status.phase = Phase::Aborted;
+        self.status.message = "aborted by spec.stop; nodes and workloads stay as they are".into();
+    }
+
+    /// Counts, and the nodes that somebody should look at.
+    fn summarize(&mut self) {
+        let mut counts: BTreeMap<String, u32> = BTreeMap::new();
+        for mark in self.marks.values() {
+            *counts.entry(format!("{:?}", mark.state)).or_default() += 1;
+        }
+        let done = counts.get("Done").copied().unwrap_or_default();
+        let total = crate::batches::eligible(self.rollout, self.world).len();
+        self.status.nodes_done = format!("{done}/{total}");
+        self.status.progress = format!("{}/{}", self.status.batch, self.rollout.spec.batches.len());
+        self.status.nodes = counts;
+        let weight = |state: NodeState| match state {
+            NodeState::Failed => 0,
+            NodeState::Skipped => 1,
+            _ if is_worked_on(state) => 2,
+            _ => 3,
+        };
+        let mut worst: Vec<(&String, &NodeMark)> =
+            self.marks.iter().filter(|(_, mark)| weight(mark.state) < 3).collect();
+        worst.sort_by_key(|(who, mark)| (weight(mark.state), mark.since, (*who).clone()));
+        let summary = |(who, mark): (&String, &NodeMark)| NodeSummary {
+            name: who.clone(),
+            state: mark.state,
+            reason: shortened(&mark.reason),
+        };
+        self.status.worst = worst.into_iter().take(WORST).map(summary).collect();
+        // A rollout that was resumed again and again keeps its last records.
+        let too_many = self.status.history.len().saturating_sub(60);
+        self.status.history.drain(..too_many);
+    }
+}
+
+/// What a status has room for.
+fn shortened(text: &str) -> String {
+    const MOST: usize = 1000;
+    match text.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.into(),
+    }
+}

@@ -1,0 +1,112 @@
+//! The way back.
+
+use super::{Run, shortened};
+use crate::action::{Action, Change};
+use crate::moves::{Moves, back};
+use crate::nodes::{is_touched, newest, revision_of};
+use crate::world::{has_label, has_taint, is_ready, labels, name, phase};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use podshm_api::rollout::{AgentRollout, NodeMark, NodeState, Phase, Purpose};
+
+impl Run<'_> {
+    /// Workloads first, then label and taint; agents to their former version.
+    pub(super) fn roll_back(&mut self) {
+        let (rollout, world) = (self.rollout, self.world);
+        let current = AgentRollout { status: Some(self.status.clone()), ..rollout.clone() };
+        let moves: Vec<Moves> = (0..rollout.spec.workloads.len()).map(|index| back(&current, world, index)).collect();
+        self.status.workloads = moves.iter().map(|moves| moves.status.clone()).collect();
+        for moves in &moves {
+            self.actions.extend(moves.actions.iter().cloned());
+        }
+        if rollout.spec.purpose == Purpose::UpgradeAgents && !self.restore_agents() {
+            return;
+        }
+        let touched: Vec<(String, NodeMark)> = self
+            .marks
+            .iter()
+            .filter(|(_, mark)| is_touched(mark.state) || mark.state == NodeState::Pending)
+            .map(|(name, mark)| (name.clone(), mark.clone()))
+            .collect();
+        let is_back =
+            moves.iter().all(|moves| moves.is_idle() || (moves.actions.is_empty() && moves.failure.is_some()));
+        if !is_back {
+            // Only where fat pods find no other place does the taint go before they are back.
+            if rollout.spec.workloads.iter().any(|one| self.is_stuck(&one.namespace, &one.name)) {
+                for (who, _) in &touched {
+                    if world.nodes.get(who).is_some_and(|node| has_taint(node, &rollout.spec.mark)) {
+                        let name = who.clone();
+                        self.actions.push(Action::Node { name, mark: None, label: Change::Keep, taint: Change::Off });
+                    }
+                }
+            }
+            return;
+        }
+        for (who, mark) in touched {
+            let reason = "as it was before".to_owned();
+            let mark = NodeMark { state: NodeState::RolledBack, reason, since: world.now, ..mark };
+            let off = match rollout.spec.purpose {
+                Purpose::Convert => Change::Off,
+                Purpose::UpgradeAgents => Change::Keep,
+            };
+            self.actions.push(Action::CleanUp { node: who.clone() });
+            self.actions.push(Action::Node { name: who.clone(), mark: Some(mark.clone()), label: off, taint: off });
+            self.marks.insert(who, mark);
+        }
+        let is_clean = |node: &Node| {
+            rollout.spec.purpose == Purpose::UpgradeAgents
+                || !(has_label(node, &rollout.spec.mark) || has_taint(node, &rollout.spec.mark))
+        };
+        let seen = self.marks.iter().filter(|(_, mark)| mark.state == NodeState::RolledBack);
+        if self.actions.is_empty() && seen.filter_map(|(who, _)| world.nodes.get(who)).all(is_clean) {
+            self.status.phase = Phase::RolledBack;
+            let lost = moves.iter().filter_map(|moves| moves.failure.clone()).collect::<Vec<_>>().join("; ");
+            if !lost.is_empty() {
+                self.status.message = shortened(&format!("{}; not moved back: {lost}", self.status.message));
+            }
+        }
+    }
+
+    /// Whether a pod of the fat form finds no place.
+    fn is_stuck(&self, namespace: &str, fat: &str) -> bool {
+        let Some(fat) = self.world.deployment(namespace, fat) else { return false };
+        let is_unschedulable = |pod: &Pod| {
+            let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+            phase(pod) == "Pending"
+                && conditions.into_iter().flatten().any(|one| {
+                    one.type_ == "PodScheduled"
+                        && one.status == "False"
+                        && one.reason.as_deref() == Some("Unschedulable")
+                })
+        };
+        self.world.pods_of(fat).all.iter().any(|pod| is_unschedulable(pod))
+    }
+
+    /// Whether agents of nodes that were touched are of the version before.
+    fn restore_agents(&mut self) -> bool {
+        let mut is_back = true;
+        for (index, agent) in self.rollout.spec.agents.iter().enumerate() {
+            let of = format!("{}/{}", agent.namespace, agent.name);
+            let (Some(set), Some(before)) = (self.world.daemon_set(agent), self.status.agents_before.get(&of)) else {
+                continue;
+            };
+            let revisions = self.world.revisions_of(set);
+            let Some(wanted) = revisions.iter().find(|one| name(&one.metadata) == before) else { continue };
+            if revisions.last().is_none_or(|last| name(&last.metadata) != before) {
+                self.actions.push(Action::Restore { agent: index, revision: before.clone() });
+                is_back = false;
+                continue;
+            }
+            let hash = newest(self.world, set);
+            debug_assert_eq!(hash.as_ref(), labels(&wanted.metadata).get("controller-revision-hash"));
+            for (who, _) in self.marks.iter().filter(|(_, mark)| is_touched(mark.state)) {
+                let pods: Vec<&Pod> = self.world.agents_on(set, who).collect();
+                for pod in pods.iter().filter(|pod| revision_of(pod) != hash.as_ref()) {
+                    let (namespace, name) = (agent.namespace.clone(), name(&pod.metadata).into());
+                    self.actions.push(Action::Replace { namespace, name });
+                }
+                is_back &= pods.iter().any(|pod| revision_of(pod) == hash.as_ref() && is_ready(pod));
+            }
+        }
+        is_back
+    }
+}

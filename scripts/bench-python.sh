@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# A small call in Python beside multiprocessing.connection, in one run: see bench/python/calls.py.
+set -euo pipefail
+source "$(dirname "$0")/lib.sh"
+
+python=${PODSHM_PYTHON:-${XDG_CACHE_HOME:-$HOME/.cache}/podshm/python}/bin/python
+scripts/wheel.sh
+cargo build "${CARGO_LOCKED[@]}" --quiet --release -p podshm-cli
+site=$(mktemp -d "${TMPDIR:-/tmp}/podshm-bench-python.XXXXXX")
+trap 'rm -rf "$site"' EXIT
+"$python" -m zipfile -e "$(ls -t "$TARGET"/wheels/podshm-*.whl | head -n1)" "$site"
+PYTHONPATH=$site "$python" bench/python/calls.py "$TARGET/release/podshm" "$@"
