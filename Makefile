@@ -44,6 +44,7 @@ bench-unmodified: ## unmodified programs, preload beside native in one run: shmg
 
 bench: setup ## podshm beside its peers, in one run (ARGS=... for podshm-bench)
 	cargo run --release -p podshm-bench -- $(ARGS)
+	$(if $(ARGS),,@scripts/bench-python.sh)
 
 bench-python: setup ## a small call in Python beside multiprocessing.connection, in one run (ARGS='--rounds 8 --spin-us 50')
 	@scripts/bench-python.sh $(ARGS)

@@ -69,7 +69,7 @@ pub const SANITIZED: &[&str] = &["-fsanitize=address,undefined", "-fno-sanitize-
 /// `program` under valgrind: leaks and whatever else it finds are a bad end. Children that it forks are looked at, too.
 pub fn under_valgrind(program: &Path) -> PathBuf {
     let script = program.with_extension("valgrind");
-    let options = "--quiet --vgdb=no --error-exitcode=99 --leak-check=full --errors-for-leak-kinds=definite";
+    let options = "--quiet --vgdb=no --error-exitcode=99 --leak-check=full --show-leak-kinds=definite --errors-for-leak-kinds=definite";
     executable(&script, &format!("#!/bin/sh\nexec valgrind {options} {} \"$@\"\n", program.display()));
     script
 }

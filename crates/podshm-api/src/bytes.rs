@@ -17,7 +17,9 @@ impl TryFrom<String> for Bytes {
 
     fn try_from(text: String) -> Result<Self, String> {
         let bad = || {
-            format!("size {text:?}: expected a whole number of bytes, or one with Ki, Mi, Gi or Ti, as in \"256Mi\"")
+            format!(
+                "size {text:?}: expected a whole number of bytes that is not 0, or of Ki, Mi, Gi or Ti, as in \"256Mi\""
+            )
         };
         let unit = UNITS.into_iter().find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, shift)));
         let (number, shift) = unit.unwrap_or((&text, 0));

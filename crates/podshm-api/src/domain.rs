@@ -62,7 +62,7 @@ pub struct PartySpec {
     pub service_accounts: Vec<String>,
 }
 
-/// Bounds of a domain's System V memory on a node.
+/// A domain's System V memory on a node: how calls reach it, and its bounds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new(
@@ -150,9 +150,9 @@ pub struct DomainSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256))]
     pub join: Vec<PartySpec>,
-    /// What pods labelled podshm.dev/domain with this domain's name may do of the ways of before, while a fleet moves over. `host`: hostIPC,
-    /// and the node's /dev/shm by hostPath. `sidecar`: an agent of their own, with a Memory emptyDir at /dev/shm. The admission policies ask
-    /// for it; the node daemon has no part in either.
+    /// What pods of this domain still do of the ways of before, while a fleet moves over: a note for people. `host`: hostIPC, and the node's
+    /// /dev/shm by hostPath; who may is a value of the chart, admission.hostMemory.allow. `sidecar`: an agent of their own, with a Memory
+    /// emptyDir at /dev/shm.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     #[schemars(length(max = 2), extend("x-kubernetes-list-type" = "set"))]
     pub older_schemes: BTreeSet<OlderScheme>,

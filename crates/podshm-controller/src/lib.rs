@@ -2,4 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod domains;
+pub mod lease;
 pub mod rollout;
+pub mod uninstall;

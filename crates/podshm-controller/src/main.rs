@@ -1,8 +1,9 @@
 //! `podshm-controller`.
 #![forbid(unsafe_code)]
 
-use clap::{Parser, Subcommand};
-use podshm_controller::rollout;
+use clap::{Args, Parser, Subcommand};
+use podshm_controller::lease::Lead;
+use podshm_controller::{domains, rollout, uninstall};
 
 #[derive(Parser)]
 #[command(name = "podshm-controller", version, about = "podshm's controller: one process for a whole cluster")]
@@ -15,17 +16,46 @@ struct Arguments {
 enum Command {
     /// Carries out AgentRollouts.
     Rollouts,
+    /// Writes the status of ShmDomains, as the one of several that leads.
+    Domains(Place),
+    /// Succeeds where no pod has a volume; names those that have one. For the chart's hook, before it is uninstalled.
+    CheckUninstall,
+}
+
+/// Where this process runs.
+#[derive(Args)]
+struct Place {
+    /// The namespace of podshmd and of the lease.
+    #[arg(long, env = "POD_NAMESPACE")]
+    namespace: String,
+    /// This process's name, of several.
+    #[arg(long, env = "POD_NAME")]
+    name: String,
 }
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_from_env("PODSHM_LOG").unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    let Arguments { command: Command::Rollouts } = Arguments::parse();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    let Arguments { command } = Arguments::parse();
     let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     let client = kube::Client::try_default().await?;
-    tokio::select! {
-        ended = rollout::run(client) => ended,
-        _ = term.recv() => Ok(()),
+    match command {
+        Command::Rollouts => tokio::select! {
+            ended = rollout::run(client) => ended,
+            _ = term.recv() => Ok(()),
+        },
+        Command::Domains(Place { namespace, name }) => {
+            let lead = Lead::of(client.clone(), &namespace, "podshm-controller", &name);
+            let ended = tokio::select! {
+                ended = domains::run(client, &namespace, lead.clone()) => ended,
+                () = lead.keep() => Ok(()),
+                _ = term.recv() => Ok(()),
+            };
+            // The next one need not wait for the lease to end by itself.
+            lead.give_up().await?;
+            ended
+        }
+        Command::CheckUninstall => uninstall::check(client).await,
     }
 }

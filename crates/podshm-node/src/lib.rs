@@ -7,9 +7,10 @@
 //!     │                    volumes.rs ──► domains.rs   which domains there are, who may do what  ◄── watch.rs ◄── API server
 //!     │                        │     ──► memory.rs     which budgets fit into the daemon's own limit
 //!     │                        │     ──► broker        a socket for each pod
-//!     │                        │     ──► unmodified    the domain's /dev/shm
+//!     │                        │     ──► unmodified    the domain's /dev/shm, and System V memory (sysv.rs)
+//!     │                        │     ◄─► nri           the container runtime asks about containers (sysv native)
 //!     │                        ▼
-//!     │                    mounts.rs  ──► KUBELET_DIR/pods/UID/volumes/…/mount
+//!     │                    helper.rs  ──► mounts.rs, in a process of its own: KUBELET_DIR/pods/UID/volumes/…/mount
 //!     ├─ podshm.dev@reg.sock ◄── sockets.rs, run.rs
 //!     └─ probes, Prometheus, podshm-controller ──► port.rs ──► metrics.rs, report.rs
 //! ```
@@ -18,16 +19,19 @@
 #![forbid(unsafe_code)]
 
 pub mod domains;
+pub mod helper;
 pub mod memory;
 pub mod messages;
 pub mod metrics;
 pub mod mounts;
+pub mod nri;
 pub mod port;
 pub mod report;
 pub mod request;
 pub mod run;
 pub mod services;
 pub mod sockets;
+pub mod sysv;
 pub mod volumes;
 pub mod watch;
 

@@ -2,7 +2,8 @@
 #![forbid(unsafe_code)]
 
 use clap::{Parser, Subcommand};
-use podshm_node::run::{Options, Status, run};
+use podshm_node::nri::relay;
+use podshm_node::{helper, run};
 
 /// The node daemon: a CSI driver whose volumes are a domain's shared memory.
 #[derive(Parser)]
@@ -15,9 +16,11 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Verb {
     /// Serves until it is ended, or another one takes over.
-    Run(Options),
-    /// For a readiness probe: succeeds once the kubelet has registered this daemon.
-    Ready(Status),
+    Run(run::Options),
+    /// Mounts and unmounts for a daemon that may not do so itself.
+    MountHelper(helper::Options),
+    /// Passes bytes between such a daemon and the container runtime's NRI socket.
+    NriRelay(relay::Options),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -25,8 +28,9 @@ fn main() -> anyhow::Result<()> {
     tracing_subscriber::fmt().with_env_filter(log).with_writer(std::io::stderr).with_ansi(false).init();
     match Arguments::parse().verb {
         Verb::Run(options) => {
-            tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(run(options))
+            tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(run::run(options))
         }
-        Verb::Ready(status) => status.is_ready(),
+        Verb::MountHelper(options) => helper::run(&options),
+        Verb::NriRelay(options) => relay::run(&options),
     }
 }

@@ -26,6 +26,8 @@ pub struct DomainView {
 /// What is known of the node.
 #[derive(Clone, Debug, Default)]
 pub struct NodeView {
+    /// Whether the container runtime asks us; absent where it is not meant to.
+    pub nri: Option<bool>,
     /// All domains.
     pub domains: BTreeMap<String, DomainView>,
     /// Bytes of regions, what was inherited among them.
@@ -115,7 +117,7 @@ impl NodeView {
             node: node.to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             registered,
-            nri: None,
+            nri: self.nri,
             charged_bytes: self.region_bytes,
             limit_bytes,
             domains: self.domains.iter().map(|(name, domain)| domain.report(name)).collect(),

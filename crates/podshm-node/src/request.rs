@@ -1,6 +1,7 @@
 //! What a pod asks for, checked: nothing of what a pod can write into its manifest is taken for a path, or for who it is.
 
 use crate::messages::{PublishRequest, UnpublishRequest};
+use crate::mounts::PodVolume;
 use podshm_domain::{Identity, Role};
 use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
@@ -16,7 +17,10 @@ pub struct VolumeId(String);
 
 /// Where the kubelet wants a volume: below the directory of the pod that it is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target(PathBuf);
+pub struct Target {
+    path: PathBuf,
+    at: PodVolume,
+}
 
 /// A volume that is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,14 +130,22 @@ impl Target {
             })
             .collect::<Result<_, _>>()?;
         match parts[..] {
-            [uid, "volumes", "kubernetes.io~csi", _, "mount"] => Ok((Target(path.to_owned()), uid.to_owned())),
+            [uid, "volumes", "kubernetes.io~csi", name, "mount"] => {
+                let at = PodVolume { uid: uid.to_owned(), name: name.to_owned() };
+                Ok((Target { path: path.to_owned(), at }, uid.to_owned()))
+            }
             _ => Err(bad()),
         }
     }
 
     /// The path.
     pub fn path(&self) -> &Path {
-        &self.0
+        &self.path
+    }
+
+    /// The same by names.
+    pub fn at(&self) -> &PodVolume {
+        &self.at
     }
 }
 

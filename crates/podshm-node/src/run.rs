@@ -6,7 +6,10 @@
 //! A daemon that has given way waits to be ended; if its successor ends first, it begins anew.
 
 use crate::domains::{Domains, Known};
+use crate::helper::Mounter;
 use crate::memory::{Memory, RESERVE};
+use crate::mounts::Mounts;
+use crate::nri::{Native, Plugin};
 use crate::port::{self, Told};
 use crate::services::made::identity_server::IdentityServer;
 use crate::services::made::node_server::NodeServer;
@@ -20,7 +23,6 @@ use podshm_broker::{Broker, BrokerConfig};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{self, File, OpenOptions};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -56,11 +58,22 @@ pub struct Options {
     /// What of this daemon's memory limit is not for regions.
     #[arg(long, default_value_t = RESERVE)]
     memory_reserve: u64,
-    #[command(flatten)]
-    status: Status,
+    /// The container runtime's NRI socket, for domains whose sysv.mechanism is native; without it those are refused.
+    #[arg(long)]
+    nri_socket: Option<PathBuf>,
+    /// The mount helper's socket; without one, this process mounts itself and has to be root.
+    #[arg(long)]
+    mount_helper: Option<PathBuf>,
 }
 
 impl Options {
+    fn mounter(&self) -> Mounter {
+        match &self.mount_helper {
+            Some(socket) => Mounter::Helper(socket.clone()),
+            None => Mounter::Here(Mounts::of(&self.root, &self.kubelet_dir)),
+        }
+    }
+
     fn memory(&self) -> Memory {
         Memory::of_this_process(self.memory_reserve)
     }
@@ -69,51 +82,30 @@ impl Options {
 /// The port's number, unless another is said.
 const PORT: u16 = 9478;
 
-/// Where this daemon says how it is; no other daemon's.
-#[derive(clap::Args, Clone, Debug)]
-pub struct Status {
-    /// A directory of this pod's own.
-    #[arg(long, default_value = "/run/podshmd")]
-    status_dir: PathBuf,
-}
-
-impl Status {
-    fn file(&self) -> PathBuf {
-        self.status_dir.join("registered")
-    }
-
-    /// Succeeds once the kubelet has acknowledged the driver, for as long as this daemon serves it.
-    pub fn is_ready(&self) -> anyhow::Result<()> {
-        let file = self.file();
-        let socket =
-            fs::read_to_string(&file).with_context(|| "the kubelet has not registered this daemon".to_owned())?;
-        UnixStream::connect(socket.trim()).with_context(|| format!("connecting to {socket}"))?;
-        Ok(())
-    }
-}
-
 /// Serves until SIGTERM or SIGINT.
 pub async fn run(options: Options) -> anyhow::Result<()> {
-    fs::create_dir_all(&options.status.status_dir).context("making the status directory")?;
-    let _ = fs::remove_file(options.status.file());
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let state = options.root.join(".broker");
     // First: a daemon that waits for the one before it is alive.
     let told = Arc::new(Told::new(&options.node, options.memory().limit));
     let port = tokio::spawn(port::answer(listen(options.metrics_addr).await?, Arc::clone(&told)));
+    let native = Arc::new(Native::default());
     let client = match options.domains {
         Some(_) => None,
         // Asks nobody yet: this daemon begins where the API server is away, too.
         None => Some(kube::Client::try_default().await.context("there is neither --domains nor a cluster to ask")?),
     };
     let begun = {
-        let options = options.clone();
-        tokio::task::spawn_blocking(move || begin(&options))
+        let (options, native) = (options.clone(), Arc::clone(&native));
+        tokio::task::spawn_blocking(move || begin(&options, native))
     };
     let Begun { volumes, lock, known } = begun.await??;
     let watch = client.zip(known).map(|(client, known)| tokio::spawn(watch::follow(client, known)));
     let volumes = Arc::new(Mutex::new(volumes));
     told.serves(&volumes);
+    // Once it is known which pods there are, and before the kubelet asks for more.
+    let plugin = options.nri_socket.clone().map(|socket| Plugin::start(native, socket)).transpose();
+    let plugin = plugin.context("starting the thread that the container runtime asks")?;
 
     let csi = options.kubelet_dir.join("plugins").join(DRIVER).join("csi.sock");
     let (acknowledged, mut heard) = tokio::sync::watch::channel(false);
@@ -141,16 +133,13 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
             _ = int.recv() => break true,
             changed = heard.changed() => {
                 changed.context("the registration service has ended")?;
-                let (is_registered, file) = (*heard.borrow_and_update(), options.status.file());
-                told.registered(is_registered);
-                if is_registered { fs::write(&file, &endpoint)? } else { let _ = fs::remove_file(&file); }
+                told.registered(*heard.borrow_and_update());
             }
             _ = tick.tick() => {
                 if volumes.lock().is_ok_and(|volumes| volumes.has_given_way()) { break false }
             }
         }
     };
-    let _ = fs::remove_file(options.status.file());
     told.registered(false);
     if let Some(watch) = watch {
         // Its successor keeps what is heard in the same file.
@@ -163,6 +152,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         let _ = task.await;
     }
     drop((csi_file, registry_file));
+    // Of two plugins that change a container alike the runtime wants neither.
+    drop(plugin);
     drop(volumes);
     drop(lock);
     if is_ended {
@@ -199,7 +190,8 @@ async fn listen(address: Option<SocketAddr>) -> anyhow::Result<TcpListener> {
 /// The '@' is for HTTP/2: the kubelet's gRPC library takes the path, percent-encoded, for the server's authority, and ours, rightly,
 /// refuses percent signs anywhere but in front of an '@'.
 fn registry_socket(kubelet_dir: &Path) -> PathBuf {
-    kubelet_dir.join("plugins_registry").join(format!("{DRIVER}@reg.sock"))
+    // In a directory of its own, which can be this daemon's: the kubelet looks there too.
+    kubelet_dir.join("plugins_registry").join(DRIVER).join(format!("{DRIVER}@reg.sock"))
 }
 
 /// What a daemon that has begun has.
@@ -211,9 +203,12 @@ struct Begun {
 }
 
 /// Takes over from a daemon that is there, and finds what is published.
-fn begin(options: &Options) -> anyhow::Result<Begun> {
+fn begin(options: &Options, native: Arc<Native>) -> anyhow::Result<Begun> {
     let make = |path: &Path| fs::create_dir_all(path).with_context(|| format!("making {}", path.display()));
     make(&options.root)?;
+    let mounter = options.mounter();
+    // The helper may have only just been started, and what this daemon writes to is its own once the helper answers.
+    mounter.ready().context("waiting for the mount helper")?;
     let broker =
         Broker::start_with(BrokerConfig { state: Some(options.root.join(".broker")), ..BrokerConfig::default() })?;
     // The old broker has given way; its daemon lets go of its domains' /dev/shm a moment later.
@@ -236,7 +231,7 @@ fn begin(options: &Options) -> anyhow::Result<Begun> {
             (Domains::of_cluster(&known), Some(known))
         }
     };
-    let volumes = Volumes::restore(&options.root, domains, broker, options.memory())?;
+    let volumes = Volumes::restore_with(&options.root, domains, broker, mounter, options.memory(), native)?;
     Ok(Begun { volumes, lock, known })
 }
 

@@ -82,7 +82,10 @@ impl Failure {
                 VolumeError::Domain(_) => Status::not_found(error.to_string()),
                 VolumeError::NotAllowed { .. } => Status::permission_denied(error.to_string()),
                 VolumeError::Otherwise { .. } => Status::already_exists(error.to_string()),
-                VolumeError::OverLimit { .. } => Status::resource_exhausted(error.to_string()),
+                VolumeError::OverLimit { .. } | VolumeError::SysvOverLimit { .. } => {
+                    Status::resource_exhausted(error.to_string())
+                }
+                VolumeError::NoRuntime { .. } => Status::unavailable(error.to_string()),
                 _ => {
                     tracing::error!(%error, "a volume");
                     Status::internal(error.to_string())

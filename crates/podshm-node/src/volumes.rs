@@ -5,26 +5,31 @@
 //!                   /socket/          mounted into the pod, read-only
 //!                     broker.sock     whoever connects here is that pod
 //!                     shm/            the domain's /dev/shm is mounted here   (mode posix)
+//!                     shm.sock, lib/  see sysv.rs                             (mode sysv)
 //!  ROOT/.broker/                      the broker's ledger
 //!  ROOT/domains/NAME/                 /dev/shm of a domain                    (podshm-unmodified)
 //! ```
 //! A pod mounts the volume where its library looks for the socket, and with `subPath: shm` at /dev/shm.
 
 use crate::domains::{self, Bytes, DomainError, DomainSpec, Domains, Mode};
+use crate::helper::Mounter;
 use crate::memory::{Memory, OverLimit};
-use crate::mounts;
+use crate::mounts::{self, Ask, MountError, PodVolume};
+use crate::nri::Native;
 use crate::report::{DomainView, NodeView, condition};
 use crate::request::{Target, VolumeId, Wanted};
+use crate::sysv;
 use podshm_api::report::NodeCondition;
 use podshm_broker::{Broker, BrokerError};
 use podshm_domain::{Identity, NotAllowed, Rights, Role};
-use podshm_unmodified::{Config, Place, PlaceError, Server};
+use podshm_unmodified::{Place, PlaceError, Server};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_128;
 
 /// Why a volume could not be published or taken away.
@@ -62,9 +67,31 @@ pub enum VolumeError {
         /// By how much, and what to change.
         source: OverLimit,
     },
+    /// More System V memory than the daemon may pay for.
+    #[error("domain {domain}, mode sysv (budget is sysv.shmall and shmSize here): {source}")]
+    SysvOverLimit {
+        /// The domain.
+        domain: String,
+        /// By how much, and what to change.
+        source: OverLimit,
+    },
+    /// Nobody would have a container join the domain's IPC namespace.
+    #[error(
+        "domain {domain}: sysv.mechanism is native, and {why}: a container that started now would silently have System V memory of its \
+         own; once the runtime calls podshmd the pod goes on by itself. Or have sysv.mechanism: preload"
+    )]
+    NoRuntime {
+        /// The domain.
+        domain: String,
+        /// What is in the way.
+        why: String,
+    },
     /// The broker.
     #[error(transparent)]
     Broker(#[from] BrokerError),
+    /// Mounting.
+    #[error(transparent)]
+    Mount(#[from] MountError),
     /// The domain's /dev/shm.
     #[error(transparent)]
     Place(#[from] PlaceError),
@@ -85,7 +112,8 @@ impl VolumeError {
             VolumeError::Domain(_) => Some("domain"),
             VolumeError::NotAllowed { source, .. } => Some(source.list),
             VolumeError::Otherwise { .. } => Some("published_otherwise"),
-            VolumeError::OverLimit { .. } => Some("over_limit"),
+            VolumeError::OverLimit { .. } | VolumeError::SysvOverLimit { .. } => Some("over_limit"),
+            VolumeError::NoRuntime { .. } => Some("no_runtime"),
             _ => None,
         }
     }
@@ -112,17 +140,22 @@ pub struct Volumes {
     root: PathBuf,
     domains: Domains,
     broker: Broker,
+    mounter: Mounter,
     memory: Memory,
     /// Domains that the broker has, each with the budget that it goes by.
     budgets: BTreeMap<String, u64>,
-    /// Domains with a /dev/shm.
-    shm: BTreeMap<String, Server>,
+    /// Domains with a /dev/shm, or System V memory.
+    unmodified: BTreeMap<String, Server>,
+    /// What System V memory of domains, and what else the library has reserved, may come to.
+    sysv: BTreeMap<String, u64>,
     /// Why a domain is not served as its description says, as it was found last.
     failed: BTreeMap<String, NodeCondition>,
     /// Domains that pods have already and that get no more than is left.
     clamped: BTreeMap<String, NodeCondition>,
     records: BTreeMap<String, Record>,
     unserved: BTreeSet<PathBuf>,
+    /// Pods whose containers the runtime has join their domain.
+    native: Arc<Native>,
 }
 
 fn doing<T>(what: &str, path: &Path, result: io::Result<T>) -> Result<T, VolumeError> {
@@ -153,6 +186,11 @@ impl Record {
         }
     }
 
+    /// Where it is mounted.
+    fn at(&self) -> Option<PodVolume> {
+        PodVolume::of(&self.target)
+    }
+
     fn is_same(&self, other: &Record) -> bool {
         let Record { spec: _, .. } = self;
         *self == Record { spec: self.spec.clone(), ..other.clone() }
@@ -161,25 +199,46 @@ impl Record {
 
 impl Volumes {
     /// With a broker that has begun on ROOT; serves again what a daemon before this one has published.
-    pub fn restore(root: &Path, domains: Domains, broker: Broker, memory: Memory) -> Result<Self, VolumeError> {
+    pub fn restore(
+        root: &Path,
+        domains: Domains,
+        broker: Broker,
+        mounter: Mounter,
+        memory: Memory,
+    ) -> Result<Self, VolumeError> {
+        Self::restore_with(root, domains, broker, mounter, memory, Arc::default())
+    }
+
+    /// The same, where the container runtime may ask about pods of native domains.
+    pub fn restore_with(
+        root: &Path,
+        domains: Domains,
+        broker: Broker,
+        mounter: Mounter,
+        memory: Memory,
+        native: Arc<Native>,
+    ) -> Result<Self, VolumeError> {
         let mut all = Volumes {
             root: root.to_owned(),
             domains,
             broker,
+            mounter,
             memory,
             budgets: BTreeMap::new(),
-            shm: BTreeMap::new(),
+            unmodified: BTreeMap::new(),
+            sysv: BTreeMap::new(),
             failed: BTreeMap::new(),
             clamped: BTreeMap::new(),
             records: BTreeMap::new(),
             unserved: BTreeSet::new(),
+            native,
         };
         make_directory(&all.root.join("volumes"), 0o711)?;
         let entries = doing("reading", &root.join("volumes"), fs::read_dir(root.join("volumes")))?;
         for directory in entries.flatten().map(|entry| entry.path()) {
             let found = match fs::read(directory.join("volume.json")) {
                 // A daemon that was killed before it had written this down had not shown it to anybody.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => remove(&directory),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => all.remove(&directory),
                 read => {
                     doing("reading the record of", &directory, read.and_then(|text| Ok(serde_json::from_slice(&text)?)))
                         .and_then(|record| all.restore_one(&directory, record))
@@ -202,10 +261,12 @@ impl Volumes {
     }
 
     fn restore_one(&mut self, directory: &Path, record: Record) -> Result<(), VolumeError> {
-        let pod_is_there = record.target.ancestors().nth(4).is_some_and(Path::exists);
-        if !pod_is_there && !mounts::is_mounted(&record.target) {
+        let at = record.at().ok_or_else(|| io::Error::other(format!("{}: no pod's volume", record.target.display())));
+        let found = self.mounter.ask(&Ask::Look { at: doing("looking for", &record.target, at)? })?;
+        if !found.pod && !found.mounted {
             tracing::info!(volume = record.volume, pod = record.who().name(), "its pod went while no daemon was here");
-            return remove(directory);
+            self.close(directory, &record)?;
+            return self.remove(directory);
         }
         self.serve(&record.domain, &record.spec, true)?;
         self.open(directory, &record)?;
@@ -218,6 +279,9 @@ impl Volumes {
         let spec = self.domains.find(&wanted.domain)?;
         let not_allowed = |source| VolumeError::NotAllowed { domain: wanted.domain.clone(), source };
         spec.policy().rights(&wanted.who, wanted.role).map_err(not_allowed)?;
+        if let Some(why) = self.native.why_not().filter(|_| sysv::is_native(&spec)) {
+            return Err(VolumeError::NoRuntime { domain: wanted.domain.clone(), why });
+        }
         let mut record = Record::of(wanted, spec);
         match self.records.get(&record.volume) {
             Some(found) if found.is_same(&record) => record = found.clone(),
@@ -232,9 +296,12 @@ impl Volumes {
         make_directory(&directory, 0o711)?;
         let socket = directory.join("socket");
         make_directory(&socket, 0o755)?;
-        let has_shm = record.spec.modes.contains(&Mode::Posix);
-        if has_shm {
-            make_directory(&socket.join("shm"), 0o755)?;
+        let has = |mode| record.spec.modes.contains(&mode);
+        let (has_shm, has_library) = (has(Mode::Posix), sysv::has_library(&record.spec));
+        for (name, is_there) in [("shm", has_shm), (sysv::LIBRARY, has_library)] {
+            if is_there {
+                make_directory(&socket.join(name), 0o755)?;
+            }
         }
         if !self.records.contains_key(&record.volume) {
             write_down(&directory, &record)?;
@@ -242,27 +309,29 @@ impl Volumes {
             self.records.insert(record.volume.clone(), record.clone());
             self.unserved.remove(&directory);
         }
-        let target = &record.target;
-        doing("mounting the volume at", target, mounts::publish(&socket, target))?;
-        if has_shm {
-            let place = Place::of(&self.root, &record.domain)?;
-            let within = target.join("shm");
-            doing("mounting the domain's /dev/shm at", &within, mounts::add(&place.path("shm"), &within))?;
-        }
+        let of = |has: bool| has.then(|| record.domain.clone());
+        let (shm_of, lib_of) = (of(has_shm), of(has_library));
+        self.mounter.ask(&Ask::Publish {
+            volume: hash(&record.volume),
+            at: wanted.target.at().clone(),
+            shm_of,
+            lib_of,
+        })?;
         Ok(())
     }
 
     /// Takes a volume away; done before is done.
     pub fn unpublish(&mut self, volume: &VolumeId, target: &Target) -> Result<(), VolumeError> {
-        doing("unmounting", target.path(), mounts::unpublish(target.path()))?;
+        self.mounter.ask(&Ask::Unpublish { at: target.at().clone() })?;
         let directory = self.directory(volume.as_str());
         if let Some(record) = self.records.get(volume.as_str()) {
-            if record.target != target.path() {
-                doing("unmounting", &record.target, mounts::unpublish(&record.target))?;
+            if let Some(at) = record.at().filter(|at| at != target.at()) {
+                self.mounter.ask(&Ask::Unpublish { at })?;
             }
             self.broker.remove_socket(&directory.join("socket"))?;
+            self.close(&directory, record)?;
         }
-        remove(&directory)?;
+        self.remove(&directory)?;
         self.records.remove(volume.as_str());
         self.unserved.remove(&directory);
         Ok(())
@@ -275,12 +344,13 @@ impl Volumes {
 
     /// What the node's report and its metrics are made of.
     pub fn view(&self) -> NodeView {
-        let mut view = NodeView { unserved_volumes: self.unserved.len() as u64, ..NodeView::default() };
+        let nri = self.native.is_wanted().then(|| self.native.is_connected());
+        let mut view = NodeView { nri, unserved_volumes: self.unserved.len() as u64, ..NodeView::default() };
         let mut budgets: BTreeMap<String, u64> =
             self.domains.all().into_iter().map(|(name, spec)| (name, spec.budget.0)).collect();
         budgets.extend(self.budgets.iter().map(|(name, budget)| (name.clone(), *budget)));
         let of_records = self.records.values().map(|record| &record.domain);
-        let names = budgets.keys().chain(self.shm.keys()).chain(self.failed.keys()).chain(of_records);
+        let names = budgets.keys().chain(self.unmodified.keys()).chain(self.failed.keys()).chain(of_records);
         for name in names.cloned().collect::<BTreeSet<_>>() {
             let stats = self.broker.stats(&name).ok();
             if let Some(stats) = &stats {
@@ -288,9 +358,18 @@ impl Volumes {
             }
             let of =
                 |agent| self.records.values().filter(|record| record.domain == name && record.agent == agent).count();
-            let place = self.shm.get(&name).and_then(|_| Place::of(&self.root, &name).ok());
+            let place = self.unmodified.get(&name).and_then(|_| Place::of(&self.root, &name).ok());
             let fill = place.and_then(|place| place.fill().ok());
             let conditions = [&self.failed, &self.clamped].into_iter().filter_map(|found| found.get(&name).cloned());
+            let private = self.native.private(&name);
+            let conditions = conditions.chain(private.first().map(|first| {
+                let says = format!(
+                    "{first} and {} more containers were started while the container runtime did not ask podshmd, and have System V \
+                     memory of their own; restart them",
+                    private.len() - 1
+                );
+                condition("PrivateNamespace", says)
+            }));
             let domain = DomainView {
                 stats,
                 generation: self.domains.generation(&name),
@@ -306,17 +385,50 @@ impl Volumes {
     }
 
     fn directory(&self, volume: &str) -> PathBuf {
-        // Not the name itself: a Unix socket's path has 107 bytes, and the kubelet's names alone have 68.
-        self.root.join("volumes").join(format!("{:032x}", xxh3_128(volume.as_bytes())))
+        self.root.join("volumes").join(hash(volume))
+    }
+
+    /// Removes a volume's directory; done before is done.
+    fn remove(&self, directory: &Path) -> Result<(), VolumeError> {
+        // What is mounted within the volume is mounted here too where mounts are propagated, and what lies in it is the domain's.
+        let volume = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let parts = ["shm", sysv::LIBRARY].map(|name| directory.join("socket").join(name));
+        if parts.iter().any(|part| part.exists()) {
+            self.mounter.ask(&Ask::Withdraw { volume })?;
+        }
+        for part in parts {
+            let is_free = if mounts::is_mounted(&part) { Err(io::ErrorKind::ResourceBusy.into()) } else { Ok(()) };
+            doing("removing what is still mounted at", &part, is_free)?;
+        }
+        match fs::remove_dir_all(directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => doing("removing", directory, other),
+        }
     }
 
     /// Listens for one pod.
     fn open(&self, directory: &Path, record: &Record) -> Result<(), VolumeError> {
+        let place = Place::of(&self.root, &record.domain)?;
+        if sysv::is_native(&record.spec) {
+            let has_shm = record.spec.modes.contains(&Mode::Posix);
+            self.native.add(&record.uid, record.who().name(), &place, has_shm);
+        }
+        if sysv::has_library(&record.spec) {
+            let socket = directory.join("socket");
+            doing("listening for System V calls in", &socket, sysv::add(&place, &socket))?;
+        }
         if !record.spec.modes.contains(&Mode::Channel) {
             return Ok(());
         }
         let rights = Rights { join: !record.agent, serve: record.agent };
         Ok(self.broker.add_socket(&record.domain, &directory.join("socket"), record.who(), rights)?)
+    }
+
+    /// Listens no more for what the broker knows nothing of.
+    fn close(&self, directory: &Path, record: &Record) -> Result<(), VolumeError> {
+        let (place, socket) = (Place::of(&self.root, &record.domain)?, directory.join("socket"));
+        self.native.remove(&record.uid);
+        doing("listening no more in", &socket, sysv::remove(&place, &socket))
     }
 
     /// Begins to serve a domain, as far as it is not served yet; what is in the way stays in the report until it is not. One that pods
@@ -326,7 +438,7 @@ impl Volumes {
         match &served {
             Ok(()) => drop(self.failed.remove(name)),
             Err(error) => {
-                let reason = if matches!(error, VolumeError::OverLimit { .. }) { "OverLimit" } else { "NotServed" };
+                let reason = if error.rule() == Some("over_limit") { "OverLimit" } else { "NotServed" };
                 self.failed.insert(name.to_owned(), condition(reason, error.to_string()));
             }
         }
@@ -353,10 +465,29 @@ impl Volumes {
             self.broker.add_domain(config)?;
             self.budgets.insert(name.to_owned(), budget);
         }
-        if spec.modes.contains(&Mode::Posix) && !self.shm.contains_key(name) {
-            let server = self.serve_posix(name, spec)?;
-            self.shm.insert(name.to_owned(), server);
+        if spec.modes.contains(&Mode::Sysv) && !self.sysv.contains_key(name) {
+            self.admit_sysv(name, sysv::charged(spec), pods_have_it)?;
         }
+        let is_for_unmodified = [Mode::Posix, Mode::Sysv].iter().any(|mode| spec.modes.contains(mode));
+        if is_for_unmodified && !self.unmodified.contains_key(name) {
+            let server = self.serve_unmodified(name, spec)?;
+            self.unmodified.insert(name.to_owned(), server);
+        }
+        Ok(())
+    }
+
+    /// Counts what a domain's System V memory may come to. Where pods have it already it is there, whatever there is room for.
+    fn admit_sysv(&mut self, name: &str, charged: u64, pods_have_it: bool) -> Result<(), VolumeError> {
+        let own = self.budgets.get(name).copied().unwrap_or_default();
+        match self.memory.admit(charged, self.others(name)?.saturating_add(own)) {
+            Ok(()) => {}
+            Err(refused) if pods_have_it => {
+                tracing::error!(domain = name, %refused, "a domain that pods have may have more than there is room for");
+                self.clamped.insert(name.to_owned(), condition("OverLimit", refused.to_string()));
+            }
+            Err(source) => return Err(VolumeError::SysvOverLimit { domain: name.to_owned(), source }),
+        }
+        self.sysv.insert(name.to_owned(), charged);
         Ok(())
     }
 
@@ -366,38 +497,47 @@ impl Volumes {
         for (other, budget) in &self.budgets {
             others = others.saturating_add(self.broker.stats(other)?.domain_bytes.max(*budget));
         }
+        others = self.sysv.values().fold(others, |sum, charged| sum.saturating_add(*charged));
         Ok(others)
     }
 
-    fn serve_posix(&self, name: &str, spec: &DomainSpec) -> Result<Server, VolumeError> {
+    fn serve_unmodified(&self, name: &str, spec: &DomainSpec) -> Result<Server, VolumeError> {
         let place = Place::of(&self.root, name)?;
         let config = match place.config() {
             // A live domain stays as it is until nobody has it.
-            Ok(found) => found,
-            Err(PlaceError::Absent { .. }) => {
-                Config { shm_size: spec.shm_bytes(), ..Config::new(name, podshm_unmodified::Mode::Preload) }
+            Ok(found) => {
+                let asked = sysv::config(name, spec).mode;
+                if spec.modes.contains(&Mode::Sysv) && asked != found.mode {
+                    let (found, asked) = (found.mode.to_string(), asked.to_string());
+                    return Err(PlaceError::Otherwise { name: name.to_owned(), what: "mode", found, asked }.into());
+                }
+                found
             }
+            Err(PlaceError::Absent { .. }) => sysv::config(name, spec),
             Err(error) => return Err(error.into()),
         };
+        place.make_directories()?;
+        for what in config.file_systems() {
+            self.mounter.ask(&Ask::FileSystem { domain: name.to_owned(), what })?;
+        }
+        if config.mode == podshm_unmodified::Mode::Native {
+            place.make_ipc_file()?;
+            self.mounter.ask(&Ask::Ipc { domain: name.to_owned(), limits: config.limits })?;
+        }
+        sysv::prune(&place);
         Ok(Server::start(place, config)?)
     }
+}
+
+/// A volume's name as its directory's: a Unix socket's path has 107 bytes, and the kubelet's names alone have 68.
+fn hash(volume: &str) -> String {
+    format!("{:032x}", xxh3_128(volume.as_bytes()))
 }
 
 fn make_directory(path: &Path, mode: u32) -> Result<(), VolumeError> {
     let made = DirBuilder::new().recursive(true).mode(mode).create(path);
     // The mode of a process may be masked.
     doing("making", path, made.and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(mode))))
-}
-
-/// Removes a volume's directory; done before is done.
-fn remove(directory: &Path) -> Result<(), VolumeError> {
-    // What is mounted within the volume is mounted here too where mounts are propagated, and what lies in it is the domain's.
-    let shm = directory.join("socket/shm");
-    doing("unmounting", &shm, mounts::unpublish(&shm))?;
-    match fs::remove_dir_all(directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => doing("removing", directory, other),
-    }
 }
 
 fn write_down(directory: &Path, record: &Record) -> Result<(), VolumeError> {

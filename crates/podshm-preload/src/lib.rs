@@ -20,7 +20,8 @@ pub static LIBRARY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/libpodshm-
 /// What it is called.
 pub const FILE_NAME: &str = "libpodshm-preload.so";
 
-/// Path of the daemon's socket as the member sees it. Without this variable the library does nothing of its own.
+/// Path of the daemon's socket as the member sees it. Without this variable, and without such a socket in the directory that has the
+/// library's own `lib`, the library does nothing of its own.
 pub const SOCKET_ENV: &str = "PODSHM_SHM_SOCKET";
 
 /// `mounted` where /dev/shm is the domain's; anything else has `shm_open` ask the daemon.

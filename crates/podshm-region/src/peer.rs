@@ -1,5 +1,5 @@
-//! The process at the other end of a Unix socket, for liveness alone: a socket says who somebody is, a pidfd only whether the
-//! process that connected still lives. A child that kept the socket makes the two differ.
+//! The process at the other end of a Unix socket: who it was when it connected, and, by a pidfd, whether it still lives. A child that
+//! kept the socket makes the two differ.
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::io;
@@ -25,6 +25,24 @@ pub enum Peer {
     Dead,
 }
 
+/// Who connected a socket, as the kernel counts in the namespaces of whoever asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Credentials {
+    /// Its pid; 0 where its pid namespace is not visible from here.
+    pub pid: i32,
+    /// Effective user.
+    pub uid: u32,
+    /// Effective group.
+    pub gid: u32,
+}
+
+/// Who connected `socket`. (Not by rustix: its `Pid` can't be the 0 that a hidden process has.)
+pub fn credentials(socket: impl AsFd) -> io::Result<Credentials> {
+    let mut who = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    option(socket.as_fd(), libc::SO_PEERCRED, &mut who)?;
+    Ok(Credentials { pid: who.pid, uid: who.uid, gid: who.gid })
+}
+
 /// The process that connected `socket` (not one that got the descriptor from it). An error where the kernel or a pid namespace
 /// hides it; then a socket that is kept hides a death.
 pub fn process_of(socket: impl AsFd) -> io::Result<Peer> {
@@ -47,9 +65,7 @@ fn by_pidfd(socket: BorrowedFd<'_>) -> io::Result<Peer> {
 }
 
 fn by_credentials(socket: BorrowedFd<'_>) -> io::Result<Peer> {
-    let mut who = libc::ucred { pid: 0, uid: 0, gid: 0 };
-    option(socket, libc::SO_PEERCRED, &mut who)?;
-    let Some(pid) = Pid::from_raw(who.pid) else {
+    let Some(pid) = Pid::from_raw(credentials(socket)?.pid) else {
         return Err(io::Error::other("the peer's process is in no pid namespace that is visible from here"));
     };
     match pidfd_open(pid, PidfdFlags::empty()) {

@@ -2,7 +2,8 @@
 
 use crate::action::{Action, Change};
 use crate::world::{
-    World, annotation, has_label, has_taint, is_cordoned, is_ready, labels, mark_of, name, node_of, phase, restarts, unhealthy,
+    World, annotation, has_label, has_taint, is_cordoned, is_ready, labels, mark_of, name, node_of, phase, restarts,
+    unhealthy,
 };
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{Node, Pod};

@@ -2,6 +2,7 @@
 //! own System V memory, semaphores and message queues, shared with the domain and nobody else.
 
 use crate::place::{Config, Doing, Place, PlaceError, is_mounted};
+use crate::segments::Limits;
 use podshm_region::sysv;
 use rustix::mount::mount_bind;
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
@@ -9,6 +10,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// Leaves the calling thread's IPC namespace for a new one. Threads differ by it only; nothing else is unshared.
@@ -33,30 +35,42 @@ pub fn nothing() -> Vec<(&'static str, String)> {
         .collect()
 }
 
+/// Makes an IPC namespace with these limits, and mounts it over a file.
+pub fn pin(limits: Limits, path: &Path) -> io::Result<()> {
+    // A thread of its own: it leaves this process's namespace and ends.
+    std::thread::scope(|scope| {
+        let pin = || {
+            new_ipc_namespace()?;
+            set_limits(&[
+                ("kernel/shmmax", limits.shmmax.to_string()),
+                ("kernel/shmall", limits.shmall.to_string()),
+                ("kernel/shmmni", limits.shmmni.to_string()),
+            ])?;
+            mount_bind("/proc/thread-self/ns/ipc", path)?;
+            io::Result::Ok(())
+        };
+        scope.spawn(pin).join().unwrap_or_else(|_| Err(io::Error::other("the thread that makes it died")))
+    })
+}
+
 impl Place {
+    /// Makes the file over which the domain's namespace is mounted.
+    pub fn make_ipc_file(&self) -> Result<(), PlaceError> {
+        let path = self.path("ipc");
+        if path.exists() {
+            return Ok(());
+        }
+        File::create(&path).map(drop).doing(|| format!("making {}", path.display()))
+    }
+
     /// Makes the domain's namespace, if it is not there.
     pub(crate) fn pin_ipc(&self, config: &Config) -> Result<(), PlaceError> {
         let path = self.path("ipc");
         if is_mounted(&path) {
             return Ok(());
         }
-        File::create(&path).doing(|| format!("making {}", path.display()))?;
-        let limits = config.limits;
-        // A thread of its own: it leaves this process's namespace and ends.
-        let made = std::thread::scope(|scope| {
-            let pin = || {
-                new_ipc_namespace()?;
-                set_limits(&[
-                    ("kernel/shmmax", limits.shmmax.to_string()),
-                    ("kernel/shmall", limits.shmall.to_string()),
-                    ("kernel/shmmni", limits.shmmni.to_string()),
-                ])?;
-                mount_bind("/proc/thread-self/ns/ipc", &path)?;
-                io::Result::Ok(())
-            };
-            scope.spawn(pin).join().unwrap_or_else(|_| Err(io::Error::other("the thread that makes it died")))
-        });
-        made.doing(|| format!("pinning an IPC namespace at {} (needs root)", path.display()))
+        self.make_ipc_file()?;
+        pin(config.limits, &path).doing(|| format!("pinning an IPC namespace at {} (needs root)", path.display()))
     }
 
     /// Moves the calling thread into the domain's namespace.

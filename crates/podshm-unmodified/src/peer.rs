@@ -3,8 +3,9 @@
 
 use crate::permissions::Caller;
 use crate::segments::Process;
-use rustix::net::sockopt::socket_peercred;
+use podshm_region::peer::credentials;
 use std::fs;
+use std::io;
 use std::os::fd::AsFd;
 
 const CAP_IPC_LOCK: u32 = 14;
@@ -28,10 +29,10 @@ pub struct Peer {
 
 impl Peer {
     /// Of a connected socket.
-    pub fn of(socket: impl AsFd, member: &str, pid: i32) -> rustix::io::Result<Self> {
-        let who = socket_peercred(socket)?;
-        let caller = Caller { uid: who.uid.as_raw(), gid: who.gid.as_raw(), ..Caller::default() };
-        Ok(Peer { member: member.to_owned(), node_pid: who.pid.as_raw_nonzero().get(), pid, caller })
+    pub fn of(socket: impl AsFd, member: &str, pid: i32) -> io::Result<Self> {
+        let who = credentials(socket)?;
+        let caller = Caller { uid: who.uid, gid: who.gid, ..Caller::default() };
+        Ok(Peer { member: member.to_owned(), node_pid: who.pid, pid, caller })
     }
 
     /// Groups and capabilities too. What can't be read is what the caller hasn't.

@@ -89,6 +89,48 @@ impl Config {
     }
 }
 
+/// What a domain has a tmpfs for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Part {
+    /// The members' /dev/shm.
+    Shm,
+    /// Segments and their records.
+    Sysv,
+    /// The library.
+    Lib,
+}
+
+/// One tmpfs of a domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileSystem {
+    /// For what.
+    pub part: Part,
+    /// Bytes.
+    pub size: u64,
+    /// Files.
+    pub inodes: Option<u64>,
+    /// Whether what lies in a /dev/shm may be executed.
+    pub exec: bool,
+}
+
+impl Config {
+    /// What is mounted for it.
+    pub fn file_systems(&self) -> Vec<FileSystem> {
+        let with = |part, size| FileSystem { part, size, inodes: None, exec: false };
+        let shm = FileSystem { inodes: Some(self.shm_inodes), exec: self.shm_exec, ..with(Part::Shm, self.shm_size) };
+        match self.mode {
+            // Room for the records beside the segments.
+            Mode::Preload => {
+                let sysv = self.limits.shmall.saturating_mul(PAGE).saturating_add(16 << 20);
+                vec![shm, with(Part::Sysv, sysv), with(Part::Lib, 1 << 20)]
+            }
+            Mode::Native => vec![shm],
+        }
+    }
+}
+
 /// Why a domain could not be set up or reached.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -226,19 +268,14 @@ impl Place {
             Err(PlaceError::Absent { .. }) => {}
             Err(error) => return Err(error),
         }
-        make_directory(&self.0, 0o700)?;
-        for (name, mode) in [("shm", 0o1777), ("sysv", 0o700), ("lib", 0o755), ("members", 0o755)] {
-            make_directory(&self.path(name), mode)?;
+        self.make_directories()?;
+        for what in config.file_systems() {
+            let path = self.path(what.part.name());
+            if !is_mounted(&path) {
+                what.mount(&path, None).doing(|| format!("mounting a tmpfs at {} (needs root)", path.display()))?;
+            }
         }
-        let base = MountFlags::NOSUID | MountFlags::NODEV;
-        let exec = if config.shm_exec { base } else { base | MountFlags::NOEXEC };
-        let shm = format!("mode=1777,size={},nr_inodes={}", config.shm_size, config.shm_inodes.saturating_add(1));
-        tmpfs(&self.path("shm"), exec, &shm)?;
         if config.mode == Mode::Preload {
-            // Room for the records beside the segments.
-            let size = config.limits.shmall.saturating_mul(PAGE).saturating_add(16 << 20);
-            tmpfs(&self.path("sysv"), base, &format!("mode=700,size={size}"))?;
-            tmpfs(&self.path("lib"), base, "mode=755,size=1m")?;
             self.install_library()?;
         } else {
             self.pin_ipc(config)?;
@@ -246,6 +283,15 @@ impl Place {
         let path = self.path("domain.json");
         let text = serde_json::to_vec_pretty(config).map_err(io::Error::from);
         text.and_then(|text| replace(&path, &text, 0o600)).doing(|| format!("writing {}", path.display()))
+    }
+
+    /// The directories alone: where somebody else mounts the file systems, they come first.
+    pub fn make_directories(&self) -> Result<(), PlaceError> {
+        make_directory(&self.0, 0o700)?;
+        for (name, mode) in [("shm", 0o1777), ("sysv", 0o700), ("lib", 0o755), ("members", 0o755)] {
+            make_directory(&self.path(name), mode)?;
+        }
+        Ok(())
     }
 
     fn install_library(&self) -> Result<(), PlaceError> {
@@ -315,18 +361,41 @@ pub(crate) fn is_mounted(path: &Path) -> bool {
     own.dev() != parent.dev()
 }
 
-fn tmpfs(path: &Path, flags: MountFlags, options: &str) -> Result<(), PlaceError> {
-    if is_mounted(path) {
-        return Ok(());
+impl Part {
+    /// Its directory.
+    pub fn name(self) -> &'static str {
+        match self {
+            Part::Shm => "shm",
+            Part::Sysv => "sysv",
+            Part::Lib => "lib",
+        }
     }
-    let try_with = |options: String| {
-        let options = CString::new(options).expect("numbers and words have no NUL");
-        mount("podshm", path, "tmpfs", flags, options.as_c_str())
-    };
-    // `noswap` since Linux 6.4: what is charged to the daemon stays in memory.
-    try_with(format!("{options},noswap"))
-        .or_else(|_| try_with(options.to_owned()))
-        .doing(|| format!("mounting a tmpfs at {} (needs root)", path.display()))
+}
+
+impl FileSystem {
+    /// Mounts it, for a user to write to where one is said.
+    pub fn mount(&self, at: &Path, owner: Option<u32>) -> io::Result<()> {
+        let base = MountFlags::NOSUID | MountFlags::NODEV;
+        let (flags, mode) = match self.part {
+            Part::Shm if self.exec => (base, 1777),
+            Part::Shm => (base | MountFlags::NOEXEC, 1777),
+            Part::Sysv => (base, 700),
+            Part::Lib => (base, 755),
+        };
+        let mut options = format!("mode={mode},size={}", self.size);
+        if let Some(inodes) = self.inodes {
+            options.push_str(&format!(",nr_inodes={}", inodes.saturating_add(1)));
+        }
+        if let Some(owner) = owner {
+            options.push_str(&format!(",uid={owner},gid={owner}"));
+        }
+        let try_with = |options: String| {
+            let options = CString::new(options).expect("numbers and words have no NUL");
+            mount("podshm", at, "tmpfs", flags, options.as_c_str())
+        };
+        // `noswap` since Linux 6.4: what is charged to the daemon stays in memory.
+        Ok(try_with(format!("{options},noswap")).or_else(|_| try_with(options))?)
+    }
 }
 
 #[cfg(test)]

@@ -5,6 +5,8 @@
  *   probe posix-get NAME            prints what is in it
  *   probe sysv-put KEY TEXT         shmget, shmat
  *   probe sysv-get KEY
+ *   probe sysv-fill KEY MIB         makes a segment of that size, writes to all of it, removes it
+ *   probe sem-get KEY               semget
  *   probe remove NAME KEY           shm_unlink, shmctl(IPC_RMID)
  *   probe fill NAME MIB             writes so much into an object, page by page
  *   probe size                      prints /dev/shm's size in MiB
@@ -20,6 +22,7 @@
 #include <string.h>
 #include <sys/ipc.h>
 #include <sys/mman.h>
+#include <sys/sem.h>
 #include <sys/shm.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
@@ -73,6 +76,18 @@ int main(int count, char **word) {
         strncpy(segment(word[2], IPC_CREAT | 0666), word[3], SIZE - 1);
     } else if (!strcmp(verb, "sysv-get") && count == 3) {
         puts(segment(word[2], 0));
+    } else if (!strcmp(verb, "sysv-fill") && count == 4) {
+        size_t size = strtoul(word[3], NULL, 10) << 20;
+        int id = shmget((key_t)strtol(word[2], NULL, 0), size, IPC_CREAT | IPC_EXCL | 0666);
+        must(id >= 0);
+        char *at = shmat(id, NULL, 0);
+        must(at != (char *)-1);
+        memset(at, 1, size);
+        must(shmctl(id, IPC_RMID, NULL) == 0);
+        printf("%zu\n", size >> 20);
+    } else if (!strcmp(verb, "sem-get") && count == 3) {
+        must(semget((key_t)strtol(word[2], NULL, 0), 1, IPC_CREAT | 0666) >= 0);
+        puts("made");
     } else if (!strcmp(verb, "remove") && count == 4) {
         must(shm_unlink(word[2]) == 0);
         must(shmctl(shmget((key_t)strtol(word[3], NULL, 0), 0, 0), IPC_RMID, NULL) == 0);

@@ -130,17 +130,26 @@ pub fn import(place: &Place, programs: &Programs, node: &str, archive: &Path) ->
 
 /// Compiles a C program of `tests/cluster/c`, statically.
 pub fn compile(place: &Place, name: &str) -> anyhow::Result<PathBuf> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("c").join(format!("{name}.c"));
     let directory = place.path("programs");
     fs::create_dir_all(&directory)?;
     let program = directory.join(name);
-    let output = Command::new("cc")
-        .args(["-std=c11", "-Wall", "-Wextra", "-Werror", "-Os", "-s", "-static", "-o"])
-        .args([&program, &source])
-        .output()
-        .context("starting cc (Debian: build-essential)")?;
-    ensure!(output.status.success(), "cc {}: {}", source.display(), String::from_utf8_lossy(&output.stderr));
+    link("cc", name, &program, &["-static"]).context("Debian: build-essential")?;
     Ok(program)
+}
+
+/// Compiles a C program of `tests/cluster/c` as programs that nobody thought of are: dynamically.
+pub fn compile_dynamic(name: &str, to: &Path) -> anyhow::Result<()> {
+    link("cc", name, to, &[])
+}
+
+/// The same with another compiler, or other ways of linking.
+pub fn link(compiler: &str, name: &str, to: &Path, more: &[&str]) -> anyhow::Result<()> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("c").join(format!("{name}.c"));
+    let mut command = Command::new(compiler);
+    command.args(["-std=c11", "-Wall", "-Wextra", "-Werror", "-Os", "-s", "-o"]).args([to, &source]).args(more);
+    let output = command.output().with_context(|| format!("starting {compiler}"))?;
+    ensure!(output.status.success(), "{compiler} {}: {}", source.display(), String::from_utf8_lossy(&output.stderr));
+    Ok(())
 }
 
 fn append<W: std::io::Write>(to: &mut tar::Builder<W>, path: &Path, bytes: &[u8], mode: u32) -> anyhow::Result<()> {
@@ -164,6 +173,8 @@ fn descriptor(media: &str, bytes: &[u8]) -> Value {
 pub const POD: &str = "podshm.dev/test/pod:1";
 /// The node daemon.
 pub const PODSHMD: &str = "podshm.dev/test/podshmd:1";
+/// The controller.
+pub const CONTROLLER: &str = "podshm.dev/test/podshm-controller:1";
 
 /// The route agent.
 pub const ROUTE_AGENT: &str = "podshm.dev/test/route-agent:1";
@@ -187,7 +198,42 @@ pub fn built_statically(name: &str) -> anyhow::Result<PathBuf> {
     Ok(to)
 }
 
-/// Makes the images of the node daemon and of its tests' pods, and gives them to every node.
+/// The probe as a dynamic program of glibc's (/probe) and of musl's (/probe-musl), with their loaders; and /probe-static.
+pub const DYNAMIC: &str = "podshm.dev/test/dynamic:1";
+
+/// Makes that image and gives it to every node.
+pub fn provide_dynamic(place: &Place, programs: &Programs) -> anyhow::Result<()> {
+    let directory = place.path("programs").join("dynamic");
+    fs::create_dir_all(&directory)?;
+    let arch = std::env::consts::ARCH;
+    let (glibc, musl) = match arch {
+        "x86_64" => ("ld-linux-x86-64.so.2", "ld-musl-x86_64.so.1"),
+        _ => ("ld-linux-aarch64.so.1", "ld-musl-aarch64.so.1"),
+    };
+    // An image has all its files at /.
+    let loader = |name: &str| format!("-Wl,--dynamic-linker=/{name}");
+    link("cc", "probe", &directory.join("probe"), &[&loader(glibc), "-Wl,-rpath,/"])?;
+    link("musl-gcc", "probe", &directory.join("probe-musl"), &[&loader(musl)]).context("Debian: musl-tools")?;
+    link("cc", "probe", &directory.join("probe-static"), &["-static"])?;
+    let libraries = Path::new("/lib").join(format!("{arch}-linux-gnu"));
+    for (from, name) in [
+        (libraries.join(glibc), glibc),
+        (libraries.join("libc.so.6"), "libc.so.6"),
+        (Path::new("/lib").join(format!("{arch}-linux-musl/libc.so")), musl),
+    ] {
+        fs::copy(&from, directory.join(name)).with_context(|| format!("copying {}", from.display()))?;
+    }
+    let names = ["probe", "probe-musl", "probe-static", glibc, "libc.so.6", musl];
+    let image = Image {
+        name: DYNAMIC.into(),
+        programs: names.iter().map(|name| directory.join(name)).collect(),
+        entrypoint: vec!["/probe-static".into(), "hold".into()],
+        user: 65532,
+    };
+    provide(place, programs, &image)
+}
+
+/// Makes the images of the node daemon, of the controller and of their tests' pods, and gives them to every node.
 pub fn provide_podshm(place: &Place, programs: &Programs) -> anyhow::Result<()> {
     let (pod, daemon) = (built_statically("podshm-cluster-pod")?, built_statically("podshmd")?);
     let pod = Image {
@@ -196,8 +242,15 @@ pub fn provide_podshm(place: &Place, programs: &Programs) -> anyhow::Result<()> 
         entrypoint: vec!["/podshm-cluster-pod".into()],
         user: 65532,
     };
-    let daemon = Image { name: PODSHMD.into(), programs: vec![daemon], entrypoint: vec!["/podshmd".into()], user: 0 };
-    [pod, daemon].iter().try_for_each(|image| provide(place, programs, image))
+    let daemon =
+        Image { name: PODSHMD.into(), programs: vec![daemon], entrypoint: vec!["/podshmd".into()], user: 65532 };
+    let controller = Image {
+        name: CONTROLLER.into(),
+        programs: vec![built_statically("podshm-controller")?],
+        entrypoint: vec!["/podshm-controller".into()],
+        user: 65532,
+    };
+    [pod, daemon, controller].iter().try_for_each(|image| provide(place, programs, image))
 }
 
 /// Makes the route agent's image, and gives it to every node.

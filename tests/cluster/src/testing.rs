@@ -1,6 +1,8 @@
 //! What tests ask of a cluster: namespaces of their own, pods, commands in them. All by kubectl, as a person would.
 
-use crate::images::{POD, PODSHMD, PROBE, ROUTE_AGENT, provide_podshm, provide_route_agent};
+use crate::images::{
+    CONTROLLER, POD, PODSHMD, PROBE, ROUTE_AGENT, provide_dynamic, provide_podshm, provide_route_agent,
+};
 use crate::place::{Foreign, Place};
 use crate::programs::{CLUSTER, HELM, Programs};
 use crate::supervise::alive;
@@ -89,6 +91,19 @@ impl Cluster {
         kubectl(&self.place, &self.programs, arguments, input)
     }
 
+    /// Runs helm; what it says, both ways, and whether it succeeded.
+    pub fn helm(&self, arguments: &[&str]) -> anyhow::Result<Said> {
+        let output = Command::new(Programs::built(HELM)?.path("helm")?)
+            .args(arguments)
+            .env("KUBECONFIG", self.place.kubeconfig())
+            .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."))
+            .stdin(Stdio::null())
+            .output()
+            .context("starting helm")?;
+        let said = [output.stdout, output.stderr].concat();
+        Ok(Said { text: String::from_utf8_lossy(&said).trim_end().to_owned(), is_fine: output.status.success() })
+    }
+
     /// Runs kubectl in a namespace.
     pub fn within(&self, space: &Space, arguments: &[&str]) -> anyhow::Result<String> {
         self.kubectl(&[&["-n", &space.name], arguments].concat())
@@ -106,9 +121,30 @@ impl Cluster {
         kubectl(&self.place, &self.programs, &["apply", "-f", "-"], &text).map(drop)
     }
 
+    /// Removes what a manifest of `deploy` has, and waits until it is gone.
+    pub fn remove(&self, manifest: &str) -> anyhow::Result<()> {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy").join(manifest);
+        let (path, patience) = (path.display().to_string(), format!("--timeout={}s", PATIENCE.as_secs()));
+        self.kubectl(&["delete", "--ignore-not-found", &patience, "-f", &path]).map(drop)
+    }
+
     /// Gives every node the node daemon's image, and that of tests' pods.
     pub fn provide_podshm(&self) -> anyhow::Result<()> {
         provide_podshm(&self.place, &self.programs)
+    }
+
+    /// Describes a domain, once the cluster knows what that is.
+    pub fn domain(&self, name: &str, spec: &Value) -> anyhow::Result<()> {
+        let crd = ["wait", "--for=condition=Established", "crd/shmdomains.podshm.dev", "--timeout=60s"];
+        self.kubectl(&crd)?;
+        let kind =
+            json!({"apiVersion": "podshm.dev/v1alpha1", "kind": "ShmDomain", "metadata": {"name": name}, "spec": spec});
+        self.put(&[kind])
+    }
+
+    /// Gives every node the image of dynamic programs.
+    pub fn provide_dynamic(&self) -> anyhow::Result<()> {
+        provide_dynamic(&self.place, &self.programs)
     }
 
     /// Gives every node the route agent's image.
@@ -121,7 +157,7 @@ impl Cluster {
         let mut helm = Command::new(Programs::built(HELM)?.path("helm")?);
         helm.args(["template", "podshm", "--no-hooks"])
             .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/chart"));
-        for (name, image) in [("podshmd", PODSHMD), ("routeAgent", ROUTE_AGENT)] {
+        for (name, image) in [("podshmd", PODSHMD), ("routeAgent", ROUTE_AGENT), ("controller", CONTROLLER)] {
             helm.args(["--set", &format!("images.{name}={image}")]);
         }
         if !self.is_ours() {
@@ -285,6 +321,7 @@ impl Cluster {
 fn ours(manifest: &str, image: &str) -> &'static str {
     match image.split(':').next() {
         Some("podshmd") => PODSHMD,
+        Some("podshm-controller") => CONTROLLER,
         _ if manifest.starts_with("examples/") => POD,
         _ => PROBE,
     }

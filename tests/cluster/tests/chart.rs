@@ -1,6 +1,8 @@
-//! The chart: what it renders, what its schema refuses.
+//! The chart: what it renders, what its schema refuses, and on a real cluster: installed, upgraded, uninstalled.
 
+use podshm_cluster::images::{CONTROLLER, PODSHMD};
 use podshm_cluster::programs::{HELM, Programs};
+use podshm_cluster::testing::{Cluster, Space, until};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -47,4 +49,74 @@ fn values_go_where_they_belong() {
     // Where the release is recorded in it, the namespace is there already.
     let output = render(&["--namespace", "podshm-system"]);
     assert!(!String::from_utf8_lossy(&output.stdout).contains("kind: Namespace"));
+}
+
+fn manifest(name: &str) -> String {
+    std::fs::read_to_string(checkout().join("deploy").join(name)).unwrap()
+}
+
+/// What a server that takes every field seriously says of manifests.
+fn strictly(cluster: &Cluster, text: &str) -> anyhow::Result<String> {
+    cluster.given(&["apply", "--dry-run=server", "--validate=strict", "-f", "-"], text)
+}
+
+#[test]
+fn it_is_installed_upgraded_and_uninstalled_and_nothing_is_left() {
+    let cluster = Cluster::connect().unwrap();
+    let [system, routing, shop] = ["podshm-system", "routing", "shop"].map(|name| Space { name: name.into() });
+    cluster.provide_podshm().unwrap();
+    let images = [format!("images.podshmd={PODSHMD}"), format!("images.controller={CONTROLLER}")];
+    let set = ["--set", &images[0], "--set", &images[1]];
+    let said = cluster.helm(&[&["install", "podshm", "deploy/chart"], &set[..]].concat()).unwrap();
+    assert!(said.is_fine && said.text.contains("rollout status daemonset/podshmd"), "{}", said.text);
+    cluster.rolled_out(&system, "daemonset/podshmd").unwrap();
+    cluster.rolled_out(&system, "deployment/podshm-controller").unwrap();
+    cluster.apply("examples/routing.yaml").unwrap();
+    cluster.rolled_out(&routing, "daemonset/agent").unwrap();
+    cluster.rolled_out(&shop, "daemonset/cart").unwrap();
+
+    for name in ["manifests/podshm.yaml", "examples/routing.yaml"] {
+        strictly(&cluster, &manifest(name)).unwrap_or_else(|error| panic!("{name}: {error:#}"));
+    }
+    let typo = manifest("manifests/podshm.yaml").replace("priorityClassName:", "priorityClass:");
+    let refused = strictly(&cluster, &typo).expect_err("there is no such field").to_string();
+    assert!(refused.contains("unknown field \"spec.template.spec.priorityClass\""), "{refused}");
+
+    let pods =
+        |space: &Space| cluster.within(space, &["get", "pods", "-o", "jsonpath={.items[*].metadata.uid}"]).unwrap();
+    let before = (pods(&routing), pods(&shop));
+    let said =
+        cluster.helm(&[&["upgrade", "podshm", "deploy/chart", "--set", "podshmd.memory=256Mi"], &set[..]].concat());
+    assert!(said.as_ref().is_ok_and(|said| said.is_fine), "{said:?}");
+    cluster.rolled_out(&system, "daemonset/podshmd").unwrap();
+    let path = "jsonpath={.spec.template.spec.containers[0].resources.limits.memory}";
+    assert_eq!(cluster.within(&system, &["get", "daemonset", "podshmd", "-o", path]).unwrap(), "256Mi");
+    assert_eq!((pods(&routing), pods(&shop)), before, "who has a volume keeps running");
+
+    let said = cluster.helm(&["uninstall", "podshm", "--timeout", "240s"]).unwrap();
+    println!("{}", said.text);
+    assert!(!said.is_fine, "pods have volumes");
+    for pod in before.1.split_whitespace() {
+        let named = format!("jsonpath={{.items[?(@.metadata.uid=='{pod}')].metadata.name}}");
+        let name = cluster.within(&shop, &["get", "pods", "-o", &named]).unwrap();
+        assert!(said.text.contains(&format!("shop/{name} on ")), "{name}: {}", said.text);
+    }
+    cluster.rolled_out(&system, "daemonset/podshmd").unwrap();
+
+    for space in [&shop, &routing] {
+        cluster.leave(space).unwrap();
+    }
+    let said = cluster.helm(&["uninstall", "podshm", "--wait", "--timeout", "240s"]).unwrap();
+    assert!(said.is_fine, "{}", said.text);
+    until("nothing to be left in the cluster", || {
+        let kinds = "crds,clusterroles,clusterrolebindings,csidrivers,namespaces";
+        let labelled = cluster.kubectl(&["get", kinds, "-l", "app.kubernetes.io/name=podshm", "-o", "name"])?;
+        let named = ["crd/shmdomains.podshm.dev", "csidriver/podshm.dev", "namespace/podshm-system"];
+        let named = cluster.kubectl(&[&["get", "--ignore-not-found", "-o", "name"], &named[..]].concat())?;
+        let releases = cluster.helm(&["list", "--all-namespaces", "--short"])?.text;
+        let left = [labelled, named, releases].concat();
+        anyhow::ensure!(left.trim().is_empty(), "there is {left}");
+        Ok(Some(()))
+    })
+    .unwrap();
 }

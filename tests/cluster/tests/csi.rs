@@ -19,7 +19,7 @@ struct Daemon {
 impl Daemon {
     fn start() -> Self {
         let directory = PathBuf::from(format!("/var/tmp/podshm-csi-{}", std::process::id()));
-        for name in ["root", "kubelet/pods", "domains", "status"] {
+        for name in ["root", "kubelet/pods", "domains"] {
             fs::create_dir_all(directory.join(name)).unwrap();
         }
         fs::write(directory.join("domains/routing"), r#"{"modes": ["channel"], "join": [{"namespace": "*"}]}"#)
@@ -34,8 +34,6 @@ impl Daemon {
             .arg(directory.join("kubelet"))
             .arg("--domains")
             .arg(directory.join("domains"))
-            .arg("--status-dir")
-            .arg(directory.join("status"))
             .spawn()
             .expect("unshare (util-linux)");
         Daemon { process, directory }

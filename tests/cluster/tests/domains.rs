@@ -1,7 +1,13 @@
-//! `ShmDomain` on a real API server: what it refuses and in which words, what `kubectl` says of it.
+//! `ShmDomain` on a real cluster: what it refuses and in which words, what `kubectl` says of it, what its status says, and what becomes of
+//! pods when it changes.
 
-use podshm_cluster::testing::Cluster;
+use podshm_cluster::place::NODES;
+use podshm_cluster::testing::{Cluster, Space, probe, until};
 use serde_json::{Value, json};
+use std::sync::{Mutex, PoisonError};
+
+/// Tests share the definition.
+static ONE: Mutex<()> = Mutex::new(());
 
 /// A domain that is as it should be.
 fn domain(name: &str, spec: Value) -> Value {
@@ -26,6 +32,7 @@ fn refusal(cluster: &Cluster, object: &Value) -> Option<String> {
 
 #[test]
 fn what_can_not_be_is_refused_and_the_refusal_says_what_to_write() {
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let cluster = Cluster::connect().unwrap();
     cluster.apply("chart/files/shmdomains.json").unwrap();
     cluster.kubectl(&["wait", "--for=condition=Established", "crd/shmdomains.podshm.dev"]).unwrap();
@@ -103,6 +110,7 @@ fn what_can_not_be_is_refused_and_the_refusal_says_what_to_write() {
 
 #[test]
 fn kubectl_explains_every_field() {
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let cluster = Cluster::connect().unwrap();
     cluster.apply("chart/files/shmdomains.json").unwrap();
     for (field, says) in [
@@ -115,4 +123,105 @@ fn kubectl_explains_every_field() {
         let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
         assert!(said.contains(says), "{field}: {said}");
     }
+}
+
+/// A pod with a domain's volume.
+fn member(name: &str, node: &str, domain: &str) -> Value {
+    let mut pod = probe(name, node);
+    pod["spec"]["volumes"] =
+        json!([{"name": "podshm", "csi": {"driver": "podshm.dev", "volumeAttributes": {"domain": domain}}}]);
+    pod["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "podshm", "mountPath": "/run/podshm"}]);
+    pod
+}
+
+fn apply(cluster: &Cluster, object: &Value) {
+    cluster.given(&["apply", "-f", "-"], &object.to_string()).unwrap();
+}
+
+fn status(cluster: &Cluster, name: &str) -> Value {
+    let found = cluster.kubectl(&["get", "shmdomain", name, "-o", "json"]).unwrap();
+    serde_json::from_str::<Value>(&found).unwrap()["status"].clone()
+}
+
+/// Waits until a status is so.
+fn status_is(cluster: &Cluster, name: &str, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
+    until(what, || {
+        let found = status(cluster, name);
+        anyhow::ensure!(is_so(&found), "its status is {found}");
+        Ok(Some(found))
+    })
+    .unwrap()
+}
+
+fn condition<'a>(status: &'a Value, kind: &str) -> &'a Value {
+    let conditions = status["conditions"].as_array().map_or(&[][..], Vec::as_slice);
+    conditions.iter().find(|condition| condition["type"] == kind).unwrap_or(&Value::Null)
+}
+
+fn refused(cluster: &Cluster, space: &Space, name: &str, domain: &str, says: &str) {
+    cluster.create(space, &member(name, "a", domain)).unwrap();
+    cluster.event(space, name, says).unwrap();
+    let forget = ["delete", "pod", name, "--wait=false", "--grace-period=0", "--force"];
+    cluster.within(space, &forget).unwrap();
+}
+
+#[test]
+fn a_domain_changes_while_pods_run_and_its_status_says_how_it_is() {
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let cluster = Cluster::connect().unwrap();
+    let system = Space { name: "podshm-system".into() };
+    cluster.provide_podshm().unwrap();
+    cluster.apply("manifests/podshm.yaml").unwrap();
+    cluster.rolled_out(&system, "daemonset/podshmd").unwrap();
+    cluster.rolled_out(&system, "deployment/podshm-controller").unwrap();
+    let shop = cluster.space("shop", "restricted").unwrap();
+    apply(&cluster, &domain("routing", json!({"modes": ["channel"]})));
+    until("both nodes to have heard of it", || {
+        cluster.start(&shop, &member("cart", "a", "routing"))?;
+        Ok(Some(()))
+    })
+    .unwrap();
+
+    // No agent serves it, and that is said of the node with a pod that waits for one.
+    let found = status_is(&cluster, "routing", "a status with the pod's node", |status| {
+        status["nodes"] == 2 && status["volumes"] == 1 && condition(status, "Degraded")["reason"] == "NoAgent"
+    });
+    assert_eq!(condition(&found, "Ready")["status"], "True", "{found}");
+    assert_eq!(condition(&found, "OverLimit")["status"], "False", "{found}");
+    assert_eq!((&found["servedNodes"], &found["worstNodes"][0]["node"]), (&json!(0), &json!("a")), "{found}");
+    assert_eq!(found["worstNodes"].as_array().unwrap().len(), 1, "{found}");
+    let said = cluster.kubectl(&["get", "shmd"]).unwrap();
+    let header: Vec<&str> = said.lines().next().unwrap_or_default().split_whitespace().collect();
+    assert_eq!(header, ["NAME", "MODES", "BUDGET", "NODES", "SERVED", "CLIENTS", "READY", "AGE"]);
+    let row: Vec<&str> = said.lines().nth(1).unwrap_or_default().split_whitespace().collect();
+    assert_eq!(row[..7], ["routing", r#"["channel"]"#, "64Mi", "2", "0", "0", "True"], "{said}");
+
+    // Who may join is asked for each new volume; who has one keeps it.
+    apply(&cluster, &domain("routing", json!({"modes": ["channel"], "join": [{"namespace": "bank"}]})));
+    refused(&cluster, &shop, "late", "routing", "no entry of its `join` has namespace shop");
+    status_is(&cluster, "routing", "the status to be about the change", |status| {
+        status["observedGeneration"] == 2 && condition(status, "Ready")["status"] == "True"
+    });
+    // More than the daemons have memory for: refused, with what to change, and a condition.
+    apply(&cluster, &domain("vast", json!({"modes": ["channel"], "budget": "8Gi"})));
+    refused(&cluster, &shop, "greedy", "vast", "memory");
+    status_is(&cluster, "vast", "the excess to be a condition", |status| {
+        condition(status, "OverLimit")["status"] == "True" && status["worstNodes"][0]["reasons"][0] == "OverLimit"
+    });
+    cluster.kubectl(&["delete", "shmdomain", "vast", "routing"]).unwrap();
+    refused(&cluster, &shop, "later", "routing", "no domain \"routing\" here");
+    cluster.ready(&shop, "cart").unwrap();
+
+    // Whichever controller leads is killed, and another one goes on.
+    apply(&cluster, &domain("audit", json!({"modes": ["channel"]})));
+    let holder = ["get", "lease", "podshm-controller", "-o", "jsonpath={.spec.holderIdentity}"];
+    let leader = cluster.within(&system, &holder).unwrap();
+    cluster.within(&system, &["delete", "pod", &leader, "--grace-period=0", "--force"]).unwrap();
+    status_is(&cluster, "audit", "another controller to go on", |status| status["nodes"] == NODES.len());
+    assert_ne!(cluster.within(&system, &holder).unwrap(), leader);
+    let written = cluster.kubectl(&["get", "shmdomain", "audit", "-o", "json", "--show-managed-fields"]).unwrap();
+    assert!(written.len() < 8 << 10, "{} bytes", written.len());
+
+    cluster.leave(&shop).unwrap();
+    cluster.remove("manifests/podshm.yaml").unwrap();
 }

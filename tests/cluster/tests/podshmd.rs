@@ -2,79 +2,30 @@
 //!
 //! One test after the other, in one: they share the daemon.
 
-use podshm_cluster::images::POD;
 use podshm_cluster::place::NODES;
+use podshm_cluster::scene::{
+    all_of, exchange, install, left_on, pod_on, port, remove, report, sender, space, under_load, with_volume,
+};
 use podshm_cluster::supervise::{alive, ask};
-use podshm_cluster::testing::{Cluster, PATIENCE, Said, Space, probe, until};
+use podshm_cluster::testing::{Cluster, Said, Space, probe, until};
 use serde_json::{Value, json};
 use std::fs;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 const KEY: &str = "/routes";
 const TEXT: &str = "10.0.0.1:80";
 /// Records of an exchange that nothing happens to.
 const FEW: u32 = 20_000;
-/// Records of one that something happens to.
-const MANY: u32 = 100_000;
-
-/// Senders of this run. An agent leaves what it has counted to its successors, so another run on the same cluster needs others.
-fn sender(number: u32) -> u32 {
-    std::process::id() % 4_000_000 * 1000 + number
-}
-
-/// Namespaces of the example.
-fn space(name: &str) -> Space {
-    Space { name: name.to_owned() }
-}
-
-/// A pod with a volume of the driver, as `restricted` wants it.
-fn with_volume(name: &str, node: &str, attributes: Value) -> Value {
-    let mut pod = probe(name, node);
-    pod["spec"]["volumes"] =
-        json!([{"name": "podshm", "csi": {"driver": "podshm.dev", "volumeAttributes": attributes}}]);
-    pod["spec"]["containers"][0]["volumeMounts"] = json!([
-        {"name": "podshm", "mountPath": "/run/podshm"},
-        {"name": "podshm", "mountPath": "/dev/shm", "subPath": "shm"},
-    ]);
-    pod
-}
-
-/// What is left of volumes on a node, on the file system and among its mounts.
-fn left_on(cluster: &Cluster, node: &str) -> Vec<String> {
-    let pid = alive(&cluster.place, node).expect("the node runs");
-    let volumes = fs::read_dir(format!("/proc/{pid}/root/run/podshm/volumes")).expect("podshmd's directory").flatten();
-    let mut left: Vec<String> = volumes.map(|volume| volume.path().display().to_string()).collect();
-    let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).expect("the node's mounts");
-    left.extend(mounts.lines().filter(|line| line.contains("kubernetes.io~csi")).map(str::to_owned));
-    left
-}
-
-fn exchange(cluster: &Cluster, space: &Space, pod: &str, sender: u32, count: u32) -> Said {
-    let (sender, count) = (sender.to_string(), count.to_string());
-    let command = ["/podshm-cluster-pod", "exchange", &sender, &count];
-    cluster.run(space, pod, &command).expect("a command in the pod")
-}
-
-fn all_of(count: u32) -> Said {
-    Said { text: format!("{count} records, 0 lost, 0 repeated, 0 corrupt"), is_fine: true }
-}
-
-/// The pod of a DaemonSet on a node.
-fn pod_on(cluster: &Cluster, space: &Space, labels: &str, node: &str) -> String {
-    cluster.pod_of(space, labels, Some(node)).expect("a pod of the DaemonSet on each node")
-}
 
 #[test]
 fn pods_under_restricted_share_memory_with_the_agent_of_their_node() {
     let cluster = Cluster::connect().unwrap();
     let (system, routing, shop) = (space("podshm-system"), space("routing"), space("shop"));
-    cluster.provide_podshm().unwrap();
-    cluster.apply("manifests/podshm.yaml").unwrap();
-    cluster.rolled_out(&system, "daemonset/podshmd").unwrap();
-    cluster.apply("examples/routing.yaml").unwrap();
-    cluster.rolled_out(&routing, "daemonset/agent").unwrap();
-    cluster.rolled_out(&shop, "daemonset/cart").unwrap();
+    install(&cluster).unwrap();
 
+    the_daemon_says_how_it_is(&cluster);
+    volumes_are_read_only_and_nothing_in_them_is_executed(&cluster);
     records_go_to_the_agent_of_the_same_node(&cluster, &shop);
     the_domains_dev_shm_is_shared_on_a_node_and_nowhere_else(&cluster, &routing, &shop);
     who_may_not_is_told_which_rule(&cluster, &routing, &shop);
@@ -84,17 +35,45 @@ fn pods_under_restricted_share_memory_with_the_agent_of_their_node() {
     the_daemon_is_away_when_pods_go(&cluster, &system, &shop);
     pods_come_and_go_and_leave_nothing(&cluster, &shop);
 
-    for space in [&shop, &routing] {
-        cluster.leave(space).unwrap();
-    }
+    remove(&cluster).unwrap();
+}
+
+fn the_daemon_says_how_it_is(cluster: &Cluster) {
     for node in NODES {
-        until(&format!("nothing of the volumes to be left on node {node}"), || {
-            Ok(left_on(&cluster, node).is_empty().then_some(()))
-        })
-        .unwrap_or_else(|error| panic!("{error}: {:?}", left_on(&cluster, node)));
+        assert_eq!(port(cluster, node, "/readyz").unwrap(), "ok\n");
+        let found = until("the example to be in the report", || {
+            let found = report(cluster, node)?;
+            let is_there = found["domains"][0]["volumes"].as_u64() >= Some(2);
+            Ok(is_there.then_some(found))
+        });
+        let found = found.unwrap();
+        let domain = &found["domains"][0];
+        assert_eq!((&found["node"], &found["registered"]), (&json!(node), &json!(true)), "{found}");
+        assert_eq!((&domain["name"], &domain["served"]), (&json!("routing"), &json!(true)), "{found}");
+        assert_eq!((&domain["conditions"], &domain["budgetBytes"]), (&json!([]), &json!(64 << 20)), "{found}");
+        assert!(found["limitBytes"].as_u64() > domain["budgetBytes"].as_u64(), "its container's own limit: {found}");
+        let metrics = port(cluster, node, "/metrics").unwrap();
+        for line in ["podshm_registered 1", "podshm_domain_served{domain=\"routing\"} 1"] {
+            assert!(metrics.lines().any(|found| found == line), "{line}: {metrics}");
+        }
     }
-    cluster.kubectl(&["delete", "csidriver", "podshm.dev"]).unwrap();
-    cluster.leave(&system).unwrap();
+}
+
+/// As pods get them: what the daemon's own mounts say is not enough.
+fn volumes_are_read_only_and_nothing_in_them_is_executed(cluster: &Cluster) {
+    for node in NODES {
+        let pid = alive(&cluster.place, node).expect("the node runs");
+        let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).expect("the node's mounts");
+        let of = |end: &str| {
+            let of = mounts.lines().filter(move |line| line.split(' ').nth(4).is_some_and(|at| at.ends_with(end)));
+            of.filter(|line| line.contains("kubernetes.io~csi")).map(str::to_owned).collect::<Vec<_>>()
+        };
+        let (volumes, shm) = (of("/podshm/mount"), of("/podshm/mount/shm"));
+        assert!(volumes.len() >= 2 && shm.len() >= 2, "{mounts}");
+        assert!(volumes.iter().all(|line| line.contains(" ro,nosuid,nodev,noexec")), "{volumes:?}");
+        assert!(shm.iter().all(|line| line.contains(" rw,nosuid,nodev,noexec")), "{shm:?}");
+    }
+    cluster.remove("manifests/podshm.yaml").unwrap();
 }
 
 fn records_go_to_the_agent_of_the_same_node(cluster: &Cluster, shop: &Space) {
@@ -174,64 +153,66 @@ fn who_may_not_is_told_which_rule(cluster: &Cluster, routing: &Space, shop: &Spa
     cluster.leave(&stranger).unwrap();
 }
 
-/// Pods of both nodes push while something is done, and until it is done; each record of each must have been counted once.
-fn under_load(cluster: &Cluster, shop: &Space, first_sender: u32, what: &str, act: impl FnOnce()) {
-    let begin = Instant::now();
-    let pods = NODES.map(|node| format!("load-{node}"));
-    for ((pod, node), sender) in pods.iter().zip(NODES).zip(first_sender..) {
-        let mut load = with_volume(pod, node, json!({"domain": "routing"}));
-        load["spec"]["restartPolicy"] = "Never".into();
-        load["spec"]["containers"][0]["image"] = POD.into();
-        load["spec"]["containers"][0]["args"] = json!(["load", sender.to_string(), MANY.to_string()]);
-        cluster.create(shop, &load).unwrap();
-    }
-    let said = |pod: &str| cluster.within(shop, &["logs", pod]);
-    for pod in &pods {
-        until("records to flow", || Ok(said(pod)?.contains("begun").then_some(()))).unwrap();
-    }
-    act();
-    let mut all = 0;
-    for pod in &pods {
-        cluster.run(shop, pod, &["/podshm-cluster-pod", "stop"]).unwrap();
-        let phase = until("the load to end", || {
-            let phase = cluster.within(shop, &["get", "pod", pod, "-o", "jsonpath={.status.phase}"])?;
-            Ok(["Succeeded", "Failed"].contains(&phase.as_str()).then_some(phase))
-        });
-        let (phase, said) = (phase.unwrap(), said(pod).unwrap());
-        let last = said.lines().last().unwrap_or_default();
-        let (count, rest) = last.split_once(' ').unwrap_or_default();
-        assert_eq!(
-            (phase.as_str(), rest),
-            ("Succeeded", "records, 0 lost, 0 repeated, 0 corrupt"),
-            "{what}: {pod}: {said}"
-        );
-        let count: u32 = count.parse().expect("a number of records");
-        assert!(count >= MANY, "{what}: {count} records during the fault are too few");
-        all += count;
-        cluster.within(shop, &["delete", "pod", pod, "--grace-period=1"]).unwrap();
-    }
-    let seconds = begin.elapsed().as_secs_f64();
-    println!("{what}: {all} records from {} pods, none lost, none repeated, in {seconds:.1} s", NODES.len());
+/// How a DaemonSet is rolled: both ways that there are.
+const SURGE: &str = r#"{"spec":{"updateStrategy":{"rollingUpdate":{"maxSurge":1,"maxUnavailable":0}}}}"#;
+const UNAVAILABLE: &str = r#"{"spec":{"updateStrategy":{"rollingUpdate":{"maxSurge":0,"maxUnavailable":1}}}}"#;
+
+fn rolled(cluster: &Cluster, of: &Space, what: &str, strategy: &str) {
+    cluster.within(of, &["patch", what, "--type=merge", "-p", strategy]).unwrap();
+    cluster.within(of, &["rollout", "restart", what]).unwrap();
+    cluster.rolled_out(of, what).unwrap();
 }
 
 fn the_agent_is_rolled_under_load(cluster: &Cluster, routing: &Space, shop: &Space) {
-    under_load(cluster, shop, sender(200), "the agent rolled by its DaemonSet", || {
-        cluster.within(routing, &["rollout", "restart", "daemonset/agent"]).unwrap();
-        cluster.rolled_out(routing, "daemonset/agent").unwrap();
-    });
+    for (first_sender, name, strategy) in [(200, "maxUnavailable", UNAVAILABLE), (210, "maxSurge", SURGE)] {
+        under_load(cluster, shop, sender(first_sender), &format!("the agent rolled by its DaemonSet, {name}"), || {
+            rolled(cluster, routing, "daemonset/agent", strategy);
+        });
+    }
 }
 
 fn the_daemon_is_replaced_under_load(cluster: &Cluster, system: &Space, shop: &Space) {
-    let by_force = ["delete", "pod", "-l", "app=podshmd", "--grace-period=0", "--force"];
-    for (first_sender, what, how) in [
-        (300, "the daemon rolled by its DaemonSet", &["rollout", "restart", "daemonset/podshmd"][..]),
-        (400, "the daemon's pods deleted by force", &by_force),
-    ] {
-        under_load(cluster, shop, sender(first_sender), what, || {
-            cluster.within(system, how).unwrap();
-            cluster.rolled_out(system, "daemonset/podshmd").unwrap();
+    for (first_sender, name, strategy) in [(300, "maxSurge", SURGE), (310, "maxUnavailable", UNAVAILABLE)] {
+        under_load(cluster, shop, sender(first_sender), &format!("the daemon rolled by its DaemonSet, {name}"), || {
+            rolled(cluster, system, "daemonset/podshmd", strategy);
         });
     }
+    under_load(cluster, shop, sender(400), "the daemon's pods deleted by force", || {
+        cluster.within(system, &["delete", "pod", "-l", "app=podshmd", "--grace-period=0", "--force"]).unwrap();
+        cluster.rolled_out(system, "daemonset/podshmd").unwrap();
+    });
+    under_load(cluster, shop, sender(410), "the mount helpers killed", || {
+        let helpers = NODES.map(|node| pod_on(cluster, system, "app=podshmd", node));
+        for node in NODES {
+            kill_helper(cluster, node);
+        }
+        for (node, pod) in NODES.iter().zip(helpers) {
+            let name = format!("after-helper-{node}");
+            cluster.start(shop, &with_volume(&name, node, json!({"domain": "routing"}))).unwrap();
+            cluster.within(shop, &["delete", "pod", &name, "--grace-period=1"]).unwrap();
+            let of =
+                "jsonpath={.status.containerStatuses[0].restartCount} {.status.initContainerStatuses[0].restartCount}";
+            let restarts = cluster.within(system, &["get", "pod", &pod, "-o", of]).unwrap();
+            assert_eq!(restarts, "0 1", "the helper was started anew, and podshmd has not noticed");
+        }
+    });
+}
+
+/// Kills the one process of a node that is a mount helper.
+fn kill_helper(cluster: &Cluster, node: &str) {
+    let pid = alive(&cluster.place, node).expect("the node runs");
+    let mut killed = 0;
+    for entry in fs::read_dir(format!("/proc/{pid}/root/proc")).expect("the node's processes").flatten() {
+        let words = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        if words.starts_with(b"/podshmd\0mount-helper\0") {
+            let own = entry.file_name().to_string_lossy().into_owned();
+            let status =
+                Command::new("nsenter").args(["-t", &pid.to_string(), "-p", "-m", "kill", "-9", &own]).status();
+            assert!(status.expect("nsenter (util-linux)").success());
+            killed += 1;
+        }
+    }
+    assert_eq!(killed, 1, "on node {node}");
 }
 
 fn the_node_s_own_programs_restart_under_load(cluster: &Cluster, shop: &Space) {
@@ -276,26 +257,55 @@ fn the_daemon_is_away_when_pods_go(cluster: &Cluster, system: &Space, shop: &Spa
     cluster.gone(shop, "late").unwrap();
 }
 
+/// Waves of pods, a number on each node: 25 of them, and two waves, unless PODSHM_CHURN says how many waves.
 fn pods_come_and_go_and_leave_nothing(cluster: &Cluster, shop: &Space) {
-    let before: Vec<usize> = NODES.iter().map(|node| left_on(cluster, node).len()).collect();
-    let names: Vec<String> = (0..20).map(|number| format!("crowd-{number}")).collect();
+    const OF_A_NODE: usize = 25;
+    let waves: usize = std::env::var("PODSHM_CHURN").map_or(2, |waves| waves.parse().expect("a number of waves"));
+    let state = |node: &str| {
+        let found = report(cluster, node).expect("a report");
+        (left_on(cluster, node).len(), found["chargedBytes"].as_u64(), pods_cgroups(node))
+    };
+    let before = NODES.map(state);
     let begin = Instant::now();
-    for (number, name) in names.iter().enumerate() {
-        let pod = with_volume(name, NODES[number % 2], json!({"domain": "routing"}));
-        cluster.create(shop, &pod).unwrap();
+    for wave in 0..waves {
+        let names: Vec<String> = (0..OF_A_NODE * NODES.len()).map(|number| format!("crowd-{wave}-{number}")).collect();
+        for (name, node) in names.iter().zip(NODES.iter().cycle()) {
+            cluster.create(shop, &with_volume(name, node, json!({"domain": "routing"}))).unwrap();
+        }
+        for name in &names {
+            cluster.ready(shop, name).unwrap();
+        }
+        println!(
+            "wave {wave}: {} pods with a volume ready, {:.1} s after the first",
+            names.len(),
+            begin.elapsed().as_secs_f64()
+        );
+        let all: Vec<&str> = names.iter().map(String::as_str).collect();
+        cluster.within(shop, &[&["delete", "pod", "--wait=false", "--grace-period=1"], &all[..]].concat()).unwrap();
+        for name in &names {
+            cluster.gone(shop, name).unwrap();
+        }
     }
-    for name in &names {
-        cluster.ready(shop, name).unwrap();
-    }
-    println!("{} pods with a volume ready in {:.1} s", names.len(), begin.elapsed().as_secs_f64());
-    for name in &names {
-        cluster.kubectl(&["-n", &shop.name, "delete", "pod", name, "--wait=false", "--grace-period=1"]).unwrap();
-    }
-    for name in &names {
-        cluster.gone(shop, name).unwrap();
-    }
-    assert!(begin.elapsed() < PATIENCE * 4, "it bounds a hang");
     for (node, before) in NODES.iter().zip(before) {
-        until("what came to be gone", || Ok((left_on(cluster, node).len() == before).then_some(()))).unwrap();
+        let gone = until("what came to be gone", || {
+            let now = state(node);
+            // Less: what was there before may have been about to go itself.
+            Ok((now.0 <= before.0 && now.1 <= before.1 && now.2 <= before.2).then_some(()))
+        });
+        gone.unwrap_or_else(|error| panic!("{error}: node {node} had {before:?}, has {:?}", state(node)));
     }
+}
+
+/// Memory cgroups of pods on a node.
+fn pods_cgroups(node: &str) -> usize {
+    fn below(directory: &std::path::Path) -> usize {
+        let entries = fs::read_dir(directory).into_iter().flatten().flatten().filter(|entry| entry.path().is_dir());
+        entries
+            .map(|entry| usize::from(entry.file_name().to_string_lossy().starts_with("pod")) + below(&entry.path()))
+            .sum()
+    }
+    let root = podshm_cluster::cgroups::root_of(node);
+    let found =
+        ["/sys/fs/cgroup/memory", "/sys/fs/cgroup"].map(|point| below(&std::path::Path::new(point).join(&root[1..])));
+    found.into_iter().max().unwrap_or_default()
 }

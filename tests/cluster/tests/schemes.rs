@@ -1,6 +1,7 @@
 //! The schemes that need no podshm daemon: who sees an agent's shared memory, what Pod Security says to it, what bounds it. The
 //! manifests are those of `deploy/schemes`.
 
+use podshm_cluster::images::POD;
 use podshm_cluster::testing::{Cluster, Said, Space, probe, until};
 use serde_json::{Value, json};
 
@@ -94,7 +95,14 @@ fn containers_of_one_pod_share_both_kinds_under_restricted() {
     let cluster = Cluster::connect().unwrap();
     let space = Space { name: "agents-sidecar".into() };
     cluster.leave(&space).unwrap();
+    cluster.provide_podshm().unwrap();
     cluster.apply("schemes/sidecar.yaml").unwrap();
+    // Programs of ours in place of the example's: an agent that embeds the broker.
+    let runs = |name: &str, verb: &str| json!([{"name": name, "image": POD, "args": [verb]}]);
+    let patch = json!({"spec": {"template": {"spec":
+        {"initContainers": runs("agent", "sidecar"), "containers": runs("business", "hold")}}}});
+    cluster.within(&space, &["patch", "deployment", "business", "-p", &patch.to_string()]).unwrap();
+    cluster.rolled_out(&space, "deployment/business").unwrap();
     let pod = cluster.pod_of(&space, "app=business", None).unwrap();
     let key = "0x706f6402";
     for put in [["posix-put", OBJECT, TEXT], ["sysv-put", key, TEXT]] {
@@ -107,6 +115,9 @@ fn containers_of_one_pod_share_both_kinds_under_restricted() {
     }
     let said = cluster.run_in(&space, &pod, "business", &["/probe", "size"]).unwrap();
     assert_eq!(said.text, "128", "sizeLimit is the tmpfs's size");
+    let exchange = ["/podshm-cluster-pod", "exchange", "1", "20000"];
+    let said = cluster.run_in(&space, &pod, "business", &exchange).unwrap();
+    assert_eq!(said.text, "20000 records, 0 lost, 0 repeated, 0 corrupt", "channels, by the broker in the agent");
     cluster.leave(&space).unwrap();
 }
 

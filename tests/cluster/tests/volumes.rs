@@ -5,11 +5,12 @@ use podshm::{Agent, Answer, Client, ErrorKind, Handler, Record, Request};
 use podshm_broker::{Broker, BrokerConfig};
 use podshm_domain::{Identity, Role};
 use podshm_node::domains::Domains;
+use podshm_node::helper::Mounter;
 use podshm_node::memory::Memory;
-use podshm_node::mounts::is_mounted;
+use podshm_node::mounts::{Mounts, is_mounted};
 use podshm_node::request::{Target, VolumeId, Wanted};
 use podshm_node::volumes::{VolumeError, Volumes};
-use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
 use rustix::thread::UnshareFlags;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -36,7 +37,9 @@ impl Node {
     fn daemon_with(&self, memory: Memory) -> Volumes {
         let state = Some(self.path("run/.broker"));
         let broker = Broker::start_with(BrokerConfig { state, rejoin_grace: Duration::from_secs(5) }).unwrap();
-        Volumes::restore(&self.path("run"), Domains::at(&self.path("domains")), broker, memory).unwrap()
+        let (root, kubelet) = (self.path("run"), self.path("kubelet"));
+        let mounter = Mounter::Here(Mounts::of(&root, &kubelet));
+        Volumes::restore(&root, Domains::at(&self.path("domains")), broker, mounter, memory).unwrap()
     }
 
     /// What the kubelet asks for a pod; its directory is there, as the kubelet makes it.
@@ -81,6 +84,14 @@ fn on_a_node(name: &str, test: impl FnOnce(&Node) + Send + 'static) {
     let ended = thread.join();
     let _ = fs::remove_dir(mount_point);
     ended.expect("the test");
+}
+
+/// Takes a volume away, as somebody else than the daemon may.
+fn unmounted(target: &Path) {
+    while is_mounted(target) {
+        unmount(target, UnmountFlags::DETACH).unwrap();
+    }
+    fs::remove_dir(target).unwrap();
 }
 
 fn join(target: &Path) -> Result<Client, podshm::Error> {
@@ -202,9 +213,9 @@ fn what_a_daemon_was_killed_over_is_finished_or_removed() {
         volumes.publish(&gone).unwrap();
         drop(volumes);
         // Written down and not mounted yet; the pod is there, and the kubelet will ask again.
-        podshm_node::mounts::unpublish(half.target.path()).unwrap();
+        unmounted(half.target.path());
         // Its pod went altogether while nobody was here.
-        podshm_node::mounts::unpublish(gone.target.path()).unwrap();
+        unmounted(gone.target.path());
         fs::remove_dir_all(node.path("kubelet/pods/gone")).unwrap();
         // Begun and not written down.
         fs::create_dir_all(node.path("run/volumes/0123/socket")).unwrap();
@@ -297,9 +308,108 @@ fn a_volume_goes_and_its_domains_dev_shm_stays_as_it_is() {
         fs::write(&file, "10.0.0.1").unwrap();
         // Somebody takes the pod's mounts away where this daemon's copy of them does not hear of it.
         mount_change(member.target.path(), MountPropagationFlags::PRIVATE).unwrap();
-        podshm_node::mounts::unpublish(member.target.path()).unwrap();
+        unmounted(member.target.path());
         volumes.unpublish(&member.volume, &member.target).unwrap();
         assert_eq!(fs::read(&file).unwrap(), b"10.0.0.1");
         assert_eq!(node.left().len(), 1);
+    });
+}
+
+/// Joins a member until the domain's budget is spent; with what refuses the next.
+fn fill(node: &Node, volumes: &mut Volumes) -> (Vec<Client>, String) {
+    let mut clients = Vec::new();
+    for number in 0..1000 {
+        let member = node.wanted(&format!("full-{}", number / 8), Role::Member);
+        volumes.publish(&member).unwrap();
+        match join(member.target.path()) {
+            Ok(client) => clients.push(client),
+            Err(error) => return (clients, error.to_string()),
+        }
+    }
+    panic!("{} clients, and nobody is refused", clients.len());
+}
+
+#[test]
+fn a_full_domain_stays_within_its_budget_whoever_follows() {
+    on_a_node("full", |node| {
+        let small = fs::read_to_string(node.path("domains/routing")).unwrap();
+        fs::write(node.path("domains/routing"), small.replace(r#""budget": "8Mi""#, r#""budget": "3Mi""#)).unwrap();
+        let memory = Memory { limit: Some(4 << 20), reserve: 1 << 20 };
+        let mut volumes = node.daemon_with(memory);
+        let agent = node.wanted("agent", Role::Agent);
+        volumes.publish(&agent).unwrap();
+        let _agent = serve(agent.target.path());
+        let (mut clients, refused) = fill(node, &mut volumes);
+        assert!(refused.contains("budget"), "{refused}");
+        for daemon in 1..=3 {
+            drop(volumes);
+            volumes = node.daemon_with(memory);
+            let back = (0..600).any(|_| {
+                std::thread::sleep(Duration::from_millis(100));
+                volumes.view().domains["routing"].stats.as_ref().is_some_and(|stats| stats.expected == 0 && stats.agent)
+            });
+            assert!(back, "daemon {daemon}: {:?}", volumes.view());
+            // What was there fills the budget as before: nobody else gets in, and one that goes makes room for one.
+            let late = node.wanted(&format!("late-{daemon}"), Role::Member);
+            volumes.publish(&late).unwrap();
+            let refused = join(late.target.path()).expect_err("the budget is spent");
+            assert!(refused.to_string().contains("budget"), "daemon {daemon}: {refused}");
+            assert!(volumes.view().region_bytes <= 3 << 20, "daemon {daemon}: {:?}", volumes.view());
+            drop(clients.pop());
+            // Once it is drained.
+            let room = (0..600).find_map(|_| {
+                std::thread::sleep(Duration::from_millis(100));
+                join(late.target.path()).ok()
+            });
+            clients.push(room.expect("there is room for one"));
+            let mut value = [0; 8];
+            for client in &clients {
+                assert_eq!(client.table("values").unwrap().get(b"key", &mut value).unwrap(), Some(5));
+            }
+        }
+    });
+}
+
+#[test]
+fn budgets_fit_into_the_daemons_own_limit_and_what_does_not_says_what_to_change() {
+    on_a_node("limit", |node| {
+        fs::copy(node.path("domains/routing"), node.path("domains/audit")).unwrap();
+        // Two of 8 MiB, and room for one and a half.
+        let memory = |limit| Memory { limit: Some(limit << 20), reserve: 2 << 20 };
+        let mut volumes = node.daemon_with(memory(14));
+        let reasons = |volumes: &Volumes, domain: &str| {
+            let found = volumes.view().report("here", true, None);
+            let found = found.domains.into_iter().find(|found| found.name == domain).expect("the domain");
+            found.conditions.into_iter().map(|condition| (condition.reason, condition.message)).collect::<Vec<_>>()
+        };
+        // By name, so audit has come first.
+        assert!(reasons(&volumes, "audit").is_empty());
+        let left_out = reasons(&volumes, "routing");
+        assert!(
+            matches!(&left_out[..], [(reason, says)] if reason == "OverLimit" && says.contains("18Mi")),
+            "{left_out:?}"
+        );
+        let member = node.wanted("cart", Role::Member);
+        let refused = volumes.publish(&member).unwrap_err();
+        assert!(refused.rule() == Some("over_limit") && refused.to_string().contains("18Mi"), "{refused}");
+        assert!(!is_mounted(member.target.path()));
+        // There is room for it now, and pods have it; then there is less than it may have. It stays, and gets no more.
+        fs::remove_file(node.path("domains/audit")).unwrap();
+        drop(volumes);
+        let mut volumes = node.daemon_with(memory(14));
+        let agent = node.wanted("agent", Role::Agent);
+        volumes.publish(&agent).unwrap();
+        volumes.publish(&member).unwrap();
+        let _agent = serve(agent.target.path());
+        let client = join(member.target.path()).unwrap();
+        drop(volumes);
+        let volumes = node.daemon_with(memory(2));
+        let clamped = reasons(&volumes, "routing");
+        assert!(matches!(&clamped[..], [(reason, _)] if reason == "OverLimit"), "{clamped:?}");
+        let refused = join(member.target.path()).expect_err("there is no room");
+        assert!(refused.to_string().contains("budget"), "{refused}");
+        let mut value = [0; 8];
+        assert_eq!(client.table("values").unwrap().get(b"key", &mut value).unwrap(), Some(5));
+        drop(volumes);
     });
 }

@@ -1,4 +1,9 @@
 //! Whether this process is in a domain: read from its environment once, before the program can change it.
+//!
+//! ```text
+//!  PODSHM_SHM_SOCKET=DIR/shm.sock            as `podshm run` says it, with PODSHM_SHM_POSIX
+//!  LD_PRELOAD=DIR/lib/libpodshm-preload.so   enough where the daemon's socket is in the same DIR, as in a volume of podshm.dev
+//! ```
 
 use super::lock::Lock;
 use super::sys;
@@ -66,6 +71,9 @@ fn read_environment() -> u32 {
         }
         search.take(0, &mut domain);
     }
+    if domain.socket[0] != b'/' {
+        beside_library(&search.beside, &mut domain);
+    }
     domain.present = domain.socket[0] == b'/';
     let state = READ
         | if domain.present { PRESENT } else { 0 }
@@ -75,18 +83,75 @@ fn read_environment() -> u32 {
     state
 }
 
-/// Picks three variables out of NUL-separated `NAME=value`s, a byte at a time.
+/// The volume's directory has what the environment does not say: the daemon's socket, and what of /dev/shm is the domain's.
+fn beside_library(directory: &Beside, domain: &mut Domain) {
+    let mut path = [0; PATH];
+    if !directory.join(b"/shm.sock", &mut path) || sys::open(&path, sys::O_PATH | sys::O_CLOEXEC, 0).is_err() {
+        return;
+    }
+    domain.socket = path;
+    let mut shm = [0; PATH];
+    let device = |path: &[u8]| {
+        let directory = sys::open(path, sys::O_PATH | sys::O_CLOEXEC, 0)?;
+        sys::stat(directory.0).map(|(file, ..)| file.device)
+    };
+    // Where the domain has no /dev/shm there is nothing to ask for either: the program has its own.
+    domain.posix_mounted = match directory.join(b"/shm", &mut shm).then(|| device(&shm)) {
+        Some(Ok(domains)) => device(b"/dev/shm\0") == Ok(domains),
+        _ => true,
+    };
+}
+
+/// A directory that has `lib/libpodshm-preload.so` in it; none where the length is 0.
+struct Beside {
+    path: [u8; PATH],
+    length: usize,
+}
+
+impl Beside {
+    /// A path in it, with its NUL.
+    fn join(&self, name: &[u8], into: &mut [u8; PATH]) -> bool {
+        let fits = self.length != 0 && self.length + name.len() < PATH;
+        if fits {
+            into[..self.length].copy_from_slice(&self.path[..self.length]);
+            into[self.length..self.length + name.len()].copy_from_slice(name);
+        }
+        fits
+    }
+}
+
+const PRELOAD: &[u8] = b"LD_PRELOAD=";
+
+/// Picks four variables out of NUL-separated `NAME=value`s, a byte at a time.
 struct Search {
     variable: [u8; 18 + PATH],
     length: usize,
+    beside: Beside,
 }
 
 impl Search {
     fn new() -> Self {
-        Search { variable: [0; 18 + PATH], length: 0 }
+        Search { variable: [0; 18 + PATH], length: 0, beside: Beside { path: [0; PATH], length: 0 } }
+    }
+
+    /// One of the libraries that the loader was asked for.
+    fn preloaded(&mut self) {
+        let all = &self.variable[..self.length.min(self.variable.len())];
+        let ours = all.strip_prefix(PRELOAD).and_then(|path| path.strip_suffix(b"/lib/libpodshm-preload.so"));
+        if let Some(path) = ours.filter(|path| path.first() == Some(&b'/') && path.len() < PATH) {
+            self.beside.path[..path.len()].copy_from_slice(path);
+            self.beside.length = path.len();
+        }
     }
 
     fn take(&mut self, byte: u8, domain: &mut Domain) {
+        let in_preload = self.length >= PRELOAD.len() && self.variable.starts_with(PRELOAD);
+        if in_preload && matches!(byte, 0 | b':' | b' ') {
+            self.preloaded();
+            // The next of the list is looked at as if it were alone.
+            self.length = if byte == 0 { 0 } else { PRELOAD.len() };
+            return;
+        }
         if byte != 0 {
             if self.length < self.variable.len() {
                 self.variable[self.length] = byte;
@@ -138,6 +203,31 @@ mod tests {
         assert_eq!(&found.socket[..21], b"/run/podshm/shm.sock\0");
         assert!(found.posix_mounted && !found.log);
         assert!(parse(b"PODSHM_LOG=debug\0").log);
+    }
+
+    #[test]
+    fn the_library_is_found_in_the_loaders_list() {
+        let beside = |value: &[u8]| {
+            let mut domain = Domain { socket: [0; PATH], posix_mounted: false, present: false, log: false };
+            let mut search = Search::new();
+            [PRELOAD, value, b"\0A=1\0"].concat().iter().for_each(|byte| search.take(*byte, &mut domain));
+            let mut path = [0; PATH];
+            let found = search.beside.join(b"/shm.sock", &mut path);
+            assert_eq!(domain.socket[0], 0, "that is for whoever looks whether it is there");
+            found.then(|| path[..path.iter().position(|byte| *byte == 0).unwrap()].to_vec())
+        };
+        let ours = b"/run/podshm/lib/libpodshm-preload.so";
+        let expected = Some(b"/run/podshm/shm.sock".to_vec());
+        assert_eq!(beside(ours), expected);
+        assert_eq!(beside(&[&b"/usr/lib/a.so:"[..], ours, b" /b.so"].concat()), expected);
+        assert_eq!(beside(&[&[b'/'; 300][..], b":", ours].concat()), expected, "after one that is too long");
+        for none in
+            [&b"libpodshm-preload.so"[..], b"/run/podshm/libpodshm-preload.so", b"lib/libpodshm-preload.so", b""]
+        {
+            assert_eq!(beside(none), None, "{none:?}");
+        }
+        let long = [&[b'/'][..], &[b'x'; 98], b"/lib/libpodshm-preload.so"].concat();
+        assert_eq!(beside(&long), None, "99 bytes, \"/shm.sock\" and a NUL are one too many");
     }
 
     #[test]

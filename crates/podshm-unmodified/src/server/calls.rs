@@ -6,6 +6,7 @@ use crate::peer::Peer;
 use crate::place::{Doing, PlaceError, make_directory};
 use podshm_preload::wire::{self, HEAD, TAIL, WORDS, Words};
 use rustix::event::epoll;
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
@@ -14,7 +15,7 @@ use rustix::net::{
 };
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -47,7 +48,11 @@ impl Loop {
         }
         let directory = self.place.member(member);
         make_directory(&directory, 0o755)?;
-        let path = directory.join(SOCKET);
+        // By descriptor: a socket's path has 107 bytes, and those of domain and member may be longer.
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let short =
+            rustix::fs::open(&directory, flags, Mode::empty()).doing(|| format!("opening {}", directory.display()))?;
+        let path = Path::new("/proc/self/fd").join(short.as_raw_fd().to_string()).join(SOCKET);
         let listening = |path: &Path| {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
@@ -55,7 +60,8 @@ impl Loop {
             listen(&socket, 1024)?;
             Ok(socket)
         };
-        let socket = bind_and_rename(&path, listening, 0o666).doing(|| format!("listening at {}", path.display()))?;
+        let socket = bind_and_rename(&path, listening, 0o666)
+            .doing(|| format!("listening at {}", directory.join(SOCKET).display()))?;
         let id = self.next;
         self.next += 1;
         epoll::add(&self.epoll, &socket, epoll::EventData::new_u64(id), epoll::EventFlags::IN)
@@ -129,6 +135,7 @@ impl Loop {
         }
         let Some(operation) = wire::operation(&words) else { return true };
         let answer = Peer::of(socket, member, words[4] as i32)
+            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
             .and_then(|peer| self.memory.answer(&peer, &words, &bytes[HEAD..received.bytes], fd));
         let (answer, result) = match answer {
             Ok(answer) => (answer, None),

@@ -128,6 +128,7 @@ impl Loop {
     }
 }
 
+/// A creator that can't be seen from here counts as alive.
 pub(super) fn creator_gone(segment: &Segment) -> bool {
-    started(segment.creator.node_pid) != Some(segment.creator.started)
+    segment.creator.node_pid != 0 && started(segment.creator.node_pid) != Some(segment.creator.started)
 }

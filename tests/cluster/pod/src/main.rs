@@ -2,9 +2,13 @@
 //!
 //! ```text
 //!  podshm-cluster-pod agent                     serves table `values`, queue `records`, call `tally`, until SIGTERM or a successor
+//!  podshm-cluster-pod sidecar                   the same with a broker of its own, for the containers of its pod
 //!  podshm-cluster-pod hold                      waits until it is told to end
 //!  podshm-cluster-pod exchange SENDER COUNT     pushes COUNT numbered records, one by one; says what the agent has counted
 //!  podshm-cluster-pod load SENDER COUNT         the same, at some pace and until it is told to end, COUNT at least
+//!  podshm-cluster-pod look                      looks up until it is told to end; says how often
+//!  podshm-cluster-pod fill                      joins until it is refused; says how often, and why not once more; waits
+//!  podshm-cluster-pod leak                      has this pod's agent take memory until it is killed
 //!  podshm-cluster-pod stop                      tells this pod's first process to end
 //!  podshm-cluster-pod routes lookup KEY         endpoints of a route of the route agent that take new work
 //!  podshm-cluster-pod routes follow KEY         the same at each change, with the time
@@ -38,18 +42,22 @@ fn main() -> anyhow::Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["agent"] => agent(),
+        ["sidecar"] => sidecar(),
         ["hold"] => hold(),
         ["exchange", sender, count] => exchange(sender.parse()?, count.parse()?, false),
         ["load", sender, count] => exchange(sender.parse()?, count.parse()?, true),
         ["broker"] => broker(),
         ["routes", "join"] => routes::join(),
+        ["look"] => look(),
+        ["fill"] => fill(),
+        ["leak"] => Ok(kill_process(Pid::INIT, Signal::USR1)?),
         ["routes", "lookup", key] => routes::lookup(key),
         ["routes", "follow", key] => routes::follow(key),
         ["routes", "load", sender, count, key] => routes::load(sender.parse()?, count.parse()?, key),
         ["stop"] => Ok(kill_process(Pid::INIT, Signal::TERM)?),
         ["ready"] => Client::join(SOCKETS, Duration::from_secs(2)).map(drop).context("joining"),
         _ => bail!(
-            "expected agent, broker, hold, ready, stop, routes, or exchange or load with SENDER COUNT, found {words:?}"
+            "expected agent, sidecar, broker, hold, ready, look, fill, leak, stop, routes, or exchange or load with SENDER COUNT, found {words:?}"
         ),
     }
 }
@@ -77,6 +85,44 @@ fn broker() -> anyhow::Result<()> {
     let who = Identity { namespace: name("own"), pod: name("agent"), uid: name("agent"), service_account: name("own") };
     broker.add_socket("own", Path::new(SOCKETS), who, Rights { join: false, serve: true })?;
     hold()
+}
+
+/// Joins as often as it may.
+fn fill() -> anyhow::Result<()> {
+    let told = told()?;
+    let mut clients = Vec::new();
+    let refused = loop {
+        match Client::join(SOCKETS, PATIENCE) {
+            Ok(client) => clients.push(client),
+            Err(error) => break error,
+        }
+    };
+    println!("{} clients, then: {refused}", clients.len());
+    while !told.load(Ordering::Relaxed) {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+/// Every lookup has to find the value, whatever becomes of the agent.
+fn look() -> anyhow::Result<()> {
+    let told = told()?;
+    let client = Client::join(SOCKETS, PATIENCE).context("joining")?;
+    let values = client.table("values")?;
+    let (mut value, mut count) = ([0; 64], 0u64);
+    while !told.load(Ordering::Relaxed) {
+        let length = values.get(KEY, &mut value)?.with_context(|| format!("lookup {count}: the value is gone"))?;
+        anyhow::ensure!(&value[..length] == VALUE, "lookup {count}: {:?}", &value[..length]);
+        count += 1;
+        if count % 64 == 0 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        if count == 64 {
+            println!("begun");
+        }
+    }
+    println!("{count} lookups, all found");
+    Ok(())
 }
 
 /// What was counted of one sender.
@@ -164,8 +210,14 @@ fn agent() -> anyhow::Result<()> {
     agent.ready()?;
     let mut tally = Tally::default();
     let mut has_inherited = false;
+    let leaks = Arc::new(AtomicBool::new(false));
+    signal_hook::flag::register(Signal::USR1.as_raw(), Arc::clone(&leaks))?;
+    let mut leaked = Vec::new();
     println!("ready");
     loop {
+        if leaks.load(Ordering::Relaxed) {
+            leaked.push(vec![1u8; 1 << 20]);
+        }
         match agent.poll(&mut tally)? {
             Progress::Handled(_) => {}
             Progress::Idle => agent.wait(Duration::from_millis(20))?,
@@ -183,6 +235,16 @@ fn agent() -> anyhow::Result<()> {
     agent.close(tally.bytes())?;
     println!("closed");
     Ok(())
+}
+
+fn sidecar() -> anyhow::Result<()> {
+    let broker = Broker::start()?;
+    broker.add_domain(DomainConfig::new("sidecar"))?;
+    // Whoever can reach the directory is a container of this pod.
+    let who = |name: &str| name.to_owned();
+    let pod = Identity { namespace: who("pod"), pod: who("pod"), uid: who("pod"), service_account: who("default") };
+    broker.add_socket("sidecar", SOCKETS.as_ref(), pod, Rights { join: true, serve: true })?;
+    agent()
 }
 
 fn exchange(sender: u32, least: u64, is_load: bool) -> anyhow::Result<()> {
