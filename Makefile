@@ -66,7 +66,7 @@ cluster-up: ## a real Kubernetes cluster on this machine: two nodes, containerd 
 cluster-down: ## takes it down, and checks that nothing of it is left
 	@scripts/cluster.sh down
 
-cluster-test: ## the tests that need a cluster, on one of their own (ONLY=schemes picks one group, KEEP=1 leaves it up)
+cluster-test: ## the tests that need a cluster, on one of their own (ONLY=schemes picks one group, KEEP=1 leaves it up; KUBECONFIG=… IMAGE_REGISTRY=… takes another)
 	@scripts/setup.sh cluster
 	@scripts/cluster.sh test
 

@@ -33,6 +33,13 @@ impl Lookup {
     }
 }
 
+/// `join`: a client that does nothing.
+pub fn join() -> anyhow::Result<()> {
+    let _client = RouteClient::join(SOCKETS, PATIENCE).context("joining")?;
+    println!("joined");
+    crate::hold()
+}
+
 /// `lookup KEY`: what is there now.
 pub fn lookup(key: &str) -> anyhow::Result<()> {
     println!("{}", Lookup::join()?.ready(key)?);
