@@ -189,7 +189,6 @@ fn a_domain_changes_while_pods_run_and_its_status_says_how_it_is() {
     assert_eq!(condition(&found, "Ready")["status"], "True", "{found}");
     assert_eq!(condition(&found, "OverLimit")["status"], "False", "{found}");
     assert_eq!((&found["servedNodes"], &found["worstNodes"][0]["node"]), (&json!(0), &json!("a")), "{found}");
-    assert_eq!(found["worstNodes"].as_array().unwrap().len(), 1, "{found}");
     let said = cluster.kubectl(&["get", "shmd"]).unwrap();
     let header: Vec<&str> = said.lines().next().unwrap_or_default().split_whitespace().collect();
     assert_eq!(header, ["NAME", "MODES", "BUDGET", "NODES", "SERVED", "CLIENTS", "READY", "AGE"]);
