@@ -119,7 +119,10 @@ fn kubectl_explains_every_field() {
         ("spec.olderSchemes", "while a fleet moves over"),
         ("status.worstNodes", "The 20 nodes where most is wrong"),
     ] {
-        let said = cluster.kubectl(&["explain", &format!("shmdomains.{field}")]).unwrap();
+        // The API server may have taken the definition only just now.
+        let said =
+            until("the field to be known", || cluster.kubectl(&["explain", &format!("shmdomains.{field}")]).map(Some));
+        let said = said.unwrap();
         let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
         assert!(said.contains(says), "{field}: {said}");
     }
