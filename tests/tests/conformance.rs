@@ -44,7 +44,8 @@ fn c_with_c() {
 fn c_under_valgrind() {
     let program = under_valgrind(&conform_in_c(&of("conform-c-vg"), &[]));
     let pair = Pair { agent: &program, client: &program };
-    for case in ["values go round", "records arrive in order", "calls that are out", "a child has its parent's handles"] {
+    for case in ["values go round", "records arrive in order", "calls that are out", "a child has its parent's handles"]
+    {
         let Some(found) = fault("c-vg", pair, case) else { return };
         assert_eq!(found, "", "{case}");
     }

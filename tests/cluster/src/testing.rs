@@ -133,15 +133,6 @@ impl Cluster {
         provide_podshm(&self.place, &self.programs)
     }
 
-    /// Describes a domain, once the cluster knows what that is.
-    pub fn domain(&self, name: &str, spec: &Value) -> anyhow::Result<()> {
-        let crd = ["wait", "--for=condition=Established", "crd/shmdomains.podshm.dev", "--timeout=60s"];
-        self.kubectl(&crd)?;
-        let kind =
-            json!({"apiVersion": "podshm.dev/v1alpha1", "kind": "ShmDomain", "metadata": {"name": name}, "spec": spec});
-        self.put(&[kind])
-    }
-
     /// Gives every node the image of dynamic programs.
     pub fn provide_dynamic(&self) -> anyhow::Result<()> {
         provide_dynamic(&self.place, &self.programs)

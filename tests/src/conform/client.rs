@@ -1,6 +1,8 @@
 //! The client's half.
 
-use super::{ENDED, PATIENCE, Participant, answer, byte, bytes, check, comes, in_child, in_children, key, millis, number, say};
+use super::{
+    ENDED, PATIENCE, Participant, answer, byte, bytes, check, comes, in_child, in_children, key, millis, number, say,
+};
 use podshm::client::Pending;
 use podshm::{Client, Error, ErrorKind, Key, Spin};
 use std::path::PathBuf;
