@@ -112,7 +112,8 @@ fn what_podshmd_needs_is_done_and_done_before_is_done() {
         // As the daemon keeps a domain's directory.
         fs::set_permissions(node.path("run/domains/routing"), fs::Permissions::from_mode(0o700)).unwrap();
         let (at, target) = node.pod("u-1", "podshm.dev");
-        let publish = Ask::Publish { volume: VOLUME.into(), at: at.clone(), shm_of: Some("routing".into()), lib_of: None };
+        let publish =
+            Ask::Publish { volume: VOLUME.into(), at: at.clone(), shm_of: Some("routing".into()), lib_of: None };
         let early = node.ask(&publish).unwrap_err().to_string();
         assert!(early.contains("nothing is mounted there"), "{early}");
         let sysv = FileSystem { part: Part::Sysv, size: 1 << 20, inodes: None, exec: false };
@@ -152,8 +153,12 @@ fn whatever_is_no_name_or_not_ours_is_refused_by_name_and_nothing_is_mounted() {
         let (ours, target) = node.pod("u-1", "podshm.dev");
         let (foreign, _) = node.pod("u-2", "secrets-store.csi.k8s.io");
         let before = node.mounts();
-        let publish =
-            |volume: &str, at: &PodVolume| Ask::Publish { volume: volume.into(), at: at.clone(), shm_of: None, lib_of: None };
+        let publish = |volume: &str, at: &PodVolume| Ask::Publish {
+            volume: volume.into(),
+            at: at.clone(),
+            shm_of: None,
+            lib_of: None,
+        };
         let pod = |uid: &str, name: &str| PodVolume { uid: uid.into(), name: name.into() };
         let long = "a".repeat(300);
         let mut asked = vec![
