@@ -375,7 +375,7 @@ fn budgets_fit_into_the_daemons_own_limit_and_what_does_not_says_what_to_change(
     on_a_node("limit", |node| {
         fs::copy(node.path("domains/routing"), node.path("domains/audit")).unwrap();
         // Two of 8 MiB, and room for one and a half.
-        let memory = |limit| Memory { limit: Some(limit << 20), reserve: 2 << 20 };
+        let memory = |limit: u64| Memory { limit: Some(limit << 20), reserve: 2 << 20 };
         let mut volumes = node.daemon_with(memory(14));
         let reasons = |volumes: &Volumes, domain: &str| {
             let found = volumes.view().report("here", true, None);
