@@ -44,6 +44,7 @@ bench-unmodified: ## unmodified programs, preload beside native in one run: shmg
 
 bench: setup ## podshm beside its peers, in one run (ARGS=... for podshm-bench)
 	cargo run --release -p podshm-bench -- $(ARGS)
+	$(if $(ARGS),,@scripts/bench-python.sh)
 
 bench-python: setup ## a small call in Python beside multiprocessing.connection, in one run (ARGS='--rounds 8 --spin-us 50')
 	@scripts/bench-python.sh $(ARGS)
@@ -65,7 +66,7 @@ cluster-up: ## a real Kubernetes cluster on this machine: two nodes, containerd 
 cluster-down: ## takes it down, and checks that nothing of it is left
 	@scripts/cluster.sh down
 
-cluster-test: ## the tests that need a cluster, on one of their own (ONLY=schemes picks one group, KEEP=1 leaves it up)
+cluster-test: ## the tests that need a cluster, on one of their own (ONLY=schemes picks one group, KEEP=1 leaves it up; KUBECONFIG=… IMAGE_REGISTRY=… takes another)
 	@scripts/setup.sh cluster
 	@scripts/cluster.sh test
 

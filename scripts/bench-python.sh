@@ -5,8 +5,9 @@ source "$(dirname "$0")/lib.sh"
 
 python=${PODSHM_PYTHON:-${XDG_CACHE_HOME:-$HOME/.cache}/podshm/python}/bin/python
 scripts/wheel.sh
-cargo build "${CARGO_LOCKED[@]}" --quiet --release -p podshm-cli
+# The broker is not on the way of a call: how it was built makes no difference.
+cargo build "${CARGO_LOCKED[@]}" --quiet -p podshm-cli
 site=$(mktemp -d "${TMPDIR:-/tmp}/podshm-bench-python.XXXXXX")
 trap 'rm -rf "$site"' EXIT
 "$python" -m zipfile -e "$(ls -t "$TARGET"/wheels/podshm-*.whl | head -n1)" "$site"
-PYTHONPATH=$site "$python" bench/python/calls.py "$TARGET/release/podshm" "$@"
+PYTHONPATH=$site "$python" bench/python/calls.py "$TARGET/debug/podshm" "$@"

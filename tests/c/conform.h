@@ -53,6 +53,8 @@ int agent_round(void);
 
 /* Runs `run` in a forked child; its answer is this process's. */
 void in_child(struct command *command, const char *directory, void (*run)(struct command *, const char *));
+/* The same in so many children at once, as in a prefork server: "prefork COUNT ...". What they all answer. */
+void in_children(struct command *command, const char *directory, void (*run)(struct command *, const char *));
 
 #ifdef __cplusplus
 }

@@ -430,4 +430,6 @@ void client_command(struct command *c, const char *directory)
         await(c);
     else if (!strcmp(what, "fork"))
         in_child(c, directory, as_child);
+    else if (!strcmp(what, "prefork"))
+        in_children(c, directory, as_child);
 }

@@ -371,5 +371,7 @@ void client_command(command *c, const char *directory)
 {
     if (word(c, 0) == std::string("fork"))
         return in_child(c, directory, as_child);
+    if (word(c, 0) == std::string("prefork"))
+        return in_children(c, directory, as_child);
     answer(c, follow(c, directory));
 }

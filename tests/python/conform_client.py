@@ -6,7 +6,7 @@ import os
 import select
 
 import podshm
-from conform_common import PATIENCE, answer, check, in_child, key, made, until
+from conform_common import PATIENCE, answer, check, in_child, in_children, key, made, until
 
 ENDED = "error ENDED"
 
@@ -27,6 +27,8 @@ class Joined:
         what, rest = words[0], words[1:]
         if what == "fork":
             return in_child(lambda: self.as_child(rest))
+        if what == "prefork":
+            return in_children(int(rest[0]), lambda: self.as_child(rest[1:]))
         # Two commands have the names of what they change.
         name = {"keys": "keys_in", "spin": "spin_for"}.get(what, what.replace("-", "_"))
         method = getattr(self, name, None)

@@ -69,8 +69,10 @@ pub const SANITIZED: &[&str] = &["-fsanitize=address,undefined", "-fno-sanitize-
 /// `program` under valgrind: leaks and whatever else it finds are a bad end. Children that it forks are looked at, too.
 pub fn under_valgrind(program: &Path) -> PathBuf {
     let script = program.with_extension("valgrind");
-    let options = "--quiet --vgdb=no --error-exitcode=99 --leak-check=full --errors-for-leak-kinds=definite";
-    executable(&script, &format!("#!/bin/sh\nexec valgrind {options} {} \"$@\"\n", program.display()));
+    let options = "--quiet --vgdb=no --error-exitcode=99 --leak-check=full --show-leak-kinds=definite --errors-for-leak-kinds=definite";
+    let known = Path::new(env!("CARGO_MANIFEST_DIR")).join("c/valgrind.supp");
+    let (known, program) = (known.display(), program.display());
+    executable(&script, &format!("#!/bin/sh\nexec valgrind {options} --suppressions={known} {program} \"$@\"\n"));
     script
 }
 

@@ -33,11 +33,31 @@ fn rust_joins_c() {
     whole("rust-c", &conform_in_c(&of("conform-rust-c"), &[]), Path::new(RUST));
 }
 
-/// Under valgrind.
 #[test]
 fn c_with_c() {
-    let program = under_valgrind(&conform_in_c(&of("conform-c-c"), &[]));
+    let program = conform_in_c(&of("conform-c-c"), &[]);
     whole("c-c", &program, &program);
+}
+
+/// Some of the suite, with every kind of handle: all of it takes minutes, and is in `make conformance`.
+#[test]
+fn c_under_valgrind() {
+    let program = under_valgrind(&conform_in_c(&of("conform-c-vg"), &[]));
+    let pair = Pair { agent: &program, client: &program };
+    for case in ["values go round", "records arrive in order", "calls that are out", "a child has its parent's handles"]
+    {
+        let Some(found) = fault("c-vg", pair, case) else { return };
+        assert_eq!(found, "", "{case}");
+    }
+}
+
+#[test]
+#[ignore = "minutes: make conformance"]
+fn all_of_it_under_valgrind() {
+    let c = under_valgrind(&conform_in_c(&of("conform-c-vg-all"), &[]));
+    let cpp = under_valgrind(&conform_in_cpp(&of("conform-cpp-vg-all"), &[]));
+    whole("c-vg-all", &c, &c);
+    whole("cpp-vg-all", &cpp, &cpp);
 }
 
 #[test]

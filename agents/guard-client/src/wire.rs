@@ -173,7 +173,11 @@ pub fn encode_undecided(why: &str, policies: u64, longest: usize) -> Vec<u8> {
 }
 
 fn encode(decision: u8, reasons: usize, policies: u64, message: &str, longest: usize) -> Vec<u8> {
-    let message = &message[..message.floor_char_boundary(longest.saturating_sub(VERDICT_HEADER))];
+    let mut end = message.len().min(longest.saturating_sub(VERDICT_HEADER));
+    while !message.is_char_boundary(end) {
+        end -= 1;
+    }
+    let message = &message[..end];
     let mut bytes = vec![VERSION, decision];
     bytes.extend(u16::try_from(reasons).unwrap_or(u16::MAX).to_le_bytes());
     bytes.extend((message.len() as u32).to_le_bytes());

@@ -1,4 +1,5 @@
 //! Prints a custom resource's definition, by its plural name, as the chart has it: `scripts/manifests`.
+#![forbid(unsafe_code)]
 
 fn main() {
     let plural = std::env::args().nth(1).unwrap_or_default();

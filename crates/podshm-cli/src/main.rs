@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod broker;
+mod doctor;
 mod domain;
 mod listing;
 mod pages;
@@ -34,6 +35,8 @@ enum Command {
     Ls(listing::List),
     /// Shows what happened in domains that somebody should hear of: refused calls, members that did not start, what was reaped.
     Events(listing::List),
+    /// Says what of this node, or of a cluster, is in podshm's way, and what to do about it.
+    Doctor(doctor::Arguments),
     /// Removes what is left in a domain, or the domain.
     Rm(listing::Remove),
     /// Plans, starts, watches and steers gray rollouts of node agents (also: kubectl podshm rollout).
@@ -61,6 +64,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Run(arguments) => return run::run(arguments),
         Command::Ls(arguments) => listing::list(&arguments)?,
         Command::Events(arguments) => listing::events(&arguments)?,
+        Command::Doctor(arguments) => return doctor::run(&arguments),
         Command::Rm(arguments) => listing::remove(&arguments)?,
         Command::Rollout(verb) => return rollout::run(verb),
         Command::Verify(arguments) => verify::run(&arguments)?,

@@ -169,7 +169,7 @@ impl Functions {
             member: named(py, &mut self.member, request.member),
             client,
             maybe_seen,
-            time_left: (time_left.as_secs() < u64::from(u32::MAX)).then(|| time_left.as_secs_f64()),
+            time_left: (time_left.as_secs() < u64::from(u32::MAX)).then_some(time_left.as_secs_f64()),
             total,
             data: PyBytes::new(py, bytes).unbind(),
         }

@@ -5,10 +5,10 @@
 //!      ▲        the interpreter's lock is let go while anything waits
 //!      └── exception of the error's kind (python/podshm/errors.py)
 //! ```
-//! * Handles are closed by `with`, or by their client's: [`slot`].
+//! * Handles are closed by `with`, or by their client's: `slot`.
 //! * A value or a record is copied once, out of the shared memory into the `bytes` that Python gets; numpy takes those as they are.
 //! * No thread of the library ever waits for the interpreter's lock; none that has it waits for a thread that needs it.
-//! * `unsafe` is in [`border`] alone: memory that Python's buffer protocol lends.
+//! * `unsafe` is in `border` alone: memory that Python's buffer protocol lends.
 
 mod agent;
 mod border;

@@ -172,12 +172,9 @@ impl Value {
     fn read<'py>(&self, py: Python<'py>, offset: usize, length: Option<usize>) -> PyResult<Bound<'py, PyBytes>> {
         let guard = self.guard.get()?;
         let length = length.unwrap_or_else(|| guard.value_len().saturating_sub(offset));
-        // Asked for before there is memory for it.
+        // Before there is memory for it: one byte past the end is the same error.
         if offset.checked_add(length).is_none_or(|end| end > guard.value_len()) {
-            guard
-                .read(offset, &mut vec![0; 1])
-                .and_then(|()| guard.read(guard.value_len(), &mut [0]))
-                .map_err(raised)?;
+            guard.read(guard.value_len(), &mut [0]).map_err(raised)?;
         }
         PyBytes::new_with(py, length, |place| guard.read(offset, place).map_err(raised))
     }

@@ -1,7 +1,7 @@
 //! The control plane: its programs and how they are started.
 
-use crate::place::{BRIDGE, Place, SERVICES};
-use crate::programs::{CLUSTER, Programs};
+use crate::place::{BRIDGE, Place, REGISTRY_PORT, SERVICES};
+use crate::programs::{CLUSTER, CRANE, Programs};
 use crate::supervise::{self, Program};
 use anyhow::Context;
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
@@ -27,7 +27,34 @@ pub fn first(place: &Place) -> anyhow::Result<()> {
             search_path: programs.search_path(),
         })
     };
-    supervise::run(place, SET, all.into_iter().chain(later).map(program).collect::<anyhow::Result<_>>()?)
+    let mut set: Vec<Program> = all.into_iter().chain(later).map(program).collect::<anyhow::Result<_>>()?;
+    if std::env::var_os(REGISTRY_ENV).is_some_and(|wanted| wanted == "1") {
+        set.push(registry(place)?);
+    }
+    supervise::run(place, SET, set)
+}
+
+/// Set to 1, the control plane has a registry too: this cluster is then one like any other, with images to be pulled.
+pub const REGISTRY_ENV: &str = "PODSHM_CLUSTER_REGISTRY";
+
+fn registry(place: &Place) -> anyhow::Result<Program> {
+    let programs = Programs::built(CRANE)?;
+    let disk = place.path("registry");
+    std::fs::create_dir_all(&disk)?;
+    Ok(Program {
+        name: "registry".into(),
+        path: programs.path("crane")?,
+        arguments: [
+            "registry",
+            "serve",
+            &format!("--address=0.0.0.0:{REGISTRY_PORT}"),
+            "--disk",
+            &disk.display().to_string(),
+        ]
+        .map(str::to_owned)
+        .to_vec(),
+        search_path: programs.search_path(),
+    })
 }
 
 fn etcd(place: &Place) -> Vec<String> {

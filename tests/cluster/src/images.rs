@@ -1,7 +1,7 @@
 //! Images: OCI archives with a few static programs, made here and imported into each node.
 
-use crate::place::{Place, nodes};
-use crate::programs::Programs;
+use crate::place::{Foreign, Place, nodes};
+use crate::programs::{CRANE, Programs};
 use crate::supervise::alive;
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
@@ -68,12 +68,46 @@ impl Image {
     }
 }
 
-/// Makes an image and gives it to every node.
+/// What our images' names begin with; they are to be found nowhere.
+const OURS: &str = "podshm.dev/test/";
+
+/// Objects as a cluster that is not ours is given them: images by the names that they were pushed under, and to be pulled.
+pub fn as_pulled(objects: &str) -> String {
+    match Foreign::cluster() {
+        None => objects.to_owned(),
+        Some(Foreign { registry, .. }) => {
+            let never = ["\"imagePullPolicy\":\"Never\"", "imagePullPolicy: Never"];
+            let always = ["\"imagePullPolicy\":\"Always\"", "imagePullPolicy: Always"];
+            let named = objects.replace(OURS, &format!("{registry}/podshm-test-"));
+            never.iter().zip(always).fold(named, |text, (never, always)| text.replace(never, always))
+        }
+    }
+}
+
+/// Pushes an archive to the registry of a cluster that is not ours.
+fn push(archive: &Path, image: &str) -> anyhow::Result<()> {
+    let layout = archive.with_extension("layout");
+    // Of an earlier run.
+    let _ = fs::remove_dir_all(&layout);
+    tar::Archive::new(fs::File::open(archive)?).unpack(&layout)?;
+    let mut crane = Command::new(Programs::built(CRANE)?.path("crane")?);
+    // With --insecure a registry without TLS will do; one that has it is spoken to by TLS all the same.
+    let output =
+        crane.arg("push").arg(&layout).args([&as_pulled(image), "--insecure"]).output().context("starting crane")?;
+    fs::remove_dir_all(&layout)?;
+    ensure!(output.status.success(), "pushing {image}: {}", String::from_utf8_lossy(&output.stderr).trim());
+    Ok(())
+}
+
+/// Makes an image and gives it to every node; to the registry, for a cluster that is not ours.
 pub fn provide(place: &Place, programs: &Programs, image: &Image) -> anyhow::Result<()> {
     let file = image.name.replace(['/', ':'], "_");
     let archive = place.path("images").join(format!("{file}.tar"));
     fs::create_dir_all(place.path("images"))?;
     image.write(&archive)?;
+    if Foreign::cluster().is_some() {
+        return push(&archive, &image.name);
+    }
     nodes().iter().try_for_each(|node| import(place, programs, node, &archive))
 }
 

@@ -4,7 +4,7 @@
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use podshm_cluster::place::Place;
-use podshm_cluster::programs::{CLUSTER, HELM, Programs, TESTS};
+use podshm_cluster::programs::{CLUSTER, CRANE, HELM, Programs, TESTS};
 use podshm_cluster::{control, down, node, supervise, up};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -54,7 +54,7 @@ enum Verb {
 fn main() -> anyhow::Result<()> {
     let place = Place::here();
     match Arguments::parse().verb {
-        Verb::Build => Programs::build(&[CLUSTER, TESTS, HELM].concat()).map(drop),
+        Verb::Build => Programs::build(&[CLUSTER, TESTS, HELM, CRANE].concat()).map(drop),
         Verb::Up => up::up(&place),
         Verb::Down => down::down(&place),
         Verb::Kubectl { arguments } => {

@@ -2,7 +2,7 @@
 
 use crate::cgroups;
 use crate::images::PAUSE;
-use crate::place::{Place, node_address, nodes, pod_network};
+use crate::place::{BRIDGE, Place, REGISTRY_PORT, node_address, nodes, pod_network, registry};
 use crate::programs::{CLUSTER, Programs};
 use crate::supervise::{self, Program};
 use anyhow::Context;
@@ -50,6 +50,11 @@ pub fn prepare(place: &Place, index: usize) -> anyhow::Result<()> {
         fs::write(directory.join("sysctl").join(name.replace('/', ".")), format!("{value}\n"))?;
     }
     fs::write(directory.join("containerd.toml"), containerd(&directory))?;
+    let certificates = directory.join("registries").join(registry());
+    fs::create_dir_all(&certificates)?;
+    // Nodes reach it on their bridge only.
+    let hosts = format!("[host.\"http://{BRIDGE}:{REGISTRY_PORT}\"]\n  capabilities = [\"pull\", \"resolve\"]\n");
+    fs::write(certificates.join("hosts.toml"), hosts)?;
     fs::write(directory.join("resolv.conf"), "")?;
     let (subnet, _) = pod_network(index);
     let cni = json!({
@@ -77,6 +82,9 @@ disabled_plugins = ["io.containerd.snapshotter.v1.blockfile", "io.containerd.sna
 [plugins.'io.containerd.cri.v1.images'.pinned_images]
   sandbox = "{PAUSE}"
 
+[plugins.'io.containerd.cri.v1.images'.registry]
+  config_path = "{}"
+
 [plugins.'io.containerd.cri.v1.runtime']
   # Root here may lack CAP_SYS_RESOURCE, which lowering oom_score_adj needs.
   restrict_oom_score_adj = true
@@ -91,6 +99,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.blockfile", "io.containerd.sna
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
   SystemdCgroup = false
 "#,
+        directory.join("registries").display(),
         directory.join("cni").display()
     )
 }

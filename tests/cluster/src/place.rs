@@ -55,6 +55,13 @@ pub const SERVICES: &str = "198.18.2.0/24";
 /// The API server as pods find it.
 pub const API_SERVICE: &str = "198.18.2.1";
 
+/// Where a registry listens, if there is one; without TLS.
+pub const REGISTRY_PORT: u16 = 5000;
+/// It, as the host calls it: in the names of images, too.
+pub fn registry() -> String {
+    format!("{}:{REGISTRY_PORT}", control())
+}
+
 /// A node's address.
 pub fn node_address(index: usize) -> String {
     format!("198.18.1.{}", 11 + index)
@@ -113,6 +120,32 @@ impl Place {
 
     /// For kubectl and tests.
     pub fn kubeconfig(&self) -> PathBuf {
-        self.0.join("kubeconfig")
+        Foreign::cluster().map_or_else(|| self.0.join("kubeconfig"), |foreign| foreign.kubeconfig)
+    }
+}
+
+/// Names the kubeconfig of a cluster that is not ours, which tests run on instead. `scripts/cluster.sh` sets it of KUBECONFIG.
+pub const FOREIGN_ENV: &str = "PODSHM_FOREIGN_KUBECONFIG";
+/// Where images are pushed to, and that cluster's nodes pull them from: `registry.example/team`.
+pub const REGISTRY_ENV: &str = "IMAGE_REGISTRY";
+
+/// A cluster that somebody else has brought up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Foreign {
+    /// How to reach it.
+    pub kubeconfig: PathBuf,
+    /// Where its images are.
+    pub registry: String,
+}
+
+impl Foreign {
+    /// The one that the environment names, if any.
+    pub fn cluster() -> Option<Self> {
+        let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let kubeconfig = set(FOREIGN_ENV)?.into();
+        let registry = set(REGISTRY_ENV);
+        let registry =
+            registry.unwrap_or_else(|| panic!("{FOREIGN_ENV} is set, and {REGISTRY_ENV} says of no registry"));
+        Some(Foreign { kubeconfig, registry: registry.trim_end_matches('/').to_owned() })
     }
 }

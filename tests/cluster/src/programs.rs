@@ -63,6 +63,10 @@ pub const HELM: &[Module] = &[Module {
     stamped: Some(("helm.sh/helm/v4", &["helm.sh/helm/v4/internal/version.version"])),
 }];
 
+/// What pushes images where a cluster that is not ours pulls them from.
+pub const CRANE: &[Module] =
+    &[Module { name: "crane", programs: &["crane"], minutes: 1, renamed: None, stamped: None }];
+
 /// Directories with the programs of some modules, in the order of PATH.
 #[derive(Clone, Debug)]
 pub struct Programs(Vec<PathBuf>);

@@ -39,8 +39,7 @@ pub fn remove(cluster: &Cluster) -> anyhow::Result<()> {
         gone.with_context(|| format!("{:?}", left_on(cluster, node)))?;
     }
     cluster.kubectl(&["delete", "shmdomain", "routing", "--ignore-not-found"])?;
-    cluster.kubectl(&["delete", "csidriver", "podshm.dev"])?;
-    cluster.leave(&space("podshm-system"))
+    cluster.remove("manifests/podshm.yaml")
 }
 
 /// What the daemon of a node answers at its port, as somebody on that node asks it.

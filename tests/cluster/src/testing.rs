@@ -3,7 +3,7 @@
 use crate::images::{
     CONTROLLER, POD, PODSHMD, PROBE, ROUTE_AGENT, provide_dynamic, provide_podshm, provide_route_agent,
 };
-use crate::place::Place;
+use crate::place::{Foreign, Place};
 use crate::programs::{CLUSTER, HELM, Programs};
 use crate::supervise::alive;
 use crate::{control, up::kubectl};
@@ -45,10 +45,40 @@ impl Cluster {
     /// The one that is up.
     pub fn connect() -> anyhow::Result<Self> {
         let cluster = Cluster { place: Place::here(), programs: Programs::built(CLUSTER)? };
-        // Where there is none its address is somebody else's.
-        alive(&cluster.place, control::SET).context("there is no cluster; run `make cluster-up`")?;
+        if Foreign::cluster().is_none() {
+            // Where there is none its address is somebody else's.
+            alive(&cluster.place, control::SET).context("there is no cluster; run `make cluster-up`")?;
+        }
         cluster.kubectl(&["get", "--raw=/readyz"])?;
+        if !cluster.is_ours() {
+            let found = cluster.kubectl(&["get", "csidriver", "podshm.dev", "--ignore-not-found", "-o", "name"])?;
+            ensure!(
+                found.is_empty(),
+                "podshm is installed in this cluster: tests would take it away; give them another one"
+            );
+        }
         Ok(cluster)
+    }
+
+    /// Whether it is ours: then tests may look into nodes, and stop what runs there.
+    pub fn is_ours(&self) -> bool {
+        Foreign::cluster().is_none()
+    }
+
+    /// Two nodes that take pods, by name; the same one twice where there is no other.
+    pub fn nodes(&self) -> anyhow::Result<[String; 2]> {
+        let found: Value = serde_json::from_str(&self.kubectl(&["get", "nodes", "-o", "json"])?)?;
+        let takes_pods = |node: &&Value| {
+            let conditions = node["status"]["conditions"].as_array();
+            let is_ready = conditions.into_iter().flatten().any(|c| c["type"] == "Ready" && c["status"] == "True");
+            let taints = node["spec"]["taints"].as_array();
+            is_ready && !taints.into_iter().flatten().any(|taint| taint["effect"] != "PreferNoSchedule")
+        };
+        let name = |node: &Value| node["metadata"]["name"].as_str().map(str::to_owned);
+        let names: Vec<String> =
+            found["items"].as_array().into_iter().flatten().filter(takes_pods).filter_map(name).collect();
+        let first = names.first().context("no node is ready and without taints")?;
+        Ok([first.clone(), names.get(1).unwrap_or(first).clone()])
     }
 
     /// Runs kubectl; what it prints.
@@ -103,15 +133,6 @@ impl Cluster {
         provide_podshm(&self.place, &self.programs)
     }
 
-    /// Describes a domain, once the cluster knows what that is.
-    pub fn domain(&self, name: &str, spec: &Value) -> anyhow::Result<()> {
-        let crd = ["wait", "--for=condition=Established", "crd/shmdomains.podshm.dev", "--timeout=60s"];
-        self.kubectl(&crd)?;
-        let kind =
-            json!({"apiVersion": "podshm.dev/v1alpha1", "kind": "ShmDomain", "metadata": {"name": name}, "spec": spec});
-        self.put(&[kind])
-    }
-
     /// Gives every node the image of dynamic programs.
     pub fn provide_dynamic(&self) -> anyhow::Result<()> {
         provide_dynamic(&self.place, &self.programs)
@@ -130,6 +151,9 @@ impl Cluster {
         for (name, image) in [("podshmd", PODSHMD), ("routeAgent", ROUTE_AGENT), ("controller", CONTROLLER)] {
             helm.args(["--set", &format!("images.{name}={image}")]);
         }
+        if !self.is_ours() {
+            helm.args(["--set", "images.pullPolicy=Always"]);
+        }
         for value in values {
             helm.args(["--set-json", value]);
         }
@@ -137,6 +161,27 @@ impl Cluster {
         ensure!(output.status.success(), "helm: {}", String::from_utf8_lossy(&output.stderr));
         let text = String::from_utf8(output.stdout)?;
         kubectl(&self.place, &self.programs, &["apply", "-f", "-"], &text).map(drop)
+    }
+
+    /// Makes a domain, once the chart is installed.
+    pub fn domain(&self, name: &str, spec: &Value) -> anyhow::Result<()> {
+        let patience = format!("--timeout={}s", PATIENCE.as_secs());
+        self.kubectl(&["wait", "--for=condition=Established", "crd/shmdomains.podshm.dev", &patience])?;
+        self.put(&[
+            json!({"apiVersion": "podshm.dev/v1alpha1", "kind": "ShmDomain", "metadata": {"name": name}, "spec": spec}),
+        ])
+    }
+
+    /// Takes away what [`Cluster::install`] has brought.
+    pub fn uninstall(&self) -> anyhow::Result<()> {
+        let patience = format!("--timeout={}s", PATIENCE.as_secs());
+        for what in [
+            &["csidriver/podshm.dev", "crd/shmdomains.podshm.dev", "crd/agentrollouts.podshm.dev"][..],
+            &["clusterrole,clusterrolebinding", "-l", "app.kubernetes.io/name=podshm"],
+        ] {
+            self.kubectl(&[&["delete", "--ignore-not-found", &patience], what].concat())?;
+        }
+        self.leave(&Space { name: "podshm-system".into() })
     }
 
     /// Applies objects.

@@ -1,6 +1,6 @@
 //! Brings the cluster up, saying what it does.
 
-use crate::images::{Image, PAUSE, PROBE, compile, provide};
+use crate::images::{Image, PAUSE, PROBE, as_pulled, compile, provide};
 use crate::place::{Place, nodes};
 use crate::programs::{CLUSTER, Programs};
 use crate::{cgroups, control, down, machine, network, node, pki, supervise};
@@ -92,7 +92,7 @@ pub fn kubectl(place: &Place, programs: &Programs, arguments: &[&str], input: &s
         .spawn()
         .context("starting kubectl")?;
     // It may end without having read all of it.
-    let _ = child.stdin.take().context("input is piped")?.write_all(input.as_bytes());
+    let _ = child.stdin.take().context("input is piped")?.write_all(as_pulled(input).as_bytes());
     let output = child.wait_with_output()?;
     let (said, why) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     ensure!(output.status.success(), "kubectl {}: {why}{said}", arguments.join(" "));

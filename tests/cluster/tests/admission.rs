@@ -142,7 +142,7 @@ fn a_label_is_enough() {
         })
         .collect();
     let ours = format!("LD_PRELOAD={LIBRARY}");
-    assert_eq!(variables[0], [ours.clone()]);
+    assert_eq!(variables[0].as_slice(), std::slice::from_ref(&ours));
     assert_eq!(variables[1], [format!("LD_PRELOAD=/other.so:{LIBRARY}")], "as it was written");
     assert_eq!(variables[2], ["A=1".to_owned(), format!("{ours}:/other.so")], "beside another library");
 

@@ -119,7 +119,10 @@ fn kubectl_explains_every_field() {
         ("spec.olderSchemes", "while a fleet moves over"),
         ("status.worstNodes", "The 20 nodes where most is wrong"),
     ] {
-        let said = cluster.kubectl(&["explain", &format!("shmdomains.{field}")]).unwrap();
+        // The API server may have taken the definition only just now.
+        let said =
+            until("the field to be known", || cluster.kubectl(&["explain", &format!("shmdomains.{field}")]).map(Some));
+        let said = said.unwrap();
         let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
         assert!(said.contains(says), "{field}: {said}");
     }
@@ -189,7 +192,6 @@ fn a_domain_changes_while_pods_run_and_its_status_says_how_it_is() {
     assert_eq!(condition(&found, "Ready")["status"], "True", "{found}");
     assert_eq!(condition(&found, "OverLimit")["status"], "False", "{found}");
     assert_eq!((&found["servedNodes"], &found["worstNodes"][0]["node"]), (&json!(0), &json!("a")), "{found}");
-    assert_eq!(found["worstNodes"].as_array().unwrap().len(), 1, "{found}");
     let said = cluster.kubectl(&["get", "shmd"]).unwrap();
     let header: Vec<&str> = said.lines().next().unwrap_or_default().split_whitespace().collect();
     assert_eq!(header, ["NAME", "MODES", "BUDGET", "NODES", "SERVED", "CLIENTS", "READY", "AGE"]);

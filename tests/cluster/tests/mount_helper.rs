@@ -1,7 +1,6 @@
 //! The one privileged process: what it does for podshmd, and what it refuses whoever has taken podshmd over. Needs root and no cluster;
 //! each test has a mount namespace of its own, and the helper in it no more capabilities than in its pod.
 
-use podshm_cluster::testing::PATIENCE;
 use podshm_node::helper::{Helper, Mounter, drop_privileges};
 use podshm_node::mounts::{Ask, Found, MountError, Mounts, PodVolume, is_mounted};
 use podshm_unmodified::place::{FileSystem, Part};
@@ -13,8 +12,10 @@ use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+/// It bounds a hang.
+const PATIENCE: Duration = Duration::from_secs(240);
 /// As in podshmd's pod.
 const OWNER: u32 = 65532;
 const VOLUME: &str = "0123456789abcdef0123456789abcdef";
@@ -111,7 +112,8 @@ fn what_podshmd_needs_is_done_and_done_before_is_done() {
         // As the daemon keeps a domain's directory.
         fs::set_permissions(node.path("run/domains/routing"), fs::Permissions::from_mode(0o700)).unwrap();
         let (at, target) = node.pod("u-1", "podshm.dev");
-        let publish = Ask::Publish { volume: VOLUME.into(), at: at.clone(), shm_of: Some("routing".into()) };
+        let publish =
+            Ask::Publish { volume: VOLUME.into(), at: at.clone(), shm_of: Some("routing".into()), lib_of: None };
         let early = node.ask(&publish).unwrap_err().to_string();
         assert!(early.contains("nothing is mounted there"), "{early}");
         let sysv = FileSystem { part: Part::Sysv, size: 1 << 20, inodes: None, exec: false };
@@ -151,8 +153,12 @@ fn whatever_is_no_name_or_not_ours_is_refused_by_name_and_nothing_is_mounted() {
         let (ours, target) = node.pod("u-1", "podshm.dev");
         let (foreign, _) = node.pod("u-2", "secrets-store.csi.k8s.io");
         let before = node.mounts();
-        let publish =
-            |volume: &str, at: &PodVolume| Ask::Publish { volume: volume.into(), at: at.clone(), shm_of: None };
+        let publish = |volume: &str, at: &PodVolume| Ask::Publish {
+            volume: volume.into(),
+            at: at.clone(),
+            shm_of: None,
+            lib_of: None,
+        };
         let pod = |uid: &str, name: &str| PodVolume { uid: uid.into(), name: name.into() };
         let long = "a".repeat(300);
         let mut asked = vec![
@@ -167,8 +173,8 @@ fn whatever_is_no_name_or_not_ours_is_refused_by_name_and_nothing_is_mounted() {
             asked.push((publish(bad, &ours), "the volume's directory"));
             asked.push((Ask::Withdraw { volume: bad.into() }, "the volume's directory"));
             asked.push((Ask::FileSystem { domain: bad.into(), what: shm(1) }, "the domain"));
-            let shm_of = Some(bad.into());
-            asked.push((Ask::Publish { volume: VOLUME.into(), at: ours.clone(), shm_of }, "the domain"));
+            let (shm_of, lib_of) = (Some(bad.into()), None);
+            asked.push((Ask::Publish { volume: VOLUME.into(), at: ours.clone(), shm_of, lib_of }, "the domain"));
         }
         node.own("domains/routing/shm");
         asked.push((Ask::FileSystem { domain: "routing".into(), what: shm(0) }, "size"));

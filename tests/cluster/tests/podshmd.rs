@@ -73,7 +73,6 @@ fn volumes_are_read_only_and_nothing_in_them_is_executed(cluster: &Cluster) {
         assert!(volumes.iter().all(|line| line.contains(" ro,nosuid,nodev,noexec")), "{volumes:?}");
         assert!(shm.iter().all(|line| line.contains(" rw,nosuid,nodev,noexec")), "{shm:?}");
     }
-    cluster.remove("manifests/podshm.yaml").unwrap();
 }
 
 fn records_go_to_the_agent_of_the_same_node(cluster: &Cluster, shop: &Space) {

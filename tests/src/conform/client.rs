@@ -1,6 +1,8 @@
 //! The client's half.
 
-use super::{ENDED, PATIENCE, Participant, answer, byte, bytes, check, comes, in_child, key, millis, number, say};
+use super::{
+    ENDED, PATIENCE, Participant, answer, byte, bytes, check, comes, in_child, in_children, key, millis, number, say,
+};
 use podshm::client::Pending;
 use podshm::{Client, Error, ErrorKind, Key, Spin};
 use std::path::PathBuf;
@@ -260,6 +262,7 @@ impl Participant for Joined {
             "await-present" => self.until(|client| Ok(client.agent_present())),
             "await-epoch" => self.until(|client| Ok(client.agent_epoch()? >= number(rest[0]))),
             "fork" => return in_child(|| self.as_child(rest)),
+            "prefork" => return in_children(number(rest[0]), || self.as_child(&rest[1..])),
             _ => return "no such command".into(),
         };
         if let Err(error) = &result

@@ -118,7 +118,25 @@ fn key(written: &str) -> Vec<u8> {
 
 /// Runs `work` in a forked child, and returns its answer.
 fn in_child(work: impl FnOnce() -> String) -> String {
-    let (mut ours, mut childs) = UnixStream::pair().expect("a pair of sockets");
+    begin(work).answer()
+}
+
+/// Runs `work` in so many children at once, as a prefork server does; what they all answer.
+fn in_children(count: u64, mut work: impl FnMut() -> String) -> String {
+    let children: Vec<Working> = (0..count).map(|_| begin(&mut work)).collect();
+    let mut answers: Vec<String> = children.into_iter().map(Working::answer).collect();
+    answers.dedup();
+    if answers.len() == 1 { answers.remove(0) } else { format!("the children do not agree: {answers:?}") }
+}
+
+/// A child that was forked and will answer.
+struct Working {
+    child: libc::pid_t,
+    answers: UnixStream,
+}
+
+fn begin(work: impl FnOnce() -> String) -> Working {
+    let (answers, mut childs) = UnixStream::pair().expect("a pair of sockets");
     // SAFETY: the child runs this process's code on its own copy of the memory, as a C program does after fork, and leaves by _exit. The
     // client's library thread is not there, nor any lock of its own that the library would wait for: that is what is tested.
     let child = unsafe { libc::fork() };
@@ -129,16 +147,22 @@ fn in_child(work: impl FnOnce() -> String) -> String {
         // SAFETY: ends the child without running its parent's destructors.
         unsafe { libc::_exit(i32::from(written.is_err())) };
     }
-    drop(childs);
-    let mut answer = String::new();
-    let read = ours.read_to_string(&mut answer);
-    let mut status = 0;
-    // SAFETY: waits for the child made above.
-    let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
-    if read.is_err() || waited != child || status != 0 || answer.is_empty() {
-        return "the child ended badly".into();
+    Working { child, answers }
+}
+
+impl Working {
+    /// What it says in the end.
+    fn answer(mut self) -> String {
+        let mut answer = String::new();
+        let read = self.answers.read_to_string(&mut answer);
+        let mut status = 0;
+        // SAFETY: waits for the child that `begin` made.
+        let waited = unsafe { libc::waitpid(self.child, &raw mut status, 0) };
+        if read.is_err() || waited != self.child || status != 0 || answer.is_empty() {
+            return "the child ended badly".into();
+        }
+        answer
     }
-    answer
 }
 
 /// A kind that is not an error's: whatever says it has ended.

@@ -104,7 +104,6 @@ async def serve(agent: Agent, handler: Any, *, stop: asyncio.Event | None = None
     something = asyncio.Event()
     stopped = asyncio.ensure_future(stop.wait()) if stop is not None else None
     descriptor = agent.fileno()
-    loop.add_reader(descriptor, something.set)
     try:
         while stop is None or not stop.is_set():
             progress = Progress.IDLE

@@ -13,6 +13,8 @@
 //!  podshm-cluster-pod routes lookup KEY         endpoints of a route of the route agent that take new work
 //!  podshm-cluster-pod routes follow KEY         the same at each change, with the time
 //!  podshm-cluster-pod routes load SENDER COUNT KEY    picks and reports, as `load` pushes
+//!  podshm-cluster-pod routes join               joins, and holds that until it is told to end
+//!  podshm-cluster-pod broker                    a broker of this pod's own: what an agent in each pod would have
 //!  podshm-cluster-pod ready                     whether this pod's socket is answered
 //! ```
 //! An agent leaves its tally to its successor.
@@ -26,6 +28,7 @@ use podshm_broker::{Broker, DomainConfig, Identity, Rights};
 use podshm_testkit::numbered;
 use rustix::process::{Pid, Signal, kill_process};
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -43,6 +46,8 @@ fn main() -> anyhow::Result<()> {
         ["hold"] => hold(),
         ["exchange", sender, count] => exchange(sender.parse()?, count.parse()?, false),
         ["load", sender, count] => exchange(sender.parse()?, count.parse()?, true),
+        ["broker"] => broker(),
+        ["routes", "join"] => routes::join(),
         ["look"] => look(),
         ["fill"] => fill(),
         ["leak"] => Ok(kill_process(Pid::INIT, Signal::USR1)?),
@@ -52,7 +57,7 @@ fn main() -> anyhow::Result<()> {
         ["stop"] => Ok(kill_process(Pid::INIT, Signal::TERM)?),
         ["ready"] => Client::join(SOCKETS, Duration::from_secs(2)).map(drop).context("joining"),
         _ => bail!(
-            "expected agent, sidecar, hold, ready, look, fill, leak, stop, routes, or exchange or load with SENDER COUNT, found {words:?}"
+            "expected agent, sidecar, broker, hold, ready, look, fill, leak, stop, routes, or exchange or load with SENDER COUNT, found {words:?}"
         ),
     }
 }
@@ -71,6 +76,15 @@ fn hold() -> anyhow::Result<()> {
         std::thread::sleep(Duration::from_millis(20));
     }
     Ok(())
+}
+
+fn broker() -> anyhow::Result<()> {
+    let broker = Broker::start()?;
+    broker.add_domain(DomainConfig::new("own"))?;
+    let name = |text: &str| text.to_owned();
+    let who = Identity { namespace: name("own"), pod: name("agent"), uid: name("agent"), service_account: name("own") };
+    broker.add_socket("own", Path::new(SOCKETS), who, Rights { join: false, serve: true })?;
+    hold()
 }
 
 /// Joins as often as it may.

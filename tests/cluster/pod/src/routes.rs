@@ -14,7 +14,8 @@ const LONGEST: usize = 64 * 1024;
 
 /// A route's endpoints as the table has them: those that take new work, sorted; `none` where there is no such route.
 struct Lookup {
-    client: RouteClient,
+    // While it is there the pod is a client of its domain.
+    _client: RouteClient,
     table: podshm::Table,
     buffer: Vec<u8>,
 }
@@ -22,7 +23,7 @@ struct Lookup {
 impl Lookup {
     fn join() -> anyhow::Result<Self> {
         let client = RouteClient::join(SOCKETS, PATIENCE).context("joining")?;
-        Ok(Self { table: client.client().table("routes")?, client, buffer: vec![0; LONGEST] })
+        Ok(Self { table: client.client().table("routes")?, _client: client, buffer: vec![0; LONGEST] })
     }
 
     fn ready(&mut self, key: &str) -> anyhow::Result<String> {
@@ -31,6 +32,13 @@ impl Lookup {
         let ready = route.endpoints.iter().filter(|e| e.ready).map(|e| format!("{}:{}", e.address, e.port));
         Ok(ready.collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>().join(","))
     }
+}
+
+/// `join`: a client that does nothing.
+pub fn join() -> anyhow::Result<()> {
+    let _client = RouteClient::join(SOCKETS, PATIENCE).context("joining")?;
+    println!("joined");
+    crate::hold()
 }
 
 /// `lookup KEY`: what is there now.
