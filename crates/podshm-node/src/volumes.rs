@@ -299,7 +299,8 @@ impl Volumes {
         let has = |mode| record.spec.modes.contains(&mode);
         let (has_shm, has_library) = (has(Mode::Posix), sysv::has_library(&record.spec));
         for (name, is_there) in [("shm", has_shm), (sysv::LIBRARY, has_library)] {
-            if is_there {
+            // Published before, it is the domain's own that is mounted there, and not to be changed.
+            if is_there && !mounts::is_mounted(&socket.join(name)) {
                 make_directory(&socket.join(name), 0o755)?;
             }
         }
