@@ -57,6 +57,8 @@ case $verb in
             if on_a_cluster_that_is_there && [[ " $FROM_OUTSIDE " != *" $group "* ]]; then skipped+=("$group"); continue; fi
             groups+=(--test "$group")
         done
+        # A rollout of two nodes has no middle.
+        if [[ " ${groups[*]} " == *" rollout "* ]]; then export PODSHM_CLUSTER_NODES=${PODSHM_CLUSTER_NODES:-3}; fi
         [ "${#skipped[@]}" = 0 ] || loud "skipped: ${skipped[*]}" "They need the nodes' insides; this cluster is not ours."
         [ "${#groups[@]}" != 0 ] || die "ONLY=$ONLY: no such group; there are $(basename -s .rs tests/cluster/tests/*.rs | tr '\n' ' ')"
         build

@@ -3,7 +3,7 @@
 //! Agents and business are the probe, which holds still: what is tried here is what the API server, the scheduler and kubelets make of a
 //! rollout's steps. That nobody is hurt at any moment, and that a controller may die between any two actions, is in `podshm-rollout`.
 
-use podshm_cluster::images::PROBE;
+use podshm_cluster::images::{PROBE, built_statically};
 use podshm_cluster::place::nodes;
 use podshm_cluster::testing::{Cluster, Space, until};
 use serde_json::{Value, json};
@@ -16,13 +16,9 @@ use std::time::{Duration, Instant};
 /// Replicas that the owners of business ask for.
 const ASKED: [(&str, u64); 2] = [("cart", 4), ("till", 2)];
 
-/// A program of this workspace beside this test.
+/// A program of this workspace, as it goes into its image.
 fn program(name: &str) -> PathBuf {
-    let own = std::env::current_exe().unwrap();
-    let target = own.ancestors().find(|path| path.ends_with("debug")).expect("a target directory");
-    let program = target.join(name);
-    assert!(program.exists(), "{} is not there; scripts/cluster.sh builds it", program.display());
-    program
+    built_statically(name).unwrap()
 }
 
 /// The controller, which ends with the test.

@@ -15,10 +15,6 @@ pub struct Gates {
     pub verification: Option<Verification>,
     /// How many more restarts than before a workload's pods may have; more, or one that is not ready, fails.
     pub max_new_restarts: u32,
-    /// podshm's own health, from each node's daemon: how often attaching may have failed since the batch began.
-    pub max_attach_failures: u32,
-    /// The same for records that were dropped, and calls that found their ring full.
-    pub max_drops: u32,
     /// Queries to Prometheus.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub prometheus: Vec<QueryGate>,
