@@ -90,6 +90,11 @@ impl Run<'_> {
 
     /// Whether it may begin. What it needs is looked at once, before anything is touched.
     fn admit(&mut self) -> bool {
+        if !self.marks.is_empty() {
+            // It has begun, and whoever began it died before the status said so.
+            self.status.phase = Phase::Running;
+            return true;
+        }
         let plan = plan(self.rollout, self.world);
         if plan.refusals.is_empty() {
             self.status.phase = Phase::Running;
