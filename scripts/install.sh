@@ -17,8 +17,16 @@ version=$(sed -n '/^\[workspace.package\]/,/^\[/s/^version *= *"\(.*\)"/\1/p' Ca
 abi=$(sed -n 's/.*-soname,libpodshm\.so\.\([0-9]*\)".*/\1/p' crates/podshm-capi/build.rs)
 [ -n "$version" ] && [ -n "$abi" ] || die "no version in Cargo.toml, or no soname in crates/podshm-capi/build.rs"
 
-cargo build "${CARGO_LOCKED[@]}" --quiet --profile "$PROFILE" -p podshm-cli -p podshm-capi -p route-agent -p guard-agent
 case $PROFILE in dev) built=$TARGET/debug ;; *) built=$TARGET/$PROFILE ;; esac
+# BUILT=1: the programs are there. Building a few of the workspace again turns other features of their dependencies on, and takes minutes.
+if [ "${BUILT:-}" = 1 ]; then
+    for program in podshm route-agent guard-agent; do
+        [ -x "$built/$program" ] || die "BUILT=1, but $built/$program is not there: cargo build --workspace --bins"
+    done
+    cargo build "${CARGO_LOCKED[@]}" --quiet --profile "$PROFILE" -p podshm-capi
+else
+    cargo build "${CARGO_LOCKED[@]}" --quiet --profile "$PROFILE" -p podshm-cli -p podshm-capi -p route-agent -p guard-agent
+fi
 pages=$(mktemp -d "${TMPDIR:-/tmp}/podshm-pages.XXXXXX")
 trap 'rm -rf "$pages"' EXIT
 "$built/podshm" pages "$pages"

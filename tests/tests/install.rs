@@ -17,7 +17,12 @@ fn prefix() -> &'static Path {
         let _ = std::fs::remove_dir_all(&prefix);
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
         let mut install = Command::new(root.join("scripts/install.sh"));
-        install.env("PREFIX", &prefix).env("PROFILE", "dev").env_remove("DESTDIR").env_remove("LIBDIR");
+        install
+            .env("PREFIX", &prefix)
+            .env("PROFILE", "dev")
+            .env("BUILT", "1")
+            .env_remove("DESTDIR")
+            .env_remove("LIBDIR");
         let output = install.output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         prefix
