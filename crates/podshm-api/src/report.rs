@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+/// Where a node daemon answers, at its pod's address: the port named `metrics`.
+pub const PORT: u16 = 9478;
+
 /// A node, as its daemon sees it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -2,7 +2,9 @@
 
 #![forbid(unsafe_code)]
 
+pub mod daemons;
 pub mod domains;
 pub mod lease;
+pub mod pages;
 pub mod rollout;
 pub mod uninstall;

@@ -15,7 +15,11 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Carries out AgentRollouts.
-    Rollouts,
+    Rollouts {
+        /// The namespace of podshmd.
+        #[arg(long, env = "POD_NAMESPACE", default_value = "podshm-system")]
+        namespace: String,
+    },
     /// Writes the status of ShmDomains, as the one of several that leads.
     Domains(Place),
     /// Succeeds where no pod has a volume; names those that have one. For the chart's hook, before it is uninstalled.
@@ -41,8 +45,8 @@ async fn main() -> anyhow::Result<()> {
     let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     let client = kube::Client::try_default().await?;
     match command {
-        Command::Rollouts => tokio::select! {
-            ended = rollout::run(client) => ended,
+        Command::Rollouts { namespace } => tokio::select! {
+            ended = rollout::run(client, &namespace) => ended,
             _ = term.recv() => Ok(()),
         },
         Command::Domains(Place { namespace, name }) => {

@@ -1,29 +1,18 @@
 //! Whether the chart may be uninstalled: not while a pod has a volume, since nobody would be left to take it away, and the pod could not end.
 
+use crate::pages;
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{Api, ListParams};
-use kube::{Client, ResourceExt};
+use kube::{Api, Client, ResourceExt};
+use podshm_api::DRIVER;
 use std::fmt::Write;
 
-/// The driver's name, as pods' volumes have it.
-const DRIVER: &str = "podshm.dev";
-/// Pods of a page.
-const PAGE: u32 = 500;
 /// Pods that are named.
 const NAMED: usize = 50;
 
 /// Fails where pods have volumes of the driver, and names them.
 pub async fn check(client: Client) -> anyhow::Result<()> {
-    let pods = Api::<Pod>::all(client);
-    let (mut found, mut page) = (Vec::new(), ListParams::default().limit(PAGE));
-    loop {
-        let listed = pods.list(&page).await?;
-        found.extend(listed.items.iter().filter(|pod| has_volume(pod)).map(named));
-        match listed.metadata.continue_.filter(|next| !next.is_empty()) {
-            Some(next) => page = page.continue_token(&next),
-            None => break,
-        }
-    }
+    let mut found = Vec::new();
+    pages::each(&Api::<Pod>::all(client), |pod| found.extend(has_volume(&pod).then(|| named(&pod)))).await?;
     anyhow::ensure!(found.is_empty(), "{}", refusal(&found));
     println!("no pod has a volume of {DRIVER}");
     Ok(())

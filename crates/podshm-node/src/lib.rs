@@ -35,5 +35,4 @@ pub mod sysv;
 pub mod volumes;
 pub mod watch;
 
-/// The driver's name: of the CSIDriver object, and in pods' volumes.
-pub const DRIVER: &str = "podshm.dev";
+pub use podshm_api::DRIVER;

@@ -19,6 +19,7 @@ use crate::sockets::SocketFile;
 use crate::volumes::Volumes;
 use crate::{DRIVER, sockets, watch};
 use anyhow::Context;
+use podshm_api::report::PORT;
 use podshm_broker::{Broker, BrokerConfig};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{self, File, OpenOptions};
@@ -78,9 +79,6 @@ impl Options {
         Memory::of_this_process(self.memory_reserve)
     }
 }
-
-/// The port's number, unless another is said.
-const PORT: u16 = 9478;
 
 /// Serves until SIGTERM or SIGINT.
 pub async fn run(options: Options) -> anyhow::Result<()> {

@@ -4,6 +4,7 @@ use crate::world::{name, selector};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Toleration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use podshm_api::DRIVER;
 use podshm_api::rollout::{MADE_BY, Mark, Workload};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -155,23 +156,24 @@ pub fn slim_form(workload: &Workload, fat: &Deployment, mark: &Mark, rollout: &s
     Ok(Deployment { metadata: meta, spec: Some(spec), status: None })
 }
 
-/// Gives a pod a domain's volume, once.
-pub(crate) fn join(pod: &mut Value, domain: &str, dev_shm: bool) {
+/// Gives all containers of a pod's spec a domain's volume, once.
+pub fn join(pod: &mut Value, domain: &str, dev_shm: bool) {
     let has = |list: &Value, key: &str, value: &str| {
         list.as_array().is_some_and(|all| all.iter().any(|one| one[key] == value))
     };
     if !has(&pod["volumes"], "name", "podshm") {
-        let volume = json!({"name": "podshm", "csi": {"driver": "podshm.dev", "volumeAttributes": {"domain": domain}}});
+        let volume = json!({"name": "podshm", "csi": {"driver": DRIVER, "volumeAttributes": {"domain": domain}}});
         push(&mut pod["volumes"], volume);
     }
-    let containers = pod["containers"].as_array_mut();
-    for container in containers.into_iter().flatten() {
-        let mounts = &mut container["volumeMounts"];
-        if !has(mounts, "mountPath", "/run/podshm") {
-            push(mounts, json!({"name": "podshm", "mountPath": "/run/podshm"}));
-        }
-        if dev_shm && !has(mounts, "mountPath", "/dev/shm") {
-            push(mounts, json!({"name": "podshm", "mountPath": "/dev/shm", "subPath": "shm"}));
+    for list in ["containers", "initContainers"] {
+        for container in pod.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
+            let mounts = &mut container["volumeMounts"];
+            if !has(mounts, "mountPath", "/run/podshm") {
+                push(mounts, json!({"name": "podshm", "mountPath": "/run/podshm"}));
+            }
+            if dev_shm && !has(mounts, "mountPath", "/dev/shm") {
+                push(mounts, json!({"name": "podshm", "mountPath": "/dev/shm", "subPath": "shm"}));
+            }
         }
     }
 }
@@ -198,5 +200,29 @@ fn merge(target: &mut Value, patch: &Value) {
             Value::Null => drop(target.remove(key)),
             _ => merge(target.entry(key.clone()).or_insert(Value::Null), value),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_volume_is_added_once_and_to_init_containers_too() {
+        let mut pod = json!({
+            "containers": [{"name": "business", "volumeMounts": [{"name": "own", "mountPath": "/dev/shm"}]}],
+            "initContainers": [{"name": "helper"}],
+        });
+        join(&mut pod, "routing", true);
+        let once = pod.clone();
+        join(&mut pod, "routing", true);
+        assert_eq!(pod, once);
+        assert_eq!(pod["volumes"][0]["csi"]["volumeAttributes"]["domain"], "routing");
+        let paths = |list: &str| {
+            let mounts = pod[list][0]["volumeMounts"].as_array().unwrap();
+            mounts.iter().map(|one| one["mountPath"].clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(paths("containers"), ["/dev/shm", "/run/podshm"], "what is there stays");
+        assert_eq!(paths("initContainers"), ["/run/podshm", "/dev/shm"]);
     }
 }

@@ -25,7 +25,7 @@ pub struct Gates {
     pub approval: bool,
 }
 
-/// What a verification pod runs. It has the domain's volume at /run/podshm, and its /dev/shm.
+/// What a verification pod runs. It has the domain's volume at /run/podshm.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Verification {
@@ -40,6 +40,8 @@ pub struct Verification {
     pub command: Vec<String>,
     /// Its environment.
     pub env: BTreeMap<String, String>,
+    /// The domain's /dev/shm instead of the pod's own; for a domain of mode posix.
+    pub dev_shm: bool,
     /// How long it may take.
     #[serde(default = "two_minutes")]
     pub timeout_seconds: u32,

@@ -1,7 +1,7 @@
 //! The loop.
 
-use super::ask::{DAEMONS, Daemon, Daemons};
 use super::summary::Round;
+use crate::daemons::{Answers, DAEMONS, Daemon, Daemons};
 use crate::lease::Lead;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
@@ -41,7 +41,9 @@ pub async fn run(client: Client, namespace: &str, lead: Lead) -> anyhow::Result<
         loop {
             tick.tick().await;
             lead.held().await;
-            let round = asker.round(daemons.state().iter().filter_map(|pod| Daemon::of(pod)).collect()).await;
+            let due = daemons.state().iter().filter_map(|pod| Daemon::of(pod)).collect();
+            let Answers { reports, silent } = asker.round(due).await;
+            let round = Round::new(reports, silent.len());
             for domain in domains.state() {
                 // A round may have taken its time.
                 if lead.is_held()

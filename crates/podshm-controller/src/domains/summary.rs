@@ -1,8 +1,8 @@
 //! One status out of all nodes' reports. No I/O.
 
-use podshm_api::report::{DomainReport, NodeCondition, NodeReport};
+use podshm_api::report::{DomainReport, NodeCondition, NodeReport, PORT};
 use podshm_api::status::{LONGEST, WORST};
-use podshm_api::{Condition, ConditionStatus, DomainStatus, WorstNode};
+use podshm_api::{Condition, ConditionStatus, DomainStatus, WorstNode, clipped};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
@@ -110,15 +110,6 @@ fn severity(reason: &str) -> usize {
     }
 }
 
-/// No more than so many bytes, whole characters.
-fn clipped(text: &str, most: usize) -> String {
-    let mut end = most.min(text.len());
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text[..end].to_owned()
-}
-
 fn conditions(status: &DomainStatus, answered: i64, over_limit: i64, worst: Option<&str>) -> Vec<Condition> {
     let DomainStatus { outdated_nodes: outdated, silent_nodes: silent, degraded_nodes: degraded, .. } = *status;
     let condition = |kind: &str, holds: ConditionStatus, reason: &str, message: String| Condition {
@@ -135,7 +126,7 @@ fn conditions(status: &DomainStatus, answered: i64, over_limit: i64, worst: Opti
             ConditionStatus::Unknown,
             "NoReports",
             format!(
-                "no node's daemon answers, of {silent}; see that podshmd runs and that the controller reaches its port 9478"
+                "no node's daemon answers, of {silent}; see that podshmd runs and that the controller reaches its port {PORT}"
             ),
         ),
         (_, 0) => condition("Ready", ConditionStatus::True, "Current", format!("{answered} nodes go by it")),

@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1::{Node, Pod, Taint};
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Client, Resource, ResourceExt};
 use podshm_api::rollout::{ASKED, AgentRollout, FIELD_MANAGER, MADE_BY, NODE_MARK, VERIFIES, Verification};
-use podshm_rollout::{Action, Change, World, slim_form};
+use podshm_rollout::{Action, Change, World, join, slim_form};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
@@ -177,9 +177,7 @@ fn verification_pod(rollout: &AgentRollout, gate: &Verification, node: &str) -> 
         },
     });
     if let Some(domain) = &rollout.spec.domain {
-        pod["spec"]["volumes"] =
-            json!([{"name": "podshm", "csi": {"driver": "podshm.dev", "volumeAttributes": {"domain": domain}}}]);
-        pod["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "podshm", "mountPath": "/run/podshm"}]);
+        join(&mut pod["spec"], domain, gate.dev_shm);
     }
     let owner = rollout.owner_ref(&()).map(|owner| json!([owner]));
     pod["metadata"]["ownerReferences"] = owner.unwrap_or(json!([]));

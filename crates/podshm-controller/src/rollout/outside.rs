@@ -1,4 +1,4 @@
-//! Gates that somebody else answers: node daemons, Prometheus, Jobs.
+//! Gates that somebody else answers: Prometheus, Jobs.
 
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Bytes;
@@ -9,20 +9,16 @@ use hyper_util::rt::TokioExecutor;
 use k8s_openapi::api::batch::v1::Job;
 use kube::api::{Api, PostParams};
 use kube::{Client, Resource, ResourceExt};
-use podshm_api::report::NodeReport;
 use podshm_api::rollout::{AgentRollout, JobGate, MADE_BY, QueryGate, Verdict, VerdictResult};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// What an answer may have, in bytes.
 const MOST: usize = 4 << 20;
-/// Where node daemons answer.
-const PORT: u16 = 9478;
 
-/// Asks over HTTP.
+/// Asks Prometheus, by HTTP or HTTPS with the machine's own certificates.
 #[derive(Clone)]
 pub(super) struct Asker(Http<HttpsConnector<HttpConnector>, Empty<Bytes>>);
 
@@ -53,26 +49,6 @@ impl Asker {
             Err(error) => Err(format!("the server does not answer: {error:#}")),
         };
         judge(gate, found)
-    }
-
-    /// What node daemons say, by node; those that do not answer are left out.
-    pub async fn reports(&self, daemons: Vec<(String, String)>) -> BTreeMap<String, NodeReport> {
-        let asked = daemons.into_iter().map(|(node, address)| {
-            let asker = self.clone();
-            async move {
-                let host = if address.contains(':') { format!("[{address}]") } else { address };
-                let answer = asker.json(&format!("http://{host}:{PORT}/domains")).await;
-                match answer.and_then(|answer| Ok(serde_json::from_value(answer)?)) {
-                    Ok(report) => Some((node, report)),
-                    Err(error) => {
-                        tracing::debug!(node, %error, "a node daemon does not answer");
-                        None
-                    }
-                }
-            }
-        });
-        use futures::StreamExt;
-        futures::stream::iter(asked).buffer_unordered(16).filter_map(std::future::ready).collect().await
     }
 }
 

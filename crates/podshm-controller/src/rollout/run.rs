@@ -3,7 +3,8 @@
 use super::act::act;
 use super::outside::{Asker, job};
 use super::view::Stores;
-use k8s_openapi::api::core::v1::ObjectReference;
+use crate::daemons::{DAEMONS, Daemon, Daemons};
+use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, Patch, PatchParams};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
@@ -11,7 +12,7 @@ use kube::{Client, Resource, ResourceExt};
 use podshm_api::rollout::{AgentRollout, AgentRolloutStatus, FIELD_MANAGER, NodeMark, NodeState, Phase};
 use podshm_rollout::{Action, World, step};
 use serde_json::json;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 /// Soaks and deadlines end without anything that changes.
@@ -23,8 +24,8 @@ const LAG: Duration = Duration::from_secs(5);
 /// How often node daemons and queries are asked.
 const ASK: Duration = Duration::from_secs(5);
 
-/// Carries out every rollout there is, until the API can't be reached for good.
-pub async fn run(client: Client) -> anyhow::Result<()> {
+/// Carries out every rollout there is, for good. Node daemons are those of this namespace.
+pub async fn run(client: Client, namespace: &str) -> anyhow::Result<()> {
     let (changed, mut changes) = tokio::sync::mpsc::unbounded_channel();
     let stores = Stores::watch(&client, &changed);
     stores.ready().await?;
@@ -33,6 +34,8 @@ pub async fn run(client: Client) -> anyhow::Result<()> {
         recorder: Recorder::new(client.clone(), Reporter { controller: FIELD_MANAGER.into(), instance: None }),
         client,
         asker: Asker::new()?,
+        daemons: Daemons::default(),
+        namespace: namespace.to_owned(),
         written: HashMap::new(),
         asked: None,
     };
@@ -61,6 +64,9 @@ struct Controller {
     client: Client,
     recorder: Recorder,
     asker: Asker,
+    daemons: Daemons,
+    /// podshmd's.
+    namespace: String,
     /// By uid: the version of a rollout that was acted upon, and when. Until there is another one, the status that was written is not seen.
     written: HashMap<String, (String, Instant)>,
     /// What was said outside, and when.
@@ -115,7 +121,7 @@ impl Controller {
         if !is_fresh {
             let mut said = World { rollouts: vec![rollout.clone()], ..World::default() };
             if rollout.spec.domain.is_some() {
-                said.reports = self.asker.reports(daemons(rollout, world)).await;
+                said.reports = self.daemons.round(daemons(rollout, world, &self.namespace)).await.reports;
             }
             for gate in &rollout.spec.gates.prometheus {
                 said.outside.push(self.asker.query(gate).await);
@@ -168,24 +174,55 @@ impl Controller {
     }
 }
 
-/// Node and address of the daemons that a rollout asks: those of nodes it has touched.
-fn daemons(rollout: &AgentRollout, world: &World) -> Vec<(String, String)> {
-    let touched: BTreeMap<&String, ()> = world
-        .nodes
-        .iter()
-        .filter(|(_, node)| {
-            let mark = node.annotations().get(podshm_api::rollout::NODE_MARK);
-            mark.is_some_and(|mark| rollout.uid().is_some_and(|uid| mark.contains(&uid)))
-        })
-        .map(|(name, _)| (name, ()))
-        .collect();
-    let is_daemon = |pod: &&k8s_openapi::api::core::v1::Pod| {
-        pod.labels().get("app.kubernetes.io/component").is_some_and(|component| component == "podshmd")
+/// The daemons that a rollout asks: those of nodes it has touched.
+fn daemons(rollout: &AgentRollout, world: &World, namespace: &str) -> Vec<Daemon> {
+    let uid = rollout.uid().unwrap_or_default();
+    let is_touched = |node: &str| {
+        let mark = world.nodes.get(node).and_then(|node| node.annotations().get(podshm_api::rollout::NODE_MARK));
+        mark.and_then(|mark| serde_json::from_str::<NodeMark>(mark).ok()).is_some_and(|mark| mark.uid == uid)
     };
-    let place = |pod: &k8s_openapi::api::core::v1::Pod| {
-        let node = pod.spec.as_ref()?.node_name.clone()?;
-        let address = pod.status.as_ref()?.pod_ip.clone()?;
-        touched.contains_key(&node).then_some((node, address))
+    let is_daemon = |pod: &&Pod| {
+        let labels = pod.labels().iter().map(|(key, value)| format!("{key}={value}"));
+        pod.namespace().as_deref() == Some(namespace) && labels.into_iter().any(|label| label == DAEMONS)
     };
-    world.pods.iter().filter(is_daemon).filter_map(place).collect()
+    world.pods.iter().filter(is_daemon).filter_map(Daemon::of).filter(|daemon| is_touched(&daemon.node)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_podshmds_own_pods_on_nodes_that_are_touched_are_asked() {
+        let object = json!({
+            "apiVersion": "podshm.dev/v1alpha1", "kind": "AgentRollout", "metadata": {"name": "r", "uid": "u-1"},
+            "spec": {"agents": [], "batches": []},
+        });
+        let rollout: AgentRollout = serde_json::from_value(object).unwrap();
+        let node = |name: &str, uid: &str| {
+            let mark = json!(NodeMark { uid: uid.into(), ..NodeMark::default() }).to_string();
+            let node = json!({"metadata": {"name": name, "annotations": {podshm_api::rollout::NODE_MARK: mark}}});
+            (name.to_owned(), serde_json::from_value(node).unwrap())
+        };
+        let pod = |namespace: &str, app: &str, node: &str| {
+            serde_json::from_value::<Pod>(json!({
+                "metadata": {"namespace": namespace, "name": format!("{app}-{node}"), "labels": {"app": app}},
+                "spec": {"nodeName": node, "containers": []},
+                "status": {"phase": "Running", "podIP": "10.0.0.1"},
+            }))
+            .unwrap()
+        };
+        let world = World {
+            nodes: [node("a", "u-1"), node("b", "u-0")].into(),
+            pods: vec![
+                pod("podshm-system", "podshmd", "a"),
+                pod("podshm-system", "podshmd", "b"),
+                pod("podshm-system", "route-agent", "a"),
+                pod("shop", "podshmd", "a"),
+            ],
+            ..World::default()
+        };
+        let url = format!("http://10.0.0.1:{}/domains", podshm_api::report::PORT);
+        assert_eq!(daemons(&rollout, &world, "podshm-system"), [Daemon { node: "a".into(), url }]);
+    }
 }

@@ -1,21 +1,18 @@
 //! The cluster as a rollout sees it, by watches (the controller) or by lists (`podshm rollout plan`).
 
+use crate::pages::{self, PAGE};
 use futures::StreamExt;
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use kube::api::{Api, ListParams};
 use kube::runtime::reflector::{self, Store};
 use kube::runtime::{WatchStreamExt, watcher};
-use kube::{Client, Resource, ResourceExt};
+use kube::{Api, Client, Resource, ResourceExt};
 use podshm_api::rollout::AgentRollout;
 use podshm_rollout::World;
 use std::fmt::Debug;
 use tokio::sync::mpsc::UnboundedSender;
-
-/// Objects that a page of a list has.
-const PAGE: u32 = 500;
 
 /// What a store has no use for, and most of its bytes.
 trait Trim {
@@ -188,17 +185,11 @@ async fn list<K>(client: &Client) -> kube::Result<Vec<K>>
 where
     K: Resource<DynamicType = ()> + Trim + Clone + Debug + serde::de::DeserializeOwned,
 {
-    let api = Api::<K>::all(client.clone());
-    let (mut all, mut parameters) = (Vec::new(), ListParams::default().limit(PAGE));
-    loop {
-        let page = api.list(&parameters).await?;
-        all.extend(page.items.into_iter().map(|mut object| {
-            trimmed(&mut object);
-            object
-        }));
-        match page.metadata.continue_.filter(|token| !token.is_empty()) {
-            Some(token) => parameters = parameters.continue_token(&token),
-            None => return Ok(all),
-        }
-    }
+    let mut all = Vec::new();
+    pages::each(&Api::<K>::all(client.clone()), |mut object| {
+        trimmed(&mut object);
+        all.push(object);
+    })
+    .await?;
+    Ok(all)
 }

@@ -9,21 +9,18 @@ use k8s_openapi::api::node::v1::RuntimeClass;
 use k8s_openapi::api::storage::v1::{CSIDriver, CSINode};
 use kube::api::ListParams;
 use kube::{Api, Client, Config, Resource, ResourceExt};
+use podshm_api::DRIVER;
 use podshm_api::domain::ShmDomain;
-use podshm_api::report::NodeReport;
+use podshm_api::report::{NodeReport, PORT};
 use podshm_api::status::ConditionStatus;
+use podshm_controller::pages;
 use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::path::Path;
 
-const DRIVER: &str = "podshm.dev";
 const ENFORCE: &str = "pod-security.kubernetes.io/enforce";
 const PROFILE: &str = "security.openshift.io/csi-ephemeral-volume-profile";
-/// podshmd's port for reports.
-const PORT: u16 = 9478;
-/// Objects that are asked for at once.
-const PAGE: u32 = 500;
 /// Handlers of runtimes that give pods a kernel of their own.
 const FOREIGN: [&str; 3] = ["runsc", "gvisor", "kata"];
 
@@ -217,15 +214,9 @@ impl Asked {
 }
 
 async fn listed<K: Clone + Debug + DeserializeOwned>(api: &Api<K>) -> kube::Result<Vec<K>> {
-    let (mut all, mut params) = (Vec::new(), ListParams::default().limit(PAGE));
-    loop {
-        let page = api.list(&params).await?;
-        all.extend(page.items);
-        match page.metadata.continue_.filter(|token| !token.is_empty()) {
-            Some(token) => params = params.continue_token(&token),
-            None => return Ok(all),
-        }
-    }
+    let mut all = Vec::new();
+    pages::each(api, |object| all.push(object)).await?;
+    Ok(all)
 }
 
 fn named(object: &impl ResourceExt) -> (String, String) {

@@ -1,6 +1,5 @@
 //! Which daemons there are, and what they say.
 
-use super::summary::Round;
 use anyhow::Context;
 use futures::StreamExt;
 use http_body_util::{BodyExt, Empty, Limited};
@@ -9,13 +8,12 @@ use hyper_util::client::legacy::Client as Http;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use k8s_openapi::api::core::v1::Pod;
-use podshm_api::report::NodeReport;
+use podshm_api::report::{NodeReport, PORT};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-/// The label by which daemons' pods are found, in our namespace alone.
+/// The label by which daemons' pods are found, in our namespace alone: elsewhere anybody may have it.
 pub const DAEMONS: &str = "app=podshmd";
-/// Where they answer, unless their pod says otherwise: the port named `metrics`.
-const PORT: i32 = 9478;
 /// How long one may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How many are asked at once.
@@ -44,10 +42,19 @@ impl Daemon {
         let port = ports
             .into_iter()
             .find(|port| port.name.as_deref() == Some("metrics"))
-            .map_or(PORT, |port| port.container_port);
+            .map_or(i32::from(PORT), |port| port.container_port);
         let host = if address.contains(':') { format!("[{address}]") } else { address.clone() };
         Some(Daemon { node, url: format!("http://{host}:{port}/domains") })
     }
+}
+
+/// What daemons have said, once round.
+#[derive(Clone, Debug, Default)]
+pub struct Answers {
+    /// By node.
+    pub reports: BTreeMap<String, NodeReport>,
+    /// Nodes whose daemon does not answer.
+    pub silent: BTreeSet<String>,
 }
 
 /// Asks them.
@@ -62,10 +69,10 @@ impl Default for Daemons {
 
 impl Daemons {
     /// Once round: of two daemons of a node, one of which follows the other, the one that serves.
-    pub async fn round(&self, daemons: Vec<Daemon>) -> Round {
+    pub async fn round(&self, daemons: Vec<Daemon>) -> Answers {
         let asked = daemons.into_iter().map(|daemon| async move { (self.report(&daemon).await, daemon) });
         let mut answers = futures::stream::iter(asked).buffer_unordered(AT_ONCE);
-        let (mut reports, mut silent) = (std::collections::BTreeMap::new(), std::collections::BTreeSet::new());
+        let Answers { mut reports, mut silent } = Answers::default();
         while let Some((answer, daemon)) = answers.next().await {
             match answer {
                 Ok(report) if report.registered || !reports.contains_key(&daemon.node) => {
@@ -79,7 +86,7 @@ impl Daemons {
             }
         }
         silent.retain(|node| !reports.contains_key(node));
-        Round::new(reports, silent.len())
+        Answers { reports, silent }
     }
 
     async fn report(&self, daemon: &Daemon) -> anyhow::Result<NodeReport> {
