@@ -136,7 +136,7 @@ pub struct DomainSpec {
     // Never null: then nobody has to say what that would mean.
     #[schemars(with = "Bytes")]
     pub shm_size: Option<Bytes>,
-    /// Bounds of mode sysv. Where it is left out: 256Mi each, 4096 segments.
+    /// Bounds of mode sysv. Where it is left out: 64Mi each, 4096 segments.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "SysvSpec")]
     pub sysv: Option<SysvSpec>,
@@ -158,16 +158,17 @@ pub struct DomainSpec {
     pub older_schemes: BTreeSet<OlderScheme>,
 }
 
+// With these a domain of any one mode fits into what the chart gives podshmd.
 fn budget() -> Bytes {
-    Bytes(256 << 20)
-}
-
-fn per_pod() -> Bytes {
     Bytes(64 << 20)
 }
 
+fn per_pod() -> Bytes {
+    Bytes(16 << 20)
+}
+
 fn shm_size() -> Bytes {
-    Bytes(256 << 20)
+    Bytes(64 << 20)
 }
 
 fn shmmni() -> u32 {

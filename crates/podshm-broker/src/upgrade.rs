@@ -13,9 +13,9 @@
 use crate::BrokerError;
 use crate::event_loop::Loop;
 use podshm_layout::step::{self, Step};
-use podshm_region::peer::{Peer, process_of};
+use podshm_region::peer::{Peer, credentials, process_of};
 use podshm_region::{Memory, descriptors};
-use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen, socket_with,
 };
@@ -95,13 +95,10 @@ fn receive_all(socket: &OwnedFd, passed: &mut BTreeMap<u64, Memory>) -> io::Resu
 
 /// Kills the broker at the other end, if it is another process: it has had its time.
 fn end(socket: &OwnedFd) {
-    let own = rustix::process::getpid();
-    match (socket_peercred(socket), process_of(socket.as_fd())) {
+    let own = rustix::process::getpid().as_raw_nonzero().get();
+    match (credentials(socket), process_of(socket.as_fd())) {
         (Ok(peer), Ok(Peer::Alive(process, _))) if peer.pid != own => {
-            tracing::warn!(
-                pid = peer.pid.as_raw_nonzero().get(),
-                "the broker before this one does not answer; it is killed"
-            );
+            tracing::warn!(pid = peer.pid, "the broker before this one does not answer; it is killed");
             let _ = pidfd_send_signal(process, Signal::KILL);
         }
         _ => {}

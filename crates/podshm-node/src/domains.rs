@@ -257,7 +257,7 @@ mod tests {
         fs::write(directory.join("endless"), r#"{"modes": ["posix"], "shmSize": "0"}"#).unwrap();
         let domains = Domains::at(&directory);
         assert!(domains.find("endless").unwrap_err().to_string().contains("not 0"));
-        assert_eq!(domains.find("routing").unwrap().budget, Bytes(256 << 20));
+        assert_eq!(domains.find("routing").unwrap().budget, Bytes(64 << 20));
         assert!(domains.find("odd").unwrap_err().to_string().contains("field bugdet"));
         assert!(domains.find("deep").unwrap_err().to_string().contains("field join.namespaces"));
         for absent in ["other", "../routing", ".", ""] {

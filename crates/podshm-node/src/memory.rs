@@ -127,6 +127,19 @@ mod tests {
     }
 
     #[test]
+    fn a_domain_that_says_no_sizes_fits_into_what_the_chart_gives() {
+        let values = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/chart/values.yaml");
+        let values = fs::read_to_string(values).unwrap();
+        let given = values.split("\npodshmd:\n").nth(1).and_then(|part| part.split("  memory: ").nth(1)).unwrap();
+        let given = Bytes::try_from(given.lines().next().unwrap().to_owned()).unwrap();
+        let memory = Memory { limit: Some(given.0), reserve: RESERVE };
+        let spec: podshm_api::DomainSpec = serde_json::from_str(r#"{"modes": ["channel"]}"#).unwrap();
+        memory.admit(spec.budget.0, 0).unwrap();
+        let sysv = podshm_api::SysvSpec::default();
+        memory.admit(sysv.shmall.0 + spec.shm_bytes(), 0).unwrap();
+    }
+
+    #[test]
     fn a_containers_limit_is_found_in_both_versions() {
         // As runc mounts it without a cgroup namespace; with one, path and root are "/".
         let v1 = "36 25 0:30 /kubepods/pod1/c1 /sys/fs/cgroup/memory ro,nosuid - cgroup cgroup rw,memory\n\
