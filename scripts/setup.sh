@@ -15,7 +15,7 @@
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 
-# <Debian package> <command that proves it is there on any distribution>
+# <Debian package> <command, or python3:MODULE, that proves it is there on any distribution>
 PACKAGES='
 build-essential cc
 pkg-config      pkg-config
@@ -38,7 +38,7 @@ python3-pip /usr/bin/pip3
 '
 # What a venv is made with.
 PYTHON='
-python3-venv    /usr/share/doc/python3-venv
+python3-venv    python3:ensurepip
 '
 # What boots another kernel.
 VM='
@@ -56,11 +56,18 @@ CARGO_DENY_VERSION=0.20.2
 CARGO_FUZZ_VERSION=0.13.1
 CBINDGEN_VERSION=0.29.4
 
+is_there() {
+    case $1 in
+        python3:*) have python3 && python3 -c "import ${1#python3:}" 2>/dev/null ;;
+        *) PATH="$PATH:/usr/sbin:/sbin" have "$1" ;;
+    esac
+}
+
 missing_packages() {
-    local package command
-    while read -r package command; do
+    local package proof
+    while read -r package proof; do
         [ -n "$package" ] || continue
-        PATH="$PATH:/usr/sbin:/sbin" have "$command" || printf '%s ' "$package"
+        is_there "$proof" || printf '%s ' "$package"
     done <<<"$PACKAGES"
 }
 

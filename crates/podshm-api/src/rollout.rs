@@ -135,6 +135,13 @@ pub struct AgentRef {
     pub name: String,
 }
 
+impl AgentRef {
+    /// `namespace/name`
+    pub fn full_name(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+}
+
 /// Label and taint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default)]
@@ -215,6 +222,13 @@ pub struct Workload {
     pub name: String,
     /// How its slim form differs.
     pub slim: Slim,
+}
+
+impl Workload {
+    /// `namespace/name`
+    pub fn full_name(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
 }
 
 fn deployment() -> String {

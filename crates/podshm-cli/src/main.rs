@@ -7,6 +7,7 @@ mod domain;
 mod listing;
 mod pages;
 mod past;
+#[cfg(feature = "kubernetes")]
 mod rollout;
 mod run;
 mod serve;
@@ -40,6 +41,7 @@ enum Command {
     /// Removes what is left in a domain, or the domain.
     Rm(listing::Remove),
     /// Plans, starts, watches and steers gray rollouts of node agents (also: kubectl podshm rollout).
+    #[cfg(feature = "kubernetes")]
     #[command(subcommand)]
     Rollout(rollout::Verb),
     /// Does a real round trip with the agent of this node: lookups, reports, calls. Runs in a pod of the domain.
@@ -66,6 +68,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Events(arguments) => listing::events(&arguments)?,
         Command::Doctor(arguments) => return doctor::run(&arguments),
         Command::Rm(arguments) => listing::remove(&arguments)?,
+        #[cfg(feature = "kubernetes")]
         Command::Rollout(verb) => return rollout::run(verb),
         Command::Verify(arguments) => verify::run(&arguments)?,
         Command::Pages(arguments) => pages::write(self::Arguments::command(), &arguments)?,

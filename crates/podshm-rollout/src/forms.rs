@@ -62,7 +62,7 @@ pub fn slim_name(workload: &Workload) -> String {
 
 /// The slim form, with no replicas.
 pub fn slim_form(workload: &Workload, fat: &Deployment, mark: &Mark, rollout: &str) -> Result<Deployment, FormError> {
-    let of = format!("{}/{}", workload.namespace, workload.name);
+    let of = workload.full_name();
     let malformed = |what: String| FormError::Malformed { workload: of.clone(), what };
     let slim = &workload.slim;
     let mut spec = fat.spec.clone().ok_or_else(|| malformed("the Deployment has no spec".into()))?;

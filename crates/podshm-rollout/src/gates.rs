@@ -183,7 +183,7 @@ fn business(rollout: &AgentRollout, world: &World, workloads: &[WorkloadStatus])
 
 /// Restarts of all pods of both forms of a workload.
 pub(crate) fn restarts_of(rollout: &AgentRollout, world: &World, of: &str) -> u32 {
-    let workload = rollout.spec.workloads.iter().find(|one| format!("{}/{}", one.namespace, one.name) == of);
+    let workload = rollout.spec.workloads.iter().find(|one| one.full_name() == of);
     let forms = workload.into_iter().flat_map(|one| [one.name.clone(), crate::forms::slim_name(one)]);
     let space = workload.map(|one| one.namespace.clone()).unwrap_or_default();
     forms.filter_map(|form| world.deployment(&space, &form)).map(|form| world.pods_of(form).restarts()).sum()

@@ -43,9 +43,15 @@ struct Forms<'w> {
 }
 
 /// Moves fat pods off nodes that are converted.
-pub(crate) fn forward(rollout: &AgentRollout, world: &World, index: usize, converted: &BTreeSet<&str>) -> Moves {
+pub(crate) fn forward(
+    rollout: &AgentRollout,
+    world: &World,
+    before: &[WorkloadStatus],
+    index: usize,
+    converted: &BTreeSet<&str>,
+) -> Moves {
     let workload = &rollout.spec.workloads[index];
-    let (mut moves, forms) = match look(rollout, world, workload) {
+    let (mut moves, forms) = match look(rollout, world, before, workload) {
         Ok(found) => found,
         Err(moves) => return moves,
     };
@@ -96,17 +102,15 @@ pub(crate) fn forward(rollout: &AgentRollout, world: &World, index: usize, conve
 }
 
 /// Moves everything back.
-pub(crate) fn back(rollout: &AgentRollout, world: &World, index: usize) -> Moves {
+pub(crate) fn back(rollout: &AgentRollout, world: &World, before: &[WorkloadStatus], index: usize) -> Moves {
     let workload = &rollout.spec.workloads[index];
-    let (mut moves, forms) = match look(rollout, world, workload) {
+    let (mut moves, forms) = match look(rollout, world, before, workload) {
         // Without its fat form there is nothing to go back to.
         Ok((moves, _)) if moves.failure.is_some() => return moves,
         Ok(found) => found,
         Err(moves) => return moves,
     };
-    if !forms.is_annotated {
-        return moves;
-    }
+    // A slim form may be there before anything was moved: whoever made it may have died then.
     let (fat, slim_now, asked) = (forms.asked.fat, forms.slim.map_or(0, replicas), forms.asked.replicas);
     let excess = (fat + slim_now).saturating_sub(asked);
     let fat_ = forms.fat;
@@ -133,11 +137,15 @@ pub(crate) fn back(rollout: &AgentRollout, world: &World, index: usize) -> Moves
     moves
 }
 
-fn look<'w>(rollout: &AgentRollout, world: &'w World, workload: &Workload) -> Result<(Moves, Forms<'w>), Moves> {
-    let of = format!("{}/{}", workload.namespace, workload.name);
+fn look<'w>(
+    rollout: &AgentRollout,
+    world: &'w World,
+    before: &[WorkloadStatus],
+    workload: &Workload,
+) -> Result<(Moves, Forms<'w>), Moves> {
+    let of = workload.full_name();
     let mut moves = Moves::default();
-    let before = rollout.status.as_ref().and_then(|status| status.workloads.iter().find(|one| one.name == of));
-    moves.status = before.cloned().unwrap_or_default();
+    moves.status = before.iter().find(|one| one.name == of).cloned().unwrap_or_default();
     moves.status.name = of.clone();
     let Some(fat) = world.deployment(&workload.namespace, &workload.name) else {
         moves.failure = Some(format!("Deployment {of} is gone"));

@@ -166,7 +166,7 @@ fn agent_missing(
     node: &str,
     actions: &mut Vec<Action>,
 ) -> Option<String> {
-    let of = format!("{}/{}", agent.namespace, agent.name);
+    let of = agent.full_name();
     let Some(set) = world.daemon_set(agent) else { return Some(format!("DaemonSet {of} is gone")) };
     let pods: Vec<&Pod> = world.agents_on(set, node).collect();
     let wanted = (rollout.spec.purpose == Purpose::UpgradeAgents).then(|| newest(world, set)).flatten();

@@ -9,10 +9,11 @@ use crate::world::{
     World, annotation, is_cordoned, labels, mark_of, name, namespace, node_of, owner, replicas, selector, unhealthy,
 };
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, Toleration};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use podshm_api::rollout::{AgentRef, AgentRollout, Mark, Purpose, Workload};
 use serde::Serialize;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What would be done.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -172,22 +173,14 @@ fn look_at_taint(rollout: &AgentRollout, world: &World, plan: &mut Plan) {
             refuse(plan, &about, what);
         }
     }
-    let is_agents = |pod: &Pod| {
-        let owner = owner(&pod.metadata);
-        rollout
-            .spec
-            .agents
-            .iter()
-            .filter_map(|agent| world.daemon_set(agent))
-            .any(|set| owner.is_some_and(|owner| Some(&owner.uid) == set.metadata.uid.as_ref()))
-    };
+    let agents = rollout.spec.agents.iter().filter_map(|agent| world.daemon_set(agent)?.metadata.uid.as_deref());
+    let slim = rollout.spec.workloads.iter().filter_map(|one| world.deployment(&one.namespace, &slim_name(one)));
+    let ours: BTreeSet<&str> = agents.chain(slim.flat_map(|slim| world.sets_of(slim))).collect();
     let mut others = BTreeSet::new();
-    for pod in world.pods.iter().filter(|pod| !is_agents(pod) && !is_slim(rollout, world, pod)) {
+    for pod in world.pods.iter().filter(|pod| !is_owned(pod, &ours)) {
         let tolerations = pod.spec.as_ref().and_then(|spec| spec.tolerations.as_ref());
-        let by_name = |one: &&k8s_openapi::api::core::v1::Toleration| {
-            one.key.as_deref() == Some(mark.key.as_str()) && tolerates_mark(one, mark)
-        };
-        if tolerations.into_iter().flatten().any(|one| by_name(&one)) {
+        let by_name = |one: &Toleration| one.key.as_deref() == Some(mark.key.as_str()) && tolerates_mark(one, mark);
+        if tolerations.into_iter().flatten().any(by_name) {
             others.insert(format!("{}/{}", namespace(&pod.metadata), name(&pod.metadata)));
         }
     }
@@ -202,25 +195,8 @@ fn look_at_taint(rollout: &AgentRollout, world: &World, plan: &mut Plan) {
     }
 }
 
-fn is_slim(rollout: &AgentRollout, world: &World, pod: &Pod) -> bool {
-    rollout.spec.workloads.iter().any(|one| {
-        world
-            .deployment(&one.namespace, &slim_name(one))
-            .is_some_and(|slim| world.pods_of(slim).all.iter().any(|other| other.metadata.uid == pod.metadata.uid))
-    })
-}
-
-/// Whether a pod is of a workload that the rollout moves.
-fn is_listed(rollout: &AgentRollout, world: &World, pod: &Pod) -> bool {
-    let fat = rollout.spec.workloads.iter().filter_map(|one| world.deployment(&one.namespace, &one.name));
-    fat.into_iter().any(|fat| {
-        let sets = world
-            .replica_sets
-            .iter()
-            .filter(|set| owner(&set.metadata).map(|owner| &owner.uid) == fat.metadata.uid.as_ref());
-        let by = owner(&pod.metadata).map(|owner| &owner.uid);
-        sets.into_iter().any(|set| by.is_some() && set.metadata.uid.as_ref() == by)
-    })
+fn is_owned(pod: &Pod, by: &BTreeSet<&str>) -> bool {
+    owner(&pod.metadata).is_some_and(|owner| by.contains(owner.uid.as_str()))
 }
 
 /// By which a GitOps tool says that an object is its own: it would undo what a rollout does.
@@ -282,7 +258,7 @@ fn look_at_workload(rollout: &AgentRollout, world: &World, workload: &Workload, 
     }
 }
 
-fn template_labels(of: &Deployment) -> std::collections::BTreeMap<String, String> {
+fn template_labels(of: &Deployment) -> BTreeMap<String, String> {
     let meta = of.spec.as_ref().and_then(|spec| spec.template.metadata.as_ref());
     meta.and_then(|meta| meta.labels.clone()).unwrap_or_default()
 }
@@ -301,9 +277,8 @@ fn look_at_services(
         else {
             continue;
         };
-        let covers = |labels: &std::collections::BTreeMap<String, String>| {
-            wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
-        };
+        let covers =
+            |labels: &BTreeMap<String, String>| wanted.iter().all(|(key, value)| labels.get(key) == Some(value));
         if covers(&fat) && !covers(&slim) {
             let what = format!(
                 "Service {} selects its fat pods and would not select the slim ones; have slim.labels leave {} alone",
@@ -334,14 +309,16 @@ fn look_at_budgets(world: &World, workload: &Workload, fat: &Deployment, slim: &
             );
             warn(plan, of, what);
         }
-        let never = |value: &k8s_openapi::apimachinery::pkg::util::intstr::IntOrString, text: &str| match value {
-            k8s_openapi::apimachinery::pkg::util::intstr::IntOrString::Int(n) => {
-                n.to_string() == text.trim_end_matches('%')
-            }
-            k8s_openapi::apimachinery::pkg::util::intstr::IntOrString::String(s) => s == text,
+        let is = |found: &Option<IntOrString>, number: i32, text: &str| match found {
+            Some(IntOrString::Int(found)) => *found == number,
+            Some(IntOrString::String(found)) => found == text,
+            None => false,
         };
-        if spec.max_unavailable.as_ref().is_some_and(|value| never(value, "0%")) || spec.min_available.as_ref().is_some_and(|value| matches!(value, k8s_openapi::apimachinery::pkg::util::intstr::IntOrString::String(s) if s == "100%")) {
-            let what = format!("PodDisruptionBudget {who} never allows a disruption; no pod of it would ever be moved: allow one");
+        let all = replicas(fat) as i32;
+        if is(&spec.max_unavailable, 0, "0%") || is(&spec.min_available, all, "100%") {
+            let what = format!(
+                "PodDisruptionBudget {who} never allows a disruption; no pod of it would ever be moved: allow one"
+            );
             refuse(plan, of, what);
         }
     }
@@ -414,7 +391,9 @@ fn look_at_batches(rollout: &AgentRollout, world: &World, plan: &mut Plan) {
     if !plan.in_no_batch.is_empty() {
         warn(plan, "batches", format!("{} of {} nodes are in no batch", plan.in_no_batch.len(), nodes.len()));
     }
-    let is_listed = |pod: &Pod| is_listed(rollout, world, pod);
+    let fat = rollout.spec.workloads.iter().filter_map(|one| world.deployment(&one.namespace, &one.name));
+    let listed: BTreeSet<&str> = fat.flat_map(|fat| world.sets_of(fat)).collect();
+    let is_listed = |pod: &Pod| is_owned(pod, &listed);
     let mut tainted: BTreeSet<&str> = BTreeSet::new();
     for number in 1..=rollout.spec.batches.len() as u32 {
         let about = format!("batch {number}");
@@ -431,7 +410,7 @@ fn look_at_batches(rollout: &AgentRollout, world: &World, plan: &mut Plan) {
             let Some(fat) = world.deployment(&workload.namespace, &workload.name) else { continue };
             let on = |pod: &Pod| node_of(pod).filter(|node| names.iter().any(|name| name == node)).map(str::to_owned);
             batch.moves.extend(world.pods_of(fat).all.iter().filter_map(|pod| {
-                let workload = format!("{}/{}", workload.namespace, workload.name);
+                let workload = workload.full_name();
                 Some(Move { workload, pod: name(&pod.metadata).into(), node: on(pod)? })
             }));
         }

@@ -9,6 +9,7 @@ use crate::moves::{Moves, forward};
 use crate::nodes::{convert, is_converted, is_touched, is_worked_on, marked, new_mark, next};
 use crate::plan::plan;
 use crate::world::{World, has_taint, name};
+use podshm_api::clipped;
 use podshm_api::rollout::{
     AgentRollout, AgentRolloutStatus, BatchRecord, NodeMark, NodeState, NodeSummary, OnFailure, Phase, Purpose, Stop,
     VerdictResult,
@@ -215,7 +216,7 @@ impl Run<'_> {
             .workloads
             .iter()
             .map(|one| {
-                let of = format!("{}/{}", one.namespace, one.name);
+                let of = one.full_name();
                 let place = before.iter().position(|two| two.name == of);
                 let mut status = place.map(|place| before.swap_remove(place)).unwrap_or_default();
                 status.restarts_before = restarts_of(rollout, world, &of);
@@ -231,7 +232,7 @@ impl Run<'_> {
             let Some(set) = self.world.daemon_set(agent) else { continue };
             let revisions = self.world.revisions_of(set);
             if let [.., before, _] = revisions.as_slice() {
-                let of = format!("{}/{}", agent.namespace, agent.name);
+                let of = agent.full_name();
                 self.status.agents_before.insert(of, name(&before.metadata).into());
             }
         }
@@ -291,13 +292,10 @@ impl Run<'_> {
         let (rollout, world) = (self.rollout, self.world);
         let converted: BTreeSet<&str> =
             self.marks.iter().filter(|(_, mark)| is_converted(mark.state)).map(|(name, _)| name.as_str()).collect();
-        // The status of this step is what the next one compares with.
-        let current = AgentRollout { status: Some(self.status.clone()), ..rollout.clone() };
-        let mut all: Vec<Moves> =
-            (0..rollout.spec.workloads.len()).map(|index| forward(&current, world, index, &converted)).collect();
-        for moves in &mut all {
-            self.actions.append(&mut moves.actions.clone());
-        }
+        let before = &self.status.workloads;
+        let all: Vec<Moves> =
+            (0..rollout.spec.workloads.len()).map(|index| forward(rollout, world, before, index, &converted)).collect();
+        self.actions.extend(all.iter().flat_map(|moves| moves.actions.iter().cloned()));
         all
     }
 
@@ -451,9 +449,5 @@ impl Run<'_> {
 
 /// What a status has room for.
 fn shortened(text: &str) -> String {
-    const MOST: usize = 1000;
-    match text.char_indices().nth(MOST) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.into(),
-    }
+    clipped(text, 1000)
 }

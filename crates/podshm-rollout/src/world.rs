@@ -188,15 +188,16 @@ impl World {
             .find(|one| name(&one.metadata) == agent.name && namespace(&one.metadata) == agent.namespace)
     }
 
+    /// Uids of a Deployment's ReplicaSets.
+    pub(crate) fn sets_of<'w>(&'w self, workload: &Deployment) -> Vec<&'w str> {
+        let uid = workload.metadata.uid.as_deref();
+        let is_its = |set: &&ReplicaSet| uid.is_some() && owner(&set.metadata).map(|owner| owner.uid.as_str()) == uid;
+        self.replica_sets.iter().filter(is_its).filter_map(|set| set.metadata.uid.as_deref()).collect()
+    }
+
     /// Pods of a Deployment, those that are about to go left out.
     pub fn pods_of(&self, workload: &Deployment) -> FormPods<'_> {
-        let (space, uid) = (namespace(&workload.metadata), workload.metadata.uid.as_deref());
-        let sets: Vec<&str> = self
-            .replica_sets
-            .iter()
-            .filter(|set| uid.is_some() && owner(&set.metadata).map(|owner| owner.uid.as_str()) == uid)
-            .filter_map(|set| set.metadata.uid.as_deref())
-            .collect();
+        let (space, sets) = (namespace(&workload.metadata), self.sets_of(workload));
         let is_of = |pod: &&Pod| {
             namespace(&pod.metadata) == space
                 && owner(&pod.metadata).is_some_and(|owner| sets.contains(&owner.uid.as_str()))

@@ -4,6 +4,7 @@
 //!  gather ── facts ──▶ findings (pure) ──▶ text or JSON, and the worst as exit status
 //! ```
 
+#[cfg(feature = "kubernetes")]
 mod cluster;
 mod finding;
 mod node;
@@ -15,9 +16,11 @@ use std::process::ExitCode;
 #[derive(clap::Args)]
 pub struct Arguments {
     /// Look at a cluster, by KUBECONFIG or the pod's service account, in place of this machine.
+    #[cfg(feature = "kubernetes")]
     #[arg(long)]
     cluster: bool,
     /// The namespace that podshm is installed in.
+    #[cfg(feature = "kubernetes")]
     #[arg(long, default_value = "podshm-system", requires = "cluster")]
     namespace: String,
     /// How to say it.
@@ -36,13 +39,23 @@ enum Output {
 /// Looks, says what it saw, and returns the worst: 0, 2 for a warning, 3 for a problem.
 pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let support = support::table();
-    let findings = match arguments.cluster {
-        true => cluster::findings(&cluster::gather(&arguments.namespace)?, &support.floors),
-        false => node::findings(&node::gather(), &support.floors),
-    };
+    let findings = look(arguments, &support.floors)?;
     match arguments.output {
         Output::Text => print!("{}", finding::text(&findings)),
         Output::Json => println!("{}", serde_json::to_string_pretty(&findings)?),
     }
     Ok(ExitCode::from(finding::status(&findings)))
+}
+
+#[cfg(feature = "kubernetes")]
+fn look(arguments: &Arguments, floors: &support::Floors) -> anyhow::Result<Vec<finding::Finding>> {
+    match arguments.cluster {
+        true => Ok(cluster::findings(&cluster::gather(&arguments.namespace)?, floors)),
+        false => Ok(node::findings(&node::gather(), floors)),
+    }
+}
+
+#[cfg(not(feature = "kubernetes"))]
+fn look(_: &Arguments, floors: &support::Floors) -> anyhow::Result<Vec<finding::Finding>> {
+    Ok(node::findings(&node::gather(), floors))
 }

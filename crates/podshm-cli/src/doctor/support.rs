@@ -20,6 +20,7 @@ pub struct Support {
 #[serde(deny_unknown_fields)]
 pub struct Floors {
     pub kernel: String,
+    #[cfg_attr(not(feature = "kubernetes"), expect(dead_code))]
     pub kubernetes: String,
     pub page_size: usize,
     /// Those that tests ran on.

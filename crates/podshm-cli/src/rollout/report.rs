@@ -19,7 +19,7 @@ pub fn page(rollout: &AgentRollout) -> String {
         "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><title>Rollout {name}</title><style>{STYLE}</style>\n"
     ));
     put(format!("<h1>Rollout {name}: {:?}</h1>\n<p>{}</p>\n", status.phase, escaped(&status.message)));
-    let agents: Vec<String> = rollout.spec.agents.iter().map(|one| format!("{}/{}", one.namespace, one.name)).collect();
+    let agents: Vec<String> = rollout.spec.agents.iter().map(|one| one.full_name()).collect();
     put(format!(
         "<table><tr><th>Agents<td>{}<tr><th>What<td>{:?}<tr><th>Label and taint<td><code>{}={}</code><tr><th>Nodes done<td>{}<tr><th>Failures<td>{}</table>\n",
         escaped(&agents.join(", ")),

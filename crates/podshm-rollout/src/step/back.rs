@@ -6,18 +6,17 @@ use crate::moves::{Moves, back};
 use crate::nodes::{is_touched, newest, revision_of};
 use crate::world::{has_label, has_taint, is_ready, labels, name, phase};
 use k8s_openapi::api::core::v1::{Node, Pod};
-use podshm_api::rollout::{AgentRollout, NodeMark, NodeState, Phase, Purpose};
+use podshm_api::rollout::{NodeMark, NodeState, Phase, Purpose};
 
 impl Run<'_> {
     /// Workloads first, then label and taint; agents to their former version.
     pub(super) fn roll_back(&mut self) {
         let (rollout, world) = (self.rollout, self.world);
-        let current = AgentRollout { status: Some(self.status.clone()), ..rollout.clone() };
-        let moves: Vec<Moves> = (0..rollout.spec.workloads.len()).map(|index| back(&current, world, index)).collect();
+        let before = &self.status.workloads;
+        let moves: Vec<Moves> =
+            (0..rollout.spec.workloads.len()).map(|index| back(rollout, world, before, index)).collect();
         self.status.workloads = moves.iter().map(|moves| moves.status.clone()).collect();
-        for moves in &moves {
-            self.actions.extend(moves.actions.iter().cloned());
-        }
+        self.actions.extend(moves.iter().flat_map(|moves| moves.actions.iter().cloned()));
         if rollout.spec.purpose == Purpose::UpgradeAgents && !self.restore_agents() {
             return;
         }
@@ -85,7 +84,7 @@ impl Run<'_> {
     fn restore_agents(&mut self) -> bool {
         let mut is_back = true;
         for (index, agent) in self.rollout.spec.agents.iter().enumerate() {
-            let of = format!("{}/{}", agent.namespace, agent.name);
+            let of = agent.full_name();
             let (Some(set), Some(before)) = (self.world.daemon_set(agent), self.status.agents_before.get(&of)) else {
                 continue;
             };

@@ -2,6 +2,9 @@
 //!
 //! It stands in for nothing that can run here: `tests/cluster` has the real one. This one can be stopped between any two actions.
 
+// Each test file uses a part of it.
+#![allow(dead_code)]
+
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
@@ -458,7 +461,6 @@ fn is_ready(pod: &Pod) -> bool {
     conditions.into_iter().any(|one| one.type_ == "Ready" && one.status == "True")
 }
 
-#[allow(dead_code)]
 pub fn daemon_set(cluster: &mut Cluster) -> &mut DaemonSet {
     &mut cluster.world.daemon_sets[0]
 }
