@@ -59,7 +59,7 @@ vm-test: ## charges and memory limits on Debian's kernel 6.1 with cgroup v2, und
 	@scripts/setup.sh vm
 	@scripts/vm-test.sh $(ARGS)
 
-cluster-up: ## a real Kubernetes cluster on this machine: two nodes, containerd (the first time builds it: 10 min or more)
+cluster-up: ## a real Kubernetes cluster on this machine: two nodes or three, containerd (the first time builds it: 10 min or more)
 	@scripts/setup.sh cluster
 	@scripts/cluster.sh up
 

@@ -11,19 +11,26 @@
 //! ```
 //! A pod mounts the volume where its library looks for the socket, and with `subPath: shm` at /dev/shm.
 
-use crate::domains::{self, Bytes, DomainError, DomainSpec, Domains, Mode};
+mod error;
+mod record;
+
+pub use error::VolumeError;
+
+use error::doing;
+use record::Record;
+
+use crate::domains::{self, Bytes, DomainSpec, Domains, Mode};
 use crate::helper::Mounter;
-use crate::memory::{Memory, OverLimit};
-use crate::mounts::{self, Ask, MountError, PodVolume};
+use crate::memory::Memory;
+use crate::mounts::{self, Ask};
 use crate::nri::Native;
 use crate::report::{DomainView, NodeView, condition};
 use crate::request::{Target, VolumeId, Wanted};
 use crate::sysv;
 use podshm_api::report::NodeCondition;
-use podshm_broker::{Broker, BrokerError};
-use podshm_domain::{Identity, NotAllowed, Rights, Role};
+use podshm_broker::Broker;
+use podshm_domain::Rights;
 use podshm_unmodified::{Place, PlaceError, Server};
-use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -31,108 +38,6 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_128;
-
-/// Why a volume could not be published or taken away.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum VolumeError {
-    /// There is no such domain.
-    #[error(transparent)]
-    Domain(#[from] DomainError),
-    /// The domain is not for this pod.
-    #[error("domain {domain}: {source}")]
-    NotAllowed {
-        /// The domain.
-        domain: String,
-        /// Which rule.
-        source: NotAllowed,
-    },
-    /// There, but otherwise.
-    #[error(
-        "volume {volume} is published already, for {found} at {at}; expected the same pod, domain, role and path as then"
-    )]
-    Otherwise {
-        /// Its name.
-        volume: String,
-        /// Whose it is.
-        found: String,
-        /// Where it is.
-        at: PathBuf,
-    },
-    /// There is no room for the domain.
-    #[error("domain {domain}: {source}")]
-    OverLimit {
-        /// The domain.
-        domain: String,
-        /// By how much, and what to change.
-        source: OverLimit,
-    },
-    /// More System V memory than the daemon may pay for.
-    #[error("domain {domain}, mode sysv (budget is sysv.shmall and shmSize here): {source}")]
-    SysvOverLimit {
-        /// The domain.
-        domain: String,
-        /// By how much, and what to change.
-        source: OverLimit,
-    },
-    /// Nobody would have a container join the domain's IPC namespace.
-    #[error(
-        "domain {domain}: sysv.mechanism is native, and {why}: a container that started now would silently have System V memory of its \
-         own; once the runtime calls podshmd the pod goes on by itself. Or have sysv.mechanism: preload"
-    )]
-    NoRuntime {
-        /// The domain.
-        domain: String,
-        /// What is in the way.
-        why: String,
-    },
-    /// The broker.
-    #[error(transparent)]
-    Broker(#[from] BrokerError),
-    /// Mounting.
-    #[error(transparent)]
-    Mount(#[from] MountError),
-    /// The domain's /dev/shm.
-    #[error(transparent)]
-    Place(#[from] PlaceError),
-    /// The file system.
-    #[error("{what}: {source}")]
-    System {
-        /// What was being done.
-        what: String,
-        /// The answer.
-        source: io::Error,
-    },
-}
-
-impl VolumeError {
-    /// Which rule, in a word, where it is the pod or the domain that is in the way.
-    pub fn rule(&self) -> Option<&'static str> {
-        match self {
-            VolumeError::Domain(_) => Some("domain"),
-            VolumeError::NotAllowed { source, .. } => Some(source.list),
-            VolumeError::Otherwise { .. } => Some("published_otherwise"),
-            VolumeError::OverLimit { .. } | VolumeError::SysvOverLimit { .. } => Some("over_limit"),
-            VolumeError::NoRuntime { .. } => Some("no_runtime"),
-            _ => None,
-        }
-    }
-}
-
-/// A volume as it is written down.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Record {
-    volume: String,
-    target: PathBuf,
-    namespace: String,
-    pod: String,
-    uid: String,
-    service_account: String,
-    domain: String,
-    agent: bool,
-    /// As it was then: the domain may be gone from the cluster when the next daemon looks.
-    spec: DomainSpec,
-}
 
 /// All volumes of this node.
 #[derive(Debug)]
@@ -156,45 +61,6 @@ pub struct Volumes {
     unserved: BTreeSet<PathBuf>,
     /// Pods whose containers the runtime has join their domain.
     native: Arc<Native>,
-}
-
-fn doing<T>(what: &str, path: &Path, result: io::Result<T>) -> Result<T, VolumeError> {
-    result.map_err(|source| VolumeError::System { what: format!("{what} {}", path.display()), source })
-}
-
-impl Record {
-    fn of(wanted: &Wanted, spec: DomainSpec) -> Self {
-        Record {
-            volume: wanted.volume.as_str().to_owned(),
-            target: wanted.target.path().to_owned(),
-            namespace: wanted.who.namespace.clone(),
-            pod: wanted.who.pod.clone(),
-            uid: wanted.who.uid.clone(),
-            service_account: wanted.who.service_account.clone(),
-            domain: wanted.domain.clone(),
-            agent: wanted.role == Role::Agent,
-            spec,
-        }
-    }
-
-    fn who(&self) -> Identity {
-        Identity {
-            namespace: self.namespace.clone(),
-            pod: self.pod.clone(),
-            uid: self.uid.clone(),
-            service_account: self.service_account.clone(),
-        }
-    }
-
-    /// Where it is mounted.
-    fn at(&self) -> Option<PodVolume> {
-        PodVolume::of(&self.target)
-    }
-
-    fn is_same(&self, other: &Record) -> bool {
-        let Record { spec: _, .. } = self;
-        *self == Record { spec: self.spec.clone(), ..other.clone() }
-    }
 }
 
 impl Volumes {
