@@ -4,6 +4,7 @@ use crate::domain::ShmDomain;
 use crate::rollout::AgentRollout;
 use kube::CustomResourceExt;
 use serde_json::Value;
+use std::collections::BTreeMap;
 
 /// Plural names: each has a file of that name in `deploy/chart/files`.
 pub const KINDS: [&str; 2] = ["shmdomains", "agentrollouts"];
@@ -17,12 +18,24 @@ pub fn crd(plural: &str) -> Option<Value> {
     };
     let mut crd = serde_json::to_value(crd).expect("a definition is JSON");
     unwrap(&mut crd);
-    Some(crd)
+    Some(sorted(crd))
 }
 
 /// As it is written into the chart.
 pub fn text(plural: &str) -> Option<String> {
     crd(plural).map(|crd| format!("{crd:#}\n"))
+}
+
+/// Whether serde_json keeps fields as they were put in, or sorts them, is up to whatever else is built along.
+fn sorted(value: Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            let fields: BTreeMap<String, Value> = fields.into_iter().collect();
+            fields.into_iter().map(|(name, value)| (name, sorted(value))).collect()
+        }
+        Value::Array(values) => values.into_iter().map(sorted).collect(),
+        value => value,
+    }
 }
 
 /// `kubectl explain` wraps a description itself: lines of the source are none of it.
