@@ -144,9 +144,8 @@ fn look<'w>(
     workload: &Workload,
 ) -> Result<(Moves, Forms<'w>), Moves> {
     let of = workload.full_name();
-    let mut moves = Moves::default();
-    moves.status = before.iter().find(|one| one.name == of).cloned().unwrap_or_default();
-    moves.status.name = of.clone();
+    let found = before.iter().find(|one| one.name == of).cloned().unwrap_or_default();
+    let mut moves = Moves { status: WorkloadStatus { name: of.clone(), ..found }, ..Moves::default() };
     let Some(fat) = world.deployment(&workload.namespace, &workload.name) else {
         moves.failure = Some(format!("Deployment {of} is gone"));
         return Err(moves);
