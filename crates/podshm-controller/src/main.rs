@@ -3,7 +3,8 @@
 
 use clap::{Args, Parser, Subcommand};
 use podshm_controller::lease::Lead;
-use podshm_controller::{domains, rollout, uninstall};
+use podshm_controller::uninstall::{self, sweep};
+use podshm_controller::{domains, rollout};
 
 #[derive(Parser)]
 #[command(name = "podshm-controller", version, about = "podshm's controller: one process for a whole cluster")]
@@ -22,8 +23,14 @@ enum Command {
     },
     /// Writes the status of ShmDomains, as the one of several that leads.
     Domains(Place),
-    /// Succeeds where no pod has a volume; names those that have one. For the chart's hook, before it is uninstalled.
-    CheckUninstall,
+    /// Before the chart is uninstalled: refuses while pods have volumes and names them, ends podshmd and leaves nothing on its nodes.
+    Uninstall {
+        /// The namespace of podshmd.
+        #[arg(long, env = "POD_NAMESPACE")]
+        namespace: String,
+        #[command(flatten)]
+        sweep: sweep::Options,
+    },
 }
 
 /// Where this process runs.
@@ -60,6 +67,9 @@ async fn main() -> anyhow::Result<()> {
             lead.give_up().await?;
             ended
         }
-        Command::CheckUninstall => uninstall::check(client).await,
+        Command::Uninstall { namespace, sweep: options } => {
+            uninstall::check(client.clone()).await?;
+            sweep::sweep(&client, &namespace, &options).await
+        }
     }
 }

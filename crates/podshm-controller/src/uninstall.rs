@@ -1,4 +1,11 @@
-//! Whether the chart may be uninstalled: not while a pod has a volume, since nobody would be left to take it away, and the pod could not end.
+//! Before the chart is uninstalled.
+//!
+//! ```text
+//!  check   no pod has a volume: nobody would be left to take it away, and the pod could not end
+//!  sweep   podshmd is ended, and nothing of it is left on its nodes
+//! ```
+
+pub mod sweep;
 
 use crate::pages;
 use k8s_openapi::api::core::v1::Pod;

@@ -19,6 +19,7 @@
 #![forbid(unsafe_code)]
 
 pub mod domains;
+pub mod ended;
 pub mod helper;
 pub mod memory;
 pub mod messages;
@@ -31,6 +32,7 @@ pub mod request;
 pub mod run;
 pub mod services;
 pub mod sockets;
+pub mod sweep;
 pub mod sysv;
 pub mod volumes;
 pub mod watch;

@@ -3,7 +3,7 @@
 
 use clap::{Parser, Subcommand};
 use podshm_node::nri::relay;
-use podshm_node::{helper, run};
+use podshm_node::{helper, run, sweep};
 
 /// The node daemon: a CSI driver whose volumes are a domain's shared memory.
 #[derive(Parser)]
@@ -21,6 +21,8 @@ enum Verb {
     MountHelper(helper::Options),
     /// Passes bytes between such a daemon and the container runtime's NRI socket.
     NriRelay(relay::Options),
+    /// Takes away what is left on a node, once no daemon will come any more.
+    Sweep(sweep::Options),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -32,5 +34,6 @@ fn main() -> anyhow::Result<()> {
         }
         Verb::MountHelper(options) => helper::run(&options),
         Verb::NriRelay(options) => relay::run(&options),
+        Verb::Sweep(options) => sweep::run(&options),
     }
 }

@@ -17,7 +17,7 @@ use crate::services::made::registration_server::RegistrationServer;
 use crate::services::{Driver, Registration};
 use crate::sockets::SocketFile;
 use crate::volumes::Volumes;
-use crate::{DRIVER, sockets, watch};
+use crate::{DRIVER, ended, sockets, watch};
 use anyhow::Context;
 use podshm_api::report::PORT;
 use podshm_broker::{Broker, BrokerConfig};
@@ -98,9 +98,10 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         tokio::task::spawn_blocking(move || begin(&options, native))
     };
     let Begun { volumes, lock, known } = begun.await??;
-    let watch = client.zip(known).map(|(client, known)| tokio::spawn(watch::follow(client, known)));
+    let watch = client.clone().zip(known).map(|(client, known)| tokio::spawn(watch::follow(client, known)));
     let volumes = Arc::new(Mutex::new(volumes));
     told.serves(&volumes);
+    let ended = client.map(|client| tokio::spawn(ended::look(client, Arc::clone(&volumes))));
     // Once it is known which pods there are, and before the kubelet asks for more.
     let plugin = options.nri_socket.clone().map(|socket| Plugin::start(native, socket)).transpose();
     let plugin = plugin.context("starting the thread that the container runtime asks")?;
@@ -143,6 +144,10 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         // Its successor keeps what is heard in the same file.
         watch.abort();
         let _ = watch.await;
+    }
+    if let Some(ended) = ended {
+        ended.abort();
+        let _ = ended.await;
     }
     for task in [services, registration] {
         task.abort();

@@ -22,14 +22,14 @@ use record::Record;
 use crate::domains::{self, Bytes, DomainSpec, Domains, Mode};
 use crate::helper::Mounter;
 use crate::memory::Memory;
-use crate::mounts::{self, Ask};
+use crate::mounts::{self, Ask, PodVolume};
 use crate::nri::Native;
 use crate::report::{DomainView, NodeView, condition};
 use crate::request::{Target, VolumeId, Wanted};
 use crate::sysv;
 use podshm_api::report::NodeCondition;
 use podshm_broker::Broker;
-use podshm_domain::Rights;
+use podshm_domain::{Identity, Rights};
 use podshm_unmodified::{Place, PlaceError, Server};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder};
@@ -190,16 +190,36 @@ impl Volumes {
     /// Takes a volume away; done before is done.
     pub fn unpublish(&mut self, volume: &VolumeId, target: &Target) -> Result<(), VolumeError> {
         self.mounter.ask(&Ask::Unpublish { at: target.at().clone() })?;
-        let directory = self.directory(volume.as_str());
-        if let Some(record) = self.records.get(volume.as_str()) {
-            if let Some(at) = record.at().filter(|at| at != target.at()) {
+        self.take_away(volume.as_str(), Some(target.at()))
+    }
+
+    /// The pods that have volumes, as they were when the volumes were published.
+    pub fn pods(&self) -> BTreeSet<Identity> {
+        self.records.values().map(Record::who).collect()
+    }
+
+    /// Takes all volumes of a pod away that has ended; the kubelet, which asks later, is told that it is done. Says how many there were.
+    pub fn pod_has_ended(&mut self, uid: &str) -> Result<usize, VolumeError> {
+        let of_pod = self.records.values().filter(|record| record.uid == uid).map(|record| record.volume.clone());
+        let volumes: Vec<String> = of_pod.collect();
+        for volume in &volumes {
+            self.take_away(volume, None)?;
+        }
+        Ok(volumes.len())
+    }
+
+    /// The same, where it is not mounted at `done` any more.
+    fn take_away(&mut self, volume: &str, done: Option<&PodVolume>) -> Result<(), VolumeError> {
+        let directory = self.directory(volume);
+        if let Some(record) = self.records.get(volume) {
+            if let Some(at) = record.at().filter(|at| Some(at) != done) {
                 self.mounter.ask(&Ask::Unpublish { at })?;
             }
             self.broker.remove_socket(&directory.join("socket"))?;
             self.close(&directory, record)?;
         }
         self.remove(&directory)?;
-        self.records.remove(volume.as_str());
+        self.records.remove(volume);
         self.unserved.remove(&directory);
         Ok(())
     }

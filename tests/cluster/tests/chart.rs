@@ -2,6 +2,7 @@
 
 use podshm_cluster::images::{CONTROLLER, PODSHMD};
 use podshm_cluster::programs::{HELM, Programs};
+use podshm_cluster::supervise::alive;
 use podshm_cluster::testing::{Cluster, Space, until};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -119,4 +120,14 @@ fn it_is_installed_upgraded_and_uninstalled_and_nothing_is_left() {
         Ok(Some(()))
     })
     .unwrap();
+    for node in cluster.nodes().unwrap() {
+        // Of a cluster that is not ours nothing is seen of the insides.
+        let Some(pid) = alive(&cluster.place, &node) else { continue };
+        for left in ["run/podshm", "var/lib/kubelet/plugins/podshm.dev", "var/lib/kubelet/plugins_registry/podshm.dev"]
+        {
+            assert!(!Path::new(&format!("/proc/{pid}/root/{left}")).exists(), "node {node} has /{left}");
+        }
+        let mounts = std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap();
+        assert!(!mounts.contains("/run/podshm"), "node {node}: {mounts}");
+    }
 }

@@ -246,19 +246,24 @@ fn the_daemon_is_away_when_pods_go(cluster: &Cluster, system: &Space, shop: &Spa
     })
     .unwrap();
     cluster.kubectl(&["-n", &shop.name, "delete", "pod", "late", "--wait=false", "--grace-period=1"]).unwrap();
-    std::thread::sleep(Duration::from_secs(3));
+    // So long that the kubelet, which tries ever more seldom, would not ask again for a minute.
+    std::thread::sleep(Duration::from_secs(64));
     assert_eq!(left_on(cluster, "a").len(), before, "nobody is there to take the volume away");
     patch(r#"{"absent":null}"#);
     cluster.rolled_out(system, "daemonset/podshmd").unwrap();
     let back = Instant::now();
     until("the volume to be taken away", || Ok((left_on(cluster, "a").len() < before).then_some(()))).unwrap();
-    println!("unpublished {:.1} s after the daemon's return", back.elapsed().as_secs_f64());
+    println!("taken away {:.1} s after the daemon's return", back.elapsed().as_secs_f64());
+    let log = pod_on(cluster, system, "app=podshmd", "a");
+    let log = cluster.within(system, &["logs", &log, "-c", "podshmd"]).unwrap();
+    assert!(log.lines().any(|line| line.contains("its pod ended while no daemon was here")), "{log}");
     cluster.gone(shop, "late").unwrap();
+    println!("and the pod gone {:.1} s after it", back.elapsed().as_secs_f64());
 }
 
-/// Waves of pods, a number on each node: 25 of them, and two waves, unless PODSHM_CHURN says how many waves.
+/// Waves of pods, a number on each node: 50 of them, and two waves, unless PODSHM_CHURN says how many waves.
 fn pods_come_and_go_and_leave_nothing(cluster: &Cluster, shop: &Space) {
-    const OF_A_NODE: usize = 25;
+    const OF_A_NODE: usize = 50;
     let waves: usize = std::env::var("PODSHM_CHURN").map_or(2, |waves| waves.parse().expect("a number of waves"));
     let state = |node: &str| {
         let found = report(cluster, node).expect("a report");
