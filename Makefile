@@ -1,12 +1,12 @@
 # The only way in; CI calls the same targets. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check c-header install wheel conformance fmt bench bench-python bench-unmodified chaos chaos-scale vm-test cluster-up cluster-down cluster-test loom fuzz clean
+.PHONY: help setup demo test check c-header install wheel conformance fmt bench bench-python bench-unmodified chaos chaos-scale vm-test cluster-up cluster-down cluster-test arm64 loom fuzz clean
 
 ARGS ?=
 export PREFIX DESTDIR LIBDIR
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: ## install what building and testing need, if it is missing
 	@scripts/setup.sh
@@ -69,6 +69,10 @@ cluster-down: ## takes it down, and checks that nothing of it is left
 cluster-test: ## the tests that need a cluster, on one of their own (ONLY=schemes picks one group, KEEP=1 leaves it up; KUBECONFIG=… IMAGE_REGISTRY=… takes another)
 	@scripts/setup.sh cluster
 	@scripts/cluster.sh test
+
+arm64: ## everything that goes into images, cross-built for arm64, and the memory's own tests under emulation (PROFILE=release)
+	@scripts/setup.sh arm64
+	@scripts/arm64.sh
 
 loom: setup ## the loom models of ring, table and wake-up (LOOM_MAX_PREEMPTIONS=3)
 	@scripts/loom.sh $(ARGS)

@@ -26,7 +26,7 @@ build() { cargo build "${CARGO_LOCKED[@]}" -p podshm-cluster --bins; }
 # What goes into images: static programs, so that an image has nothing else in it.
 build_static() {
     RUSTFLAGS="${RUSTFLAGS:-} -C target-feature=+crt-static" cargo build "${CARGO_LOCKED[@]}" \
-        --target "$(rustc -vV | sed -n 's/^host: //p')" -p podshm-node -p podshm-controller -p podshm-cli -p route-agent -p podshm-cluster-pod --bins
+        --target "$(rustc -vV | sed -n 's/^host: //p')" -p podshm-node -p podshm-controller -p podshm-cli -p route-agent -p guard-agent -p podshm-cluster-pod --bins
 }
 
 finish() {
@@ -40,7 +40,7 @@ finish() {
 }
 
 # What can be tested from outside of nodes.
-FROM_OUTSIDE="chart doctor routes"
+FROM_OUTSIDE="chart doctor guard routes"
 skipped=()
 on_a_cluster_that_is_there() { [ -n "${KUBECONFIG:-}" ] && [ -n "${IMAGE_REGISTRY:-}" ]; }
 

@@ -8,6 +8,7 @@
 #   scripts/setup.sh unmodified also the programs that the tier `foreign` runs
 #   scripts/setup.sh vm         also QEMU and what a virtual machine is put together with, for `make vm-test`
 #   scripts/setup.sh cluster    also what nodes of a Kubernetes cluster run, for `make cluster-test`
+#   scripts/setup.sh arm64      also what programs for arm64 are built with, and run with on this machine, for `make arm64`
 #   scripts/setup.sh fuzz       also cargo-fuzz (and checks for a nightly), for `make fuzz`
 #
 # Run it as often as you like. It changes the machine only through apt-get (as root or
@@ -15,7 +16,7 @@
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 
-# <Debian package> <command, or python3:MODULE, that proves it is there on any distribution>
+# <Debian package> <command, python3:MODULE or object file that proves it is there on any distribution>
 PACKAGES='
 build-essential cc
 pkg-config      pkg-config
@@ -46,6 +47,12 @@ qemu-system-x86 qemu-system-x86_64
 busybox-static  /bin/busybox
 cpio            cpio
 '
+# What builds for another architecture, and runs what was built without a kernel of that architecture.
+ARM64='
+gcc-aarch64-linux-gnu aarch64-linux-gnu-gcc
+libc6-dev-arm64-cross /usr/aarch64-linux-gnu/lib/crt1.o
+qemu-user-static qemu-aarch64-static
+'
 # What nodes of a test cluster run beside what is built from Go modules.
 CLUSTER='
 runc            runc
@@ -59,6 +66,7 @@ CBINDGEN_VERSION=0.29.4
 is_there() {
     case $1 in
         python3:*) have python3 && python3 -c "import ${1#python3:}" 2>/dev/null ;;
+        *.o) [ -e "$1" ] ;;
         *) PATH="$PATH:/usr/sbin:/sbin" have "$1" ;;
     esac
 }
@@ -139,6 +147,15 @@ install_fuzz() {
     cargo_tool cargo-fuzz "$CARGO_FUZZ_VERSION"
 }
 
+install_arm64() {
+    if rustc --print target-libdir --target aarch64-unknown-linux-gnu 2>/dev/null | xargs test -d; then
+        say "setup: the standard library for arm64 is there"
+        return
+    fi
+    have rustup || die "no standard library for aarch64-unknown-linux-gnu, and no rustup to fetch it with; see https://rustup.rs"
+    rustup target add aarch64-unknown-linux-gnu
+}
+
 check_go() {
     local wanted found
     wanted=$(sed -n 's|^go \([0-9.]*\)$|\1|p' tests/cluster/programs/kubernetes/go.mod)
@@ -154,6 +171,7 @@ for extra in "$@"; do
     if [ "$extra" = cluster ]; then PACKAGES+=$CLUSTER; fi
     if [ "$extra" = python ]; then PACKAGES+=$PYTHON; fi
     if [ "$extra" = unmodified ]; then PACKAGES+=$UNMODIFIED; fi
+    if [ "$extra" = arm64 ]; then PACKAGES+=$ARM64; fi
     if [ "$extra" = vm ]; then PACKAGES+=$VM; fi
 done
 install_packages
@@ -165,8 +183,9 @@ for extra in "$@"; do
         unmodified) install_sysv_ipc ;;
         vm) ;;
         python) scripts/wheel.sh tools ;;
+        arm64) install_arm64 ;;
         capi) cargo_tool cbindgen "$CBINDGEN_VERSION" ;;
         cluster) check_go ;;
-        *) die "unknown extra '$extra': expected capi, cluster, deny, fuzz, python, unmodified or vm" ;;
+        *) die "unknown extra '$extra': expected arm64, capi, cluster, deny, fuzz, python, unmodified or vm" ;;
     esac
 done

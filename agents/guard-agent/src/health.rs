@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::bundle::replace;
 use rustix::time::{ClockId, clock_gettime};
 
 /// What was decided so far.
@@ -34,6 +35,9 @@ pub struct Health {
     /// What is wrong with it now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
+    /// How many agents have served, up to this one; 0 before it serves.
+    #[serde(default)]
+    pub epoch: u64,
     /// When this was written, in ms of the machine's uptime.
     #[serde(default)]
     pub uptime_ms: u64,
@@ -46,14 +50,18 @@ impl Health {
         serde_json::to_vec(&now).unwrap_or_default()
     }
 
-    /// For a probe: whether the file was written less than `age` ago by an agent that serves; what it says, or what is wrong.
-    pub fn probe(path: &Path, age: Duration) -> Result<String, String> {
+    /// For a probe: whether the file was written less than `age` ago, by an agent that serves where `ready` is asked; what it says, or what
+    /// is wrong.
+    pub fn probe(path: &Path, age: Duration, ready: bool) -> Result<String, String> {
         let fault = |error: &dyn fmt::Display| format!("health in {}: {error}", path.display());
         let text = std::fs::read_to_string(path).map_err(|e| fault(&e))?;
         let health: Health = serde_json::from_str(&text).map_err(|e| fault(&e))?;
         let old = uptime().saturating_sub(Duration::from_millis(health.uptime_ms));
         if old > age {
             return Err(fault(&format!("written {old:?} ago, expected at most {age:?}; the agent hangs or is gone")));
+        }
+        if ready && health.epoch == 0 {
+            return Err(fault(&"the agent does not serve yet; expected it to have taken over"));
         }
         Ok(text)
     }
@@ -77,6 +85,15 @@ pub struct Stats {
     pub decisions: [u64; 3],
     /// How it is.
     pub health: Health,
+}
+
+impl Stats {
+    /// Writes the health down; that it can't be is no reason to stop serving.
+    pub fn write_health(&self, path: &Path) {
+        if let Err(error) = replace(path, &self.health.json()) {
+            tracing::error!(%error, path = %path.display(), "the health can't be written");
+        }
+    }
 }
 
 impl Counts {

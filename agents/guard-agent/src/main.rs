@@ -37,6 +37,12 @@ struct Args {
     /// Say whether the agent that writes this health file is at work, and end; for a kubelet's probe.
     #[arg(long, conflicts_with = "socket_dir")]
     probe: Option<PathBuf>,
+    /// With --probe: say whether it serves, too; a successor that waits for its turn does not.
+    #[arg(long, requires = "probe")]
+    ready: bool,
+    /// Wait for SIGTERM when a successor has taken over: for those that are started again when they end.
+    #[arg(long)]
+    linger: bool,
     /// Write the man page to standard output, and end; for `make install`.
     #[arg(long, hide = true)]
     man: bool,
@@ -52,7 +58,7 @@ fn main() -> anyhow::Result<()> {
         return check(&directory);
     }
     if let Some(file) = args.probe {
-        println!("{}", Health::probe(&file, Duration::from_secs(10)).map_err(anyhow::Error::msg)?);
+        println!("{}", Health::probe(&file, Duration::from_secs(10), args.ready).map_err(anyhow::Error::msg)?);
         return Ok(());
     }
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
@@ -64,6 +70,7 @@ fn main() -> anyhow::Result<()> {
     let given = |path: Option<PathBuf>| path.context("expected --socket-dir and --policies");
     let mut config = Config::new(given(args.socket_dir)?, given(args.policies)?);
     (config.last_good, config.health_file, config.version) = (args.last_good, args.health_file, args.agent_version);
+    let health_file = config.health_file.clone();
     let server = Server::start(config)?;
     let mut out = std::io::stdout();
     let stats = server.run(
@@ -72,6 +79,16 @@ fn main() -> anyhow::Result<()> {
         |stats| drop(writeln!(out, "{stats}").and_then(|()| out.flush())),
     )?;
     tracing::info!(%stats, "closed");
+    if args.linger && !stop.load(Ordering::Relaxed) {
+        tracing::info!("a successor serves; waiting to be told to end");
+        while !stop.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(200));
+            // The kubelet goes on asking.
+            if let Some(file) = &health_file {
+                stats.write_health(file);
+            }
+        }
+    }
     Ok(())
 }
 

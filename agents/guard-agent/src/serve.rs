@@ -14,8 +14,7 @@ use guard_client::wire::{decode_question, encode_undecided, encode_verdict};
 use guard_client::{DECIDE, Decision, HEALTH, MAX_HEALTH_LEN, MAX_QUESTION_LEN, Verdict};
 use podshm::{Agent, Answer, DEFAULT_CALL_RING, Handler, Progress, Request};
 
-use crate::bundle::replace;
-use crate::health::Stats;
+use crate::health::{Health, Stats};
 use crate::watch::{Shared, Watch};
 
 const HEALTH_RING: u32 = 4096;
@@ -166,8 +165,11 @@ impl Server {
         while !stop() && self.step()? == Step::Serving {
             if Instant::now() >= self.next_second {
                 self.next_second = Instant::now() + SECOND;
-                self.write_health();
-                each_second(&self.stats());
+                let stats = self.stats();
+                if let Some(path) = &self.config.health_file {
+                    stats.write_health(path);
+                }
+                each_second(&stats);
             }
         }
         self.close()
@@ -188,15 +190,7 @@ impl Server {
             epoch: self.agent.epoch(),
             clients: self.agent.clients(),
             decisions: shared.counts.now(),
-            health: shared.health(),
-        }
-    }
-
-    fn write_health(&self) {
-        if let Some(path) = &self.config.health_file
-            && let Err(error) = replace(path, &self.watch.shared().health().json())
-        {
-            tracing::error!(%error, path = %path.display(), "the health can't be written");
+            health: Health { epoch: self.agent.epoch(), ..shared.health() },
         }
     }
 }

@@ -396,12 +396,29 @@ fn who_starts_with_bad_policies_does_not_take_over_or_decides_by_the_last_good_o
         assert!(Instant::now() < until);
         std::thread::sleep(Duration::from_millis(20));
     }
-    let probed = Health::probe(&health_file, PATIENCE).unwrap();
+    let probed = Health::probe(&health_file, PATIENCE, false).unwrap();
     assert!(probed.contains("\"stale\""), "{probed}");
+    // Written before it serves, perhaps.
+    while let Err(why) = Health::probe(&health_file, PATIENCE, true) {
+        assert!(why.contains("does not serve yet") && Instant::now() < until, "{why}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
     stop.store(true, Ordering::Relaxed);
     thread.join().unwrap();
     // Nobody writes it any more.
     std::thread::sleep(Duration::from_millis(20));
-    let why = Health::probe(&health_file, Duration::from_millis(10)).unwrap_err();
+    let why = Health::probe(&health_file, Duration::from_millis(10), false).unwrap_err();
     assert!(why.contains("ago"), "{why}");
+}
+
+#[test]
+fn who_waits_for_its_turn_is_alive_and_not_ready() {
+    let file = std::env::temp_dir().join(format!("podshm-guard-health-{}", std::process::id()));
+    for (epoch, is_ready) in [(0, false), (3, true)] {
+        let health = guard_agent::Health { state: "ok".into(), epoch, ..Default::default() };
+        std::fs::write(&file, health.json()).unwrap();
+        Health::probe(&file, PATIENCE, false).unwrap();
+        assert_eq!(Health::probe(&file, PATIENCE, true).is_ok(), is_ready);
+    }
+    std::fs::remove_file(&file).unwrap();
 }

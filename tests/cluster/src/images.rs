@@ -179,6 +179,9 @@ pub const CONTROLLER: &str = "podshm.dev/test/podshm-controller:1";
 /// The route agent.
 pub const ROUTE_AGENT: &str = "podshm.dev/test/route-agent:1";
 
+/// The guard agent.
+pub const GUARD_AGENT: &str = "podshm.dev/test/guard-agent:1";
+
 /// A program of this workspace, as `scripts/cluster.sh` has built it: statically.
 pub fn built_statically(name: &str) -> anyhow::Result<PathBuf> {
     let own = std::env::current_exe()?;
@@ -253,12 +256,12 @@ pub fn provide_podshm(place: &Place, programs: &Programs) -> anyhow::Result<()> 
     [pod, daemon, controller].iter().try_for_each(|image| provide(place, programs, image))
 }
 
-/// Makes the route agent's image, and gives it to every node.
-pub fn provide_route_agent(place: &Place, programs: &Programs) -> anyhow::Result<()> {
+/// Makes an agent's image, and gives it to every node.
+pub fn provide_agent(place: &Place, programs: &Programs, name: &str, program: &str) -> anyhow::Result<()> {
     let image = Image {
-        name: ROUTE_AGENT.into(),
-        programs: vec![built_statically("route-agent")?],
-        entrypoint: vec!["/route-agent".into()],
+        name: name.into(),
+        programs: vec![built_statically(program)?],
+        entrypoint: vec![format!("/{program}")],
         user: 65532,
     };
     provide(place, programs, &image)

@@ -39,6 +39,7 @@ pub fn remove(cluster: &Cluster) -> anyhow::Result<()> {
         gone.with_context(|| format!("{:?}", left_on(cluster, node)))?;
     }
     cluster.kubectl(&["delete", "shmdomain", "routing", "--ignore-not-found"])?;
+    cluster.sweep()?;
     cluster.remove("manifests/podshm.yaml")
 }
 

@@ -1,7 +1,7 @@
 //! What tests ask of a cluster: namespaces of their own, pods, commands in them. All by kubectl, as a person would.
 
 use crate::images::{
-    CONTROLLER, POD, PODSHMD, PROBE, ROUTE_AGENT, provide_dynamic, provide_podshm, provide_route_agent,
+    CONTROLLER, GUARD_AGENT, POD, PODSHMD, PROBE, ROUTE_AGENT, built_statically, provide_agent, provide_dynamic, provide_podshm,
 };
 use crate::place::{Foreign, Place};
 use crate::programs::{CLUSTER, HELM, Programs};
@@ -140,7 +140,12 @@ impl Cluster {
 
     /// Gives every node the route agent's image.
     pub fn provide_route_agent(&self) -> anyhow::Result<()> {
-        provide_route_agent(&self.place, &self.programs)
+        provide_agent(&self.place, &self.programs, ROUTE_AGENT, "route-agent")
+    }
+
+    /// Gives every node the guard agent's image.
+    pub fn provide_guard_agent(&self) -> anyhow::Result<()> {
+        provide_agent(&self.place, &self.programs, GUARD_AGENT, "guard-agent")
     }
 
     /// Applies what the chart renders with these values (`NAME=JSON`) and images of ours.
@@ -148,7 +153,9 @@ impl Cluster {
         let mut helm = Command::new(Programs::built(HELM)?.path("helm")?);
         helm.args(["template", "podshm", "--no-hooks"])
             .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/chart"));
-        for (name, image) in [("podshmd", PODSHMD), ("routeAgent", ROUTE_AGENT), ("controller", CONTROLLER)] {
+        for (name, image) in
+            [("podshmd", PODSHMD), ("routeAgent", ROUTE_AGENT), ("guardAgent", GUARD_AGENT), ("controller", CONTROLLER)]
+        {
             helm.args(["--set", &format!("images.{name}={image}")]);
         }
         if !self.is_ours() {
@@ -172,8 +179,11 @@ impl Cluster {
         ])
     }
 
-    /// Takes away what [`Cluster::install`] has brought.
+    /// Takes away what [`Cluster::install`] has brought, from the nodes too: the next installation finds them as they were.
     pub fn uninstall(&self) -> anyhow::Result<()> {
+        if self.is_ours() {
+            self.sweep()?;
+        }
         let patience = format!("--timeout={}s", PATIENCE.as_secs());
         for what in [
             &["csidriver/podshm.dev", "crd/shmdomains.podshm.dev", "crd/agentrollouts.podshm.dev"][..],
@@ -182,6 +192,21 @@ impl Cluster {
             self.kubectl(&[&["delete", "--ignore-not-found", &patience], what].concat())?;
         }
         self.leave(&Space { name: "podshm-system".into() })
+    }
+
+    /// As the chart's hook does. Where a test before this one has left pods, or nothing is installed, it has nothing to sweep.
+    pub fn sweep(&self) -> anyhow::Result<()> {
+        let mut sweep = Command::new(built_statically("podshm-controller")?);
+        let image = format!("--image={PODSHMD}");
+        let output = sweep
+            .args(["uninstall", "--namespace=podshm-system", "--pull-policy=Never", &image])
+            .env("KUBECONFIG", self.place.kubeconfig())
+            .output()
+            .context("starting podshm-controller")?;
+        if !output.status.success() {
+            println!("nodes are left as they are: {}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(())
     }
 
     /// Applies objects.

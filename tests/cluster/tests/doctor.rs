@@ -111,7 +111,11 @@ fn planted_faults_are_found_by_their_checks() {
             },
         })
     };
-    let volume = json!({"volumes": [{"name": "podshm", "csi": {"driver": "podshm.dev", "volumeAttributes": {"domain": "routing"}}}]});
+    let mut volume = restricted(
+        json!({"volumes": [{"name": "podshm", "csi": {"driver": "podshm.dev", "volumeAttributes": {"domain": "routing"}}}]}),
+    );
+    // What no container mounts the kubelet does not ask for.
+    volume["containers"][0]["volumeMounts"] = json!([{"name": "podshm", "mountPath": "/run/podshm", "readOnly": true}]);
     cluster.put(&[deployment("cart", volume)]).unwrap();
     cluster.rolled_out(&shop, "deployment/cart").unwrap();
     finds(&cluster, "pods without an agent", &problem("domain/routing"));

@@ -14,12 +14,15 @@
 //!  podshm-cluster-pod routes follow KEY         the same at each change, with the time
 //!  podshm-cluster-pod routes load SENDER COUNT KEY    picks and reports, as `load` pushes
 //!  podshm-cluster-pod routes join               joins, and holds that until it is told to end
+//!  podshm-cluster-pod guard ask ACTION          what the guard agent says of this pod and ACTION
+//!  podshm-cluster-pod guard load ACTION         asks until it is told to end; each has to be allowed
 //!  podshm-cluster-pod broker                    a broker of this pod's own: what an agent in each pod would have
 //!  podshm-cluster-pod ready                     whether this pod's socket is answered
 //! ```
 //! An agent leaves its tally to its successor.
 #![forbid(unsafe_code)]
 
+mod guard;
 mod routes;
 
 use anyhow::{Context, bail};
@@ -54,10 +57,12 @@ fn main() -> anyhow::Result<()> {
         ["routes", "lookup", key] => routes::lookup(key),
         ["routes", "follow", key] => routes::follow(key),
         ["routes", "load", sender, count, key] => routes::load(sender.parse()?, count.parse()?, key),
+        ["guard", "ask", action] => guard::ask(action),
+        ["guard", "load", action] => guard::load(action),
         ["stop"] => Ok(kill_process(Pid::INIT, Signal::TERM)?),
         ["ready"] => Client::join(SOCKETS, Duration::from_secs(2)).map(drop).context("joining"),
         _ => bail!(
-            "expected agent, sidecar, broker, hold, ready, look, fill, leak, stop, routes, or exchange or load with SENDER COUNT, found {words:?}"
+            "expected agent, sidecar, broker, hold, ready, look, fill, leak, stop, guard, routes, or exchange or load with SENDER COUNT, found {words:?}"
         ),
     }
 }

@@ -240,20 +240,25 @@ fn domains(facts: &Facts) -> Vec<Finding> {
             "is its agent's DaemonSet on those nodes, does it name the domain with role: agent, and does the domain's `serve` let it?",
         ));
     }
+    // A status is older than what the nodes say, and says no more.
+    let is_said = |domain: &str, reason: &str| {
+        (reason == "NoAgent" && unserved.contains_key(domain))
+            || said.keys().any(|(of, found, _)| (*of, *found) == (domain, reason))
+    };
+    for Domain { name, complaints } in declared {
+        for (kind, reason, message) in complaints.iter().filter(|(_, reason, _)| !is_said(name, reason)) {
+            all.push(
+                Finding::ok(format!("domain/{name}"), format!("condition {kind}: {reason}"), "no such condition")
+                    .judged(false, Level::Warning, message),
+            );
+        }
+    }
     for ((name, reason, message), nodes) in said {
         let nodes: Vec<&str> = nodes.into_iter().collect();
         all.push(
             Finding::ok(format!("domain/{name}"), format!("{reason} on {}", some(&nodes)), "nothing to be said")
                 .judged(false, Level::Warning, message),
         );
-    }
-    for Domain { name, complaints } in declared {
-        for (kind, reason, message) in complaints {
-            all.push(
-                Finding::ok(format!("domain/{name}"), format!("condition {kind}: {reason}"), "no such condition")
-                    .judged(false, Level::Warning, message),
-            );
-        }
     }
     for workload in &facts.workloads {
         let Some(domain) = &workload.domain else { continue };

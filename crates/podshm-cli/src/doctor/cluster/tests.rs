@@ -96,6 +96,11 @@ fn each_fault_is_found_by_its_own_check_alone_and_has_a_remedy() {
         ("domain/routing", Level::Warning, |f| {
             f.domains.as_mut().unwrap()[0].complaints = vec![("Degraded".into(), "NoAgent".into(), "start it".into())];
         }),
+        // What the nodes say themselves, the status repeats a while later.
+        ("domain/routing", Level::Problem, |f| {
+            with_report(f, |r| r.domains[0].served = false);
+            f.domains.as_mut().unwrap()[0].complaints = vec![("Degraded".into(), "NoAgent".into(), "start it".into())];
+        }),
         ("domain/payments", Level::Problem, |f| f.workloads[0].domain = Some("payments".into())),
         ("pod-security/Deployment shop/cart", Level::Problem, |f| f.workloads[0].sharing = Sharing::Host),
         ("runtime/Deployment shop/cart", Level::Problem, |f| {
