@@ -33,6 +33,7 @@ wheel: ## the Python wheel into target/wheels, for glibc 2.17 and later
 
 conformance: setup ## the conformance suite in every pair of languages: Rust, C, C++, Python
 	@scripts/wheel.sh tools
+	cargo build -p podshm-testkit --bins # what pods are made with
 	cargo test -p podshm-tests --test conformance -- --include-ignored --test-threads=1
 
 fmt: ## format the sources
@@ -43,7 +44,7 @@ bench-unmodified: ## unmodified programs, preload beside native in one run: shmg
 	@scripts/bench-unmodified.sh
 
 bench: setup ## podshm beside its peers, in one run (ARGS=... for podshm-bench)
-	cargo run --release -p podshm-bench -- $(ARGS)
+	library=$$(scripts/c-library) && PODSHM_C_LIBRARY=$$library/libpodshm_capi.so cargo run --release -p podshm-bench -- $(ARGS)
 	$(if $(ARGS),,@scripts/bench-python.sh)
 
 bench-python: setup ## a small call in Python beside multiprocessing.connection, in one run (ARGS='--rounds 8 --spin-us 50')

@@ -3,7 +3,7 @@
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 
-python=${PODSHM_PYTHON:-${XDG_CACHE_HOME:-$HOME/.cache}/podshm/python}/bin/python
+python=$TOOLS_PYTHON/bin/python
 scripts/wheel.sh
 # The broker is not on the way of a call: how it was built makes no difference.
 cargo build "${CARGO_LOCKED[@]}" --quiet -p podshm-cli

@@ -6,7 +6,8 @@
 #   bin/podshm, podshm-{route,guard}-agent   lib/libpodshm.so*, libpodshm.a, pkgconfig/podshm.pc
 #   include/podshm.h, podshm.hpp …           share/man/man1, share/doc/podshm, completions of bash, zsh, fish
 #
-# PROFILE=dev installs what `cargo build` makes. Nothing is written outside of PREFIX.
+# Linked by zig, which is fetched from PyPI, all of it runs with glibc 2.17 and later; ZIG=no, or no zig, and it needs this machine's, which is
+# said. PROFILE=dev installs what is quick to build. Nothing is written outside of PREFIX and the caches of cargo and of scripts/lib.sh.
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 
@@ -17,30 +18,33 @@ version=$(sed -n '/^\[workspace.package\]/,/^\[/s/^version *= *"\(.*\)"/\1/p' Ca
 abi=$(sed -n 's/.*-soname,libpodshm\.so\.\([0-9]*\)".*/\1/p' crates/podshm-capi/build.rs)
 [ -n "$version" ] && [ -n "$abi" ] || die "no version in Cargo.toml, or no soname in crates/podshm-capi/build.rs"
 
-case $PROFILE in dev) built=$TARGET/debug ;; *) built=$TARGET/$PROFILE ;; esac
+library=$(PROFILE=$PROFILE scripts/c-library)
+case $PROFILE in dev) programs=$TARGET/debug ;; *) programs=$TARGET/$PROFILE ;; esac
+wanted=(-p podshm-cli -p route-agent -p guard-agent)
 # BUILT=1: the programs are there. Building a few of the workspace again turns other features of their dependencies on, and takes minutes.
 if [ "${BUILT:-}" = 1 ]; then
     for program in podshm route-agent guard-agent; do
-        [ -x "$built/$program" ] || die "BUILT=1, but $built/$program is not there: cargo build --workspace --bins"
+        [ -x "$programs/$program" ] || die "BUILT=1, but $programs/$program is not there: cargo build --workspace --bins"
     done
-    cargo build "${CARGO_LOCKED[@]}" --quiet --profile "$PROFILE" -p podshm-capi
+elif [ "${ZIG:-}" != no ] && have_zig && by_zig build "${CARGO_LOCKED[@]}" --quiet --profile "$PROFILE" "${wanted[@]}"; then
+    programs=$library
 else
-    cargo build "${CARGO_LOCKED[@]}" --quiet --profile "$PROFILE" -p podshm-cli -p podshm-capi -p route-agent -p guard-agent
+    cargo build "${CARGO_LOCKED[@]}" --quiet --profile "$PROFILE" "${wanted[@]}"
 fi
 pages=$(mktemp -d "${TMPDIR:-/tmp}/podshm-pages.XXXXXX")
 trap 'rm -rf "$pages"' EXIT
-"$built/podshm" pages "$pages"
-"$built/guard-agent" --man >"$pages/man1/podshm-guard-agent.1"
+"$programs/podshm" pages "$pages"
+for agent in route-agent guard-agent; do "$programs/$agent" --man >"$pages/man1/podshm-$agent.1"; done
 
 put() { install -D -m "$1" "$2" "$to/$3"; }
-put 755 "$built/podshm" bin/podshm
+put 755 "$programs/podshm" bin/podshm
 ln -sfn podshm "$to/bin/kubectl-podshm" # kubectl podshm …
-put 755 "$built/route-agent" bin/podshm-route-agent
-put 755 "$built/guard-agent" bin/podshm-guard-agent
-put 755 "$built/libpodshm_capi.so" "$LIBDIR/libpodshm.so.$version"
+put 755 "$programs/route-agent" bin/podshm-route-agent
+put 755 "$programs/guard-agent" bin/podshm-guard-agent
+put 755 "$library/libpodshm_capi.so" "$LIBDIR/libpodshm.so.$version"
 ln -sfn "libpodshm.so.$version" "$to/$LIBDIR/libpodshm.so.$abi"
 ln -sfn "libpodshm.so.$abi" "$to/$LIBDIR/libpodshm.so"
-put 644 "$built/libpodshm_capi.a" "$LIBDIR/libpodshm.a"
+put 644 "$library/libpodshm_capi.a" "$LIBDIR/libpodshm.a"
 for header in crates/podshm-capi/include/*; do put 644 "$header" "include/$(basename "$header")"; done
 for page in "$pages"/man1/*; do put 644 "$page" "share/man/man1/$(basename "$page")"; done
 put 644 "$pages/bash/podshm.bash" share/bash-completion/completions/podshm
@@ -51,4 +55,12 @@ for text in LICENSE CHANGELOG.md SEMANTICS.md docs/c-abi.md docs/guard.md docs/u
 done
 sed -e "s|@PREFIX@|$PREFIX|; s|@LIBDIR@|$LIBDIR|; s|@VERSION@|$version|" crates/podshm-capi/podshm.pc.in >"$pages/podshm.pc"
 put 644 "$pages/podshm.pc" "$LIBDIR/pkgconfig/podshm.pc"
+
+# The glibc that a program or library asks for.
+needs() { readelf -VW "$to/$1" | grep -o 'GLIBC_2[.0-9]*' | sort -Vu | tail -n1 | cut -d_ -f2; }
 say "podshm $version is in $to"
+if have readelf; then
+    for built in "$LIBDIR/libpodshm.so.$version" bin/podshm bin/podshm-route-agent bin/podshm-guard-agent; do
+        say "$built needs glibc $(needs "$built")"
+    done
+fi

@@ -3,29 +3,23 @@
 #
 #   scripts/wheel.sh                into target/wheels, optimised, for the oldest glibc that the toolchain allows (with zig: 2.17)
 #   scripts/wheel.sh test           quickly, and unpacks it into target/python, where tests run it; the wheel lies there, too
-#   scripts/wheel.sh tools          only what is needed for it, into ~/.cache/podshm/python: maturin, numpy, mypy
+#   scripts/wheel.sh tools          only what is needed for it, into ~/.cache/podshm/python: maturin, numpy, mypy, zig
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"
-cd "$(dirname "$0")/.."
 
-TOOLS_PYTHON=${PODSHM_PYTHON:-${XDG_CACHE_HOME:-$HOME/.cache}/podshm/python}
 MATURIN=1.16.0
 NEEDED="maturin==$MATURIN numpy mypy typing_extensions auditwheel setuptools>=77 wheel"
-TARGET=${CARGO_TARGET_DIR:-target}
 
 tools() {
-    if [ -e "$TOOLS_PYTHON/podshm-$MATURIN" ]; then
-        return
-    fi
-    say "wheel: a venv in $TOOLS_PYTHON (once)"
-    python3 -m venv "$TOOLS_PYTHON"
     # shellcheck disable=SC2086 # a list of words
-    "$TOOLS_PYTHON/bin/pip" install --quiet --disable-pip-version-check $NEEDED </dev/null
-    touch "$TOOLS_PYTHON/podshm-$MATURIN"
+    in_venv wheel $NEEDED
 }
 
 case ${1:-} in
-    tools) tools ;;
+    tools)
+        tools
+        have_zig || loud "no zig: what is built here needs the glibc of this machine"
+        ;;
     test)
         tools
         rm -rf "$TARGET/python.new"
@@ -42,10 +36,10 @@ case ${1:-} in
     "")
         tools
         zig=()
-        if "$TOOLS_PYTHON/bin/python" -c 'import ziglang' 2>/dev/null || "$TOOLS_PYTHON/bin/pip" install --quiet --disable-pip-version-check ziglang </dev/null; then
+        if have_zig; then
             zig=(--zig --compatibility manylinux2014)
         else
-            say "wheel: no zig; the wheel needs the glibc that this machine links against"
+            loud "wheel: no zig: the wheel needs the glibc that this machine links against"
         fi
         PATH="$TOOLS_PYTHON/bin:$PATH" "$TOOLS_PYTHON/bin/maturin" build --release "${zig[@]}" --interpreter python3 \
             --manifest-path crates/podshm-python/Cargo.toml --out "$TARGET/wheels"

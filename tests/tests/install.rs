@@ -21,6 +21,8 @@ fn prefix() -> &'static Path {
             .env("PREFIX", &prefix)
             .env("PROFILE", "dev")
             .env("BUILT", "1")
+            // The library is built once more, by zig: as quickly as that goes.
+            .envs([("CARGO_PROFILE_DEV_DEBUG", "0"), ("CARGO_PROFILE_DEV_OPT_LEVEL", "0")])
             .env_remove("DESTDIR")
             .env_remove("LIBDIR");
         let output = install.output().unwrap();
@@ -102,6 +104,7 @@ fn everything_is_where_a_packager_expects_it() {
         "share/man/man1/podshm.1",
         "share/man/man1/podshm-broker.1",
         "share/man/man1/podshm-guard-agent.1",
+        "share/man/man1/podshm-route-agent.1",
         "share/bash-completion/completions/podshm",
         "share/zsh/site-functions/_podshm",
         "share/fish/vendor_completions.d/podshm.fish",
@@ -118,6 +121,24 @@ fn everything_is_where_a_packager_expects_it() {
     let said =
         asked.args(["--modversion", "podshm"]).env("PKG_CONFIG_PATH", prefix.join("lib/pkgconfig")).output().unwrap();
     assert_eq!(text(&said).trim(), env!("CARGO_PKG_VERSION"));
+}
+
+/// Version 2.17 of glibc is of 2012: what enterprises run is younger. Without zig this fails, as `make install` says it will.
+#[test]
+fn the_library_needs_no_glibc_above_2_17() {
+    let mut readelf = Command::new("readelf");
+    let said = text(&readelf.arg("-VW").arg(prefix().join("lib/libpodshm.so")).output().unwrap());
+    let version = |word: &str| {
+        let mut parts = word.strip_prefix("GLIBC_")?.split('.').map_while(|part| part.parse::<u32>().ok());
+        Some((parts.next()?, parts.next()?))
+    };
+    let needed = said.split_whitespace().filter_map(version).max().expect("it needs a glibc");
+    assert!(needed <= (2, 17), "GLIBC_{}.{}", needed.0, needed.1);
+    let symbols = text(&Command::new("nm").args(["-D"]).arg(prefix().join("lib/libpodshm.so")).output().unwrap());
+    let defined = |line: &&str| line.split_whitespace().nth_back(1).is_some_and(|kind| "TBDRVW".contains(kind));
+    let others = symbols.lines().filter(defined).filter(|line| !line.contains(" podshm_"));
+    let others: Vec<&str> = others.collect();
+    assert!(others.is_empty(), "what it exports beside podshm_*: {others:?}");
 }
 
 /// The static library, too, links by what pkg-config says.

@@ -4,7 +4,7 @@
 
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::ptr;
 use std::time::Duration;
 
@@ -56,12 +56,18 @@ struct Bytes {
 }
 
 impl Library {
-    /// Loads `libpodshm_capi.so`, which cargo puts beside this program.
+    /// Loads the library that `PODSHM_C_LIBRARY` names: `make bench` has it built as it is installed. Otherwise what cargo puts beside this
+    /// program, which is not optimised as one.
     fn load() -> Result<Library> {
-        let program = std::env::current_exe().context("this program's path")?;
-        let beside = program.parent().context("its directory")?;
-        let path = [beside.join("libpodshm_capi.so"), beside.join("deps/libpodshm_capi.so")];
-        let path = path.iter().find(|path| path.exists()).context("no libpodshm_capi.so beside this program")?;
+        let path = match std::env::var_os("PODSHM_C_LIBRARY") {
+            Some(named) => PathBuf::from(named),
+            None => {
+                let program = std::env::current_exe().context("this program's path")?;
+                let beside = program.parent().context("its directory")?;
+                let mut paths = ["libpodshm_capi.so", "deps/libpodshm_capi.so"].iter().map(|name| beside.join(name));
+                paths.find(|path| path.exists()).context("no libpodshm_capi.so beside this program")?
+            }
+        };
         let name = CString::new(path.as_os_str().as_bytes())?;
         // SAFETY: loads a library of ours, whose initialisers do nothing.
         let library = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
