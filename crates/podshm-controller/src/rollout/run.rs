@@ -4,6 +4,7 @@ use super::act::act;
 use super::outside::{Asker, job};
 use super::view::Stores;
 use crate::daemons::{DAEMONS, Daemon, Daemons};
+use crate::lease::Lead;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, Patch, PatchParams};
@@ -24,14 +25,27 @@ const LAG: Duration = Duration::from_secs(5);
 /// How often node daemons and queries are asked.
 const ASK: Duration = Duration::from_secs(5);
 
-/// Carries out every rollout there is, for good. Node daemons are those of this namespace.
-pub async fn run(client: Client, namespace: &str) -> anyhow::Result<()> {
+/// Carries out every rollout there is, for good, while this process leads: who waits watches nothing. Node daemons are those of this
+/// namespace.
+pub async fn run(client: Client, namespace: &str, lead: Lead) -> anyhow::Result<()> {
+    loop {
+        lead.held().await;
+        if let Some(ended) = lead.while_held(carry_out(client.clone(), namespace, &lead)).await {
+            return ended;
+        }
+        tracing::warn!("another controller may lead now; what was under way is dropped");
+    }
+}
+
+async fn carry_out(client: Client, namespace: &str, lead: &Lead) -> anyhow::Result<()> {
     let (changed, mut changes) = tokio::sync::mpsc::unbounded_channel();
     let stores = Stores::watch(&client, &changed);
     stores.ready().await?;
     tracing::info!("carrying out AgentRollouts");
+    let reporter = Reporter { controller: FIELD_MANAGER.into(), instance: Some(lead.me().to_owned()) };
     let mut controller = Controller {
-        recorder: Recorder::new(client.clone(), Reporter { controller: FIELD_MANAGER.into(), instance: None }),
+        lead: lead.clone(),
+        recorder: Recorder::new(client.clone(), reporter),
         client,
         asker: Asker::new()?,
         daemons: Daemons::default(),
@@ -61,6 +75,7 @@ fn is_due(rollout: &AgentRollout) -> bool {
 }
 
 struct Controller {
+    lead: Lead,
     client: Client,
     recorder: Recorder,
     asker: Asker,
@@ -81,6 +96,8 @@ impl Controller {
         }
         self.ask(rollout, world).await;
         let next = step(rollout, world);
+        // A step over a large cluster takes its time, and waits for nothing.
+        self.lead_on()?;
         let before = rollout.status.clone().unwrap_or_default();
         if next.status != before {
             self.write(rollout, &next.status).await?;
@@ -88,12 +105,18 @@ impl Controller {
             self.tell(rollout, &before, &next.status).await;
         }
         for action in &next.actions {
+            self.lead_on()?;
             tracing::info!(rollout = rollout.name_any(), ?action, "to be done");
             act(&self.client, rollout, world, action).await?;
             if let Action::Node { name, mark: Some(mark), .. } = action {
                 self.tell_node(rollout, name, mark).await;
             }
         }
+        Ok(())
+    }
+
+    fn lead_on(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(self.lead.is_held(), "the lease was not renewed in time; another controller may lead now");
         Ok(())
     }
 

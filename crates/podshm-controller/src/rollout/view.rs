@@ -13,6 +13,7 @@ use podshm_api::rollout::AgentRollout;
 use podshm_rollout::World;
 use std::fmt::Debug;
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::task::JoinSet;
 
 /// What a store has no use for, and most of its bytes.
 trait Trim {
@@ -78,22 +79,27 @@ pub struct Stores {
     services: Store<Service>,
     autoscalers: Store<HorizontalPodAutoscaler>,
     rollouts: Store<AgentRollout>,
+    /// What keeps them up to date; it ends with them.
+    _watches: JoinSet<()>,
 }
 
 impl Stores {
     /// Begins to watch. `changed` hears of every change.
     pub fn watch(client: &Client, changed: &UnboundedSender<()>) -> Self {
+        let mut watches = JoinSet::new();
+        let all = &mut watches;
         Stores {
-            nodes: watch(client, changed),
-            pods: watch(client, changed),
-            daemon_sets: watch(client, changed),
-            revisions: watch(client, changed),
-            deployments: watch(client, changed),
-            replica_sets: watch(client, changed),
-            budgets: watch(client, changed),
-            services: watch(client, changed),
-            autoscalers: watch(client, changed),
-            rollouts: watch(client, changed),
+            nodes: watch(client, changed, all),
+            pods: watch(client, changed, all),
+            daemon_sets: watch(client, changed, all),
+            revisions: watch(client, changed, all),
+            deployments: watch(client, changed, all),
+            replica_sets: watch(client, changed, all),
+            budgets: watch(client, changed, all),
+            services: watch(client, changed, all),
+            autoscalers: watch(client, changed, all),
+            rollouts: watch(client, changed, all),
+            _watches: watches,
         }
     }
 
@@ -139,7 +145,7 @@ where
     store.state().iter().map(|object| K::clone(object)).collect()
 }
 
-fn watch<K>(client: &Client, changed: &UnboundedSender<()>) -> Store<K>
+fn watch<K>(client: &Client, changed: &UnboundedSender<()>, watches: &mut JoinSet<()>) -> Store<K>
 where
     K: Resource<DynamicType = ()> + Trim + Clone + Debug + serde::de::DeserializeOwned + Send + Sync + 'static,
 {
@@ -150,7 +156,7 @@ where
         .modify(trimmed)
         .reflect(writer)
         .touched_objects();
-    tokio::spawn(async move {
+    watches.spawn(async move {
         let mut stream = std::pin::pin!(stream);
         while let Some(event) = stream.next().await {
             match event {
