@@ -2,7 +2,8 @@
 
 use super::act::act;
 use super::outside::{Asker, job};
-use super::view::Stores;
+use super::rights::missing;
+use super::view::{Rollouts, Stores};
 use crate::daemons::{DAEMONS, Daemon, Daemons};
 use crate::lease::Lead;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
@@ -22,6 +23,8 @@ const TICK: Duration = Duration::from_secs(2);
 const CALM: Duration = Duration::from_millis(200);
 /// How long a watch may take to show what was written before it is written again.
 const LAG: Duration = Duration::from_secs(5);
+/// How often people are told that the same thing does not work.
+const TELL: Duration = Duration::from_secs(60);
 /// How often node daemons and queries are asked.
 const ASK: Duration = Duration::from_secs(5);
 
@@ -37,31 +40,41 @@ pub async fn run(client: Client, namespace: &str, lead: Lead) -> anyhow::Result<
     }
 }
 
+/// Where no rollout is due nothing but rollouts is watched.
 async fn carry_out(client: Client, namespace: &str, lead: &Lead) -> anyhow::Result<()> {
     let (changed, mut changes) = tokio::sync::mpsc::unbounded_channel();
-    let stores = Stores::watch(&client, &changed);
-    stores.ready().await?;
+    let rollouts = Rollouts::watch(&client, &changed);
+    rollouts.ready().await?;
     tracing::info!("carrying out AgentRollouts");
     let reporter = Reporter { controller: FIELD_MANAGER.into(), instance: Some(lead.me().to_owned()) };
     let mut controller = Controller {
         lead: lead.clone(),
         recorder: Recorder::new(client.clone(), reporter),
-        client,
+        client: client.clone(),
         asker: Asker::new()?,
         daemons: Daemons::default(),
         namespace: namespace.to_owned(),
         written: HashMap::new(),
         asked: None,
+        told: HashMap::new(),
     };
+    let mut stores = None;
     loop {
-        let mut world = stores.world(Timestamp::now().as_second());
-        let due: Vec<AgentRollout> = world.rollouts.iter().filter(|one| is_due(one)).cloned().collect();
-        for rollout in &due {
-            if let Err(error) = controller.carry_on(rollout, &mut world).await {
-                tracing::warn!(rollout = rollout.name_any(), error = format!("{error:#}"), "tried again soon");
+        let all = rollouts.all();
+        let due: Vec<AgentRollout> = all.iter().filter(|one| is_due(one)).cloned().collect();
+        if due.is_empty() {
+            stores = None;
+        } else {
+            let stores = stores.get_or_insert_with(|| Stores::watch(&client, &changed));
+            stores.ready().await?;
+            let mut world = stores.world(all, Timestamp::now().as_second());
+            for rollout in &due {
+                let ended = controller.carry_on(rollout, &mut world).await;
+                controller.note(rollout, ended.err()).await;
             }
         }
         controller.written.retain(|uid, _| due.iter().any(|one| one.metadata.uid.as_ref() == Some(uid)));
+        controller.told.retain(|uid, _| due.iter().any(|one| one.metadata.uid.as_ref() == Some(uid)));
         let _ = tokio::time::timeout(TICK, changes.recv()).await;
         tokio::time::sleep(CALM).await;
         while changes.try_recv().is_ok() {}
@@ -86,6 +99,8 @@ struct Controller {
     written: HashMap<String, (String, Instant)>,
     /// What was said outside, and when.
     asked: Option<(Instant, World)>,
+    /// By uid: what did not work, and when people were told of it.
+    told: HashMap<String, (String, Instant)>,
 }
 
 impl Controller {
@@ -94,6 +109,9 @@ impl Controller {
         if self.written.get(&uid).is_some_and(|(seen, at)| *seen == version && at.elapsed() < LAG) {
             return Ok(());
         }
+        let is_new =
+            rollout.status.as_ref().is_none_or(|status| matches!(status.phase, Phase::Pending | Phase::Refused));
+        world.denied = if is_new { missing(&self.client, rollout).await? } else { Vec::new() };
         self.ask(rollout, world).await;
         let next = step(rollout, world);
         // A step over a large cluster takes its time, and waits for nothing.
@@ -113,6 +131,21 @@ impl Controller {
             }
         }
         Ok(())
+    }
+
+    /// What did not work is tried again; people hear of it by an event, in the API server's words.
+    async fn note(&mut self, rollout: &AgentRollout, error: Option<anyhow::Error>) {
+        let uid = rollout.uid().unwrap_or_default();
+        let Some(error) = error.map(|error| format!("{error:#}")) else {
+            self.told.remove(&uid);
+            return;
+        };
+        tracing::warn!(rollout = rollout.name_any(), error, "tried again soon");
+        if self.told.get(&uid).is_some_and(|(said, at)| *said == error && at.elapsed() < TELL) || !self.lead.is_held() {
+            return;
+        }
+        self.publish(&rollout.object_ref(&()), true, "TriedAgain", error.clone()).await;
+        self.told.insert(uid, (error, Instant::now()));
     }
 
     fn lead_on(&self) -> anyhow::Result<()> {

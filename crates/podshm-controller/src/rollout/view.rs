@@ -67,7 +67,31 @@ fn trimmed<K: Trim + Resource>(object: &mut K) {
     object.trim();
 }
 
-/// Everything that a rollout looks at, kept up to date: one watch a kind, whatever the number of nodes and rollouts.
+/// The rollouts there are.
+pub struct Rollouts {
+    store: Store<AgentRollout>,
+    _watch: JoinSet<()>,
+}
+
+impl Rollouts {
+    /// Begins to watch. `changed` hears of every change.
+    pub fn watch(client: &Client, changed: &UnboundedSender<()>) -> Self {
+        let mut watches = JoinSet::new();
+        Rollouts { store: watch(client, changed, &mut watches), _watch: watches }
+    }
+
+    /// Waits until they are there.
+    pub async fn ready(&self) -> anyhow::Result<()> {
+        Ok(self.store.wait_until_ready().await?)
+    }
+
+    /// As they are now.
+    pub fn all(&self) -> Vec<AgentRollout> {
+        all(&self.store)
+    }
+}
+
+/// Everything else that a rollout looks at, kept up to date: one watch a kind, whatever the number of nodes and rollouts.
 pub struct Stores {
     nodes: Store<Node>,
     pods: Store<Pod>,
@@ -78,7 +102,6 @@ pub struct Stores {
     budgets: Store<PodDisruptionBudget>,
     services: Store<Service>,
     autoscalers: Store<HorizontalPodAutoscaler>,
-    rollouts: Store<AgentRollout>,
     /// What keeps them up to date; it ends with them.
     _watches: JoinSet<()>,
 }
@@ -98,7 +121,6 @@ impl Stores {
             budgets: watch(client, changed, all),
             services: watch(client, changed, all),
             autoscalers: watch(client, changed, all),
-            rollouts: watch(client, changed, all),
             _watches: watches,
         }
     }
@@ -114,14 +136,14 @@ impl Stores {
         self.budgets.wait_until_ready().await?;
         self.services.wait_until_ready().await?;
         self.autoscalers.wait_until_ready().await?;
-        self.rollouts.wait_until_ready().await?;
         Ok(())
     }
 
     /// As it is now. What node daemons and queries say is not in it.
-    pub fn world(&self, now: i64) -> World {
+    pub fn world(&self, rollouts: Vec<AgentRollout>, now: i64) -> World {
         World {
             now,
+            rollouts,
             nodes: all(&self.nodes).into_iter().map(|node| (node.name_any(), node)).collect(),
             pods: all(&self.pods),
             daemon_sets: all(&self.daemon_sets),
@@ -131,7 +153,6 @@ impl Stores {
             budgets: all(&self.budgets),
             services: all(&self.services),
             autoscalers: all(&self.autoscalers),
-            rollouts: all(&self.rollouts),
             ..World::default()
         }
     }
