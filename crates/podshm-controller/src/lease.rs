@@ -5,21 +5,16 @@
 //! ```
 //! The clocks of two machines are never compared: what counts is how long the same renewal has been seen.
 
-use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+mod belief;
+
+use belief::{Belief, DEADLINE, RETRY};
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
 use kube::Client;
 use kube::api::{Api, ObjectMeta, PostParams};
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::time::{Duration, Instant};
-
-/// How long a lease holds without being renewed.
-const DURATION: Duration = Duration::from_secs(15);
-/// How long its holder goes by it: it stops before others may begin.
-const DEADLINE: Duration = Duration::from_secs(10);
-/// How often it is renewed, or looked at.
-const RETRY: Duration = Duration::from_secs(3);
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 /// A process's part in it.
 #[derive(Clone, Debug)]
@@ -27,24 +22,26 @@ pub struct Lead {
     leases: Api<Lease>,
     name: Arc<str>,
     me: Arc<str>,
-    /// Ours from then on for a [`DEADLINE`].
-    renewed: Arc<Mutex<Option<Instant>>>,
+    belief: Arc<Mutex<Belief>>,
     changed: Arc<tokio::sync::Notify>,
 }
-
-/// What was seen of somebody else's lease, and since when.
-type Seen = Option<(Option<String>, Option<MicroTime>, Instant)>;
 
 impl Lead {
     /// Of a Lease of this name; `me` is this process's name alone.
     pub fn of(client: Client, namespace: &str, name: &str, me: &str) -> Self {
-        let leases = Api::namespaced(client, namespace);
-        Lead { leases, name: name.into(), me: me.into(), renewed: Arc::default(), changed: Arc::default() }
+        let (leases, me) = (Api::namespaced(client, namespace), Arc::<str>::from(me));
+        let belief = Arc::new(Mutex::new(Belief::of(me.clone())));
+        Lead { leases, name: name.into(), me, belief, changed: Arc::default() }
+    }
+
+    /// This process's name.
+    pub fn me(&self) -> &str {
+        &self.me
     }
 
     /// Whether this process leads.
     pub fn is_held(&self) -> bool {
-        self.renewed.lock().is_ok_and(|renewed| renewed.is_some_and(|at| at.elapsed() < DEADLINE))
+        self.belief().is_held(Instant::now())
     }
 
     /// Until this process leads.
@@ -54,14 +51,31 @@ impl Lead {
         }
     }
 
+    /// Does what only the one that leads may do, and drops it, whatever it waits for, once this process leads no more. What does not wait
+    /// has to ask [`Lead::is_held`] itself.
+    pub async fn while_held<T>(&self, act: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            () = self.lost() => None,
+            done = act => Some(done),
+        }
+    }
+
+    async fn lost(&self) {
+        loop {
+            let until = self.belief().until().filter(|until| *until > Instant::now());
+            let Some(until) = until else { return };
+            let _ = tokio::time::timeout_at(until.into(), self.changed.notified()).await;
+        }
+    }
+
     /// Takes the lease where it can, and keeps it, until it is dropped.
     pub async fn keep(&self) {
-        let mut seen = None;
         loop {
             let asked = Instant::now();
             let was_held = self.is_held();
-            match tokio::time::timeout(DEADLINE, self.try_once(&mut seen)).await {
-                Ok(Ok(is_ours)) => self.note(is_ours.then_some(asked)),
+            match tokio::time::timeout(DEADLINE, self.try_once()).await {
+                Ok(Ok(is_ours)) => self.belief().ended(asked, is_ours),
                 // What was renewed before holds until its deadline.
                 Ok(Err(error)) => tracing::warn!(%error, lease = &*self.name, "the lease"),
                 Err(_) => tracing::warn!(lease = &*self.name, "the API server does not answer"),
@@ -76,7 +90,8 @@ impl Lead {
 
     /// For whoever comes next: it need not wait.
     pub async fn give_up(&self) -> kube::Result<()> {
-        self.note(None);
+        self.belief().ended(Instant::now(), false);
+        self.changed.notify_waiters();
         let Some(mut lease) = self.leases.get_opt(&self.name).await? else { return Ok(()) };
         let Some(spec) = lease.spec.as_mut().filter(|spec| spec.holder_identity.as_deref() == Some(&*self.me)) else {
             return Ok(());
@@ -85,49 +100,25 @@ impl Lead {
         self.leases.replace(&self.name, &PostParams::default(), &lease).await.map(drop)
     }
 
-    fn note(&self, renewed: Option<Instant>) {
-        if let Ok(mut at) = self.renewed.lock() {
-            *at = renewed;
-        }
+    fn belief(&self) -> MutexGuard<'_, Belief> {
+        self.belief.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether it is ours now. Two that write at once: the API server refuses one, by the object's version.
-    async fn try_once(&self, seen: &mut Seen) -> kube::Result<bool> {
+    async fn try_once(&self) -> kube::Result<bool> {
+        let found = self.leases.get_opt(&self.name).await?;
         let now = MicroTime(Timestamp::now());
-        let Some(mut lease) = self.leases.get_opt(&self.name).await? else {
-            let metadata = ObjectMeta { name: Some(self.name.to_string()), ..ObjectMeta::default() };
-            let lease = Lease { metadata, spec: Some(self.spec(None, now)) };
-            return won(self.leases.create(&PostParams::default(), &lease).await);
-        };
-        let spec = lease.spec.take().unwrap_or_default();
-        let is_mine = spec.holder_identity.as_deref() == Some(&*self.me);
-        if !is_mine && spec.holder_identity.is_some() {
-            let found = (spec.holder_identity.clone(), spec.renew_time.clone());
-            let since = match &*seen {
-                Some((holder, renewed, since)) if (holder, renewed) == (&found.0, &found.1) => *since,
-                _ => Instant::now(),
-            };
-            *seen = Some((found.0, found.1, since));
-            let lasts = spec.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok());
-            if since.elapsed() < lasts.map_or(DURATION, Duration::from_secs) {
-                return Ok(false);
-            }
-        }
-        lease.spec = Some(self.spec(Some(&spec), now));
-        won(self.leases.replace(&self.name, &PostParams::default(), &lease).await)
-    }
-
-    fn spec(&self, before: Option<&LeaseSpec>, now: MicroTime) -> LeaseSpec {
-        let kept = before.filter(|spec| spec.holder_identity.as_deref() == Some(&*self.me));
-        let transitions = before.and_then(|spec| spec.lease_transitions).unwrap_or_default();
-        LeaseSpec {
-            holder_identity: Some(self.me.to_string()),
-            lease_duration_seconds: i32::try_from(DURATION.as_secs()).ok(),
-            acquire_time: kept.map_or_else(|| Some(now.clone()), |spec| spec.acquire_time.clone()),
-            renew_time: Some(now),
-            lease_transitions: Some(if kept.is_some() { transitions } else { transitions.saturating_add(1) }),
-            ..LeaseSpec::default()
-        }
+        let is_there = found.is_some();
+        let metadata = ObjectMeta { name: Some(self.name.to_string()), ..ObjectMeta::default() };
+        let mut lease = found.unwrap_or(Lease { metadata, spec: None });
+        let before = is_there.then(|| lease.spec.take().unwrap_or_default());
+        let Some(spec) = self.belief().bid(before, Instant::now(), now) else { return Ok(false) };
+        lease.spec = Some(spec);
+        let parameters = PostParams::default();
+        won(match is_there {
+            true => self.leases.replace(&self.name, &parameters, &lease).await,
+            false => self.leases.create(&parameters, &lease).await,
+        })
     }
 }
 

@@ -15,12 +15,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Carries out AgentRollouts.
-    Rollouts {
-        /// The namespace of podshmd.
-        #[arg(long, env = "POD_NAMESPACE", default_value = "podshm-system")]
-        namespace: String,
-    },
+    /// Carries out AgentRollouts, as the one of several that leads.
+    Rollouts(Place),
     /// Writes the status of ShmDomains, as the one of several that leads.
     Domains(Place),
     /// Before the chart is uninstalled: refuses while pods have volumes and names them, ends podshmd and leaves nothing on its nodes.
@@ -49,27 +45,32 @@ async fn main() -> anyhow::Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_from_env("PODSHM_LOG").unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     let Arguments { command } = Arguments::parse();
-    let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     let client = kube::Client::try_default().await?;
     match command {
-        Command::Rollouts { namespace } => tokio::select! {
-            ended = rollout::run(client, &namespace) => ended,
-            _ = term.recv() => Ok(()),
-        },
+        Command::Rollouts(Place { namespace, name }) => {
+            let lead = Lead::of(client.clone(), &namespace, "podshm-rollouts", &name);
+            led(&lead, rollout::run(client, &namespace, lead.clone())).await
+        }
         Command::Domains(Place { namespace, name }) => {
             let lead = Lead::of(client.clone(), &namespace, "podshm-controller", &name);
-            let ended = tokio::select! {
-                ended = domains::run(client, &namespace, lead.clone()) => ended,
-                () = lead.keep() => Ok(()),
-                _ = term.recv() => Ok(()),
-            };
-            // The next one need not wait for the lease to end by itself.
-            lead.give_up().await?;
-            ended
+            led(&lead, domains::run(client, &namespace, lead.clone())).await
         }
         Command::Uninstall { namespace, sweep: options } => {
             uninstall::check(client.clone()).await?;
             sweep::sweep(&client, &namespace, &options).await
         }
     }
+}
+
+/// Until it ends, or this process is told to.
+async fn led(lead: &Lead, work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    let ended = tokio::select! {
+        ended = work => ended,
+        () = lead.keep() => Ok(()),
+        _ = term.recv() => Ok(()),
+    };
+    // The next one need not wait for the lease to end by itself.
+    lead.give_up().await?;
+    ended
 }

@@ -10,6 +10,7 @@
 
 mod act;
 mod outside;
+mod rights;
 mod run;
 mod view;
 

@@ -91,6 +91,9 @@ pub fn plan(rollout: &AgentRollout, world: &World) -> Plan {
             );
         }
     }
+    for what in &world.denied {
+        refuse(&mut plan, "the rollouts' controller", what.clone());
+    }
     look_at_others(rollout, world, &mut plan);
     look_at_batches(rollout, world, &mut plan);
     plan.refusals.sort();
@@ -177,7 +180,9 @@ fn look_at_taint(rollout: &AgentRollout, world: &World, plan: &mut Plan) {
     let slim = rollout.spec.workloads.iter().filter_map(|one| world.deployment(&one.namespace, &slim_name(one)));
     let ours: BTreeSet<&str> = agents.chain(slim.flat_map(|slim| world.sets_of(slim))).collect();
     let mut others = BTreeSet::new();
-    for pod in world.pods.iter().filter(|pod| !is_owned(pod, &ours)) {
+    // podshm's own controllers find a place everywhere; see the chart.
+    let is_podshm = |pod: &Pod| labels(&pod.metadata).get("app.kubernetes.io/name").is_some_and(|of| of == "podshm");
+    for pod in world.pods.iter().filter(|pod| !is_owned(pod, &ours) && !is_podshm(pod)) {
         let tolerations = pod.spec.as_ref().and_then(|spec| spec.tolerations.as_ref());
         let by_name = |one: &Toleration| one.key.as_deref() == Some(mark.key.as_str()) && tolerates_mark(one, mark);
         if tolerations.into_iter().flatten().any(by_name) {

@@ -41,6 +41,8 @@ pub struct World {
     pub reports: BTreeMap<String, NodeReport>,
     /// What queries and Jobs say.
     pub outside: Vec<Verdict>,
+    /// What the API server will not let whoever carries it out do, in words.
+    pub denied: Vec<String>,
 }
 
 /// Pods of one form of a workload.

@@ -48,7 +48,7 @@ type Change = fn(&mut Cluster);
 #[test]
 fn what_cannot_be_done_is_refused_with_what_to_change() {
     assert_eq!(said(&plan(&fleet().rollout, &fleet().world)), [""; 0]);
-    let rows: [(&str, Change, &str); 21] = [
+    let rows: [(&str, Change, &str); 22] = [
         ("no DaemonSet", |c| c.world.daemon_sets.clear(), "DaemonSet routing/agent: there is none; create it first"),
         (
             "no toleration",
@@ -173,6 +173,11 @@ fn what_cannot_be_done_is_refused_with_what_to_change() {
                 c.rollout.spec.gates.prometheus = vec![object(gate)];
             },
             "gate errors: url is \"prometheus:9090\"; expected http://",
+        ),
+        (
+            "rights that the controller has not been given",
+            |c| c.world.denied = vec!["it may not patch deployments in namespace shop; add shop".into()],
+            "the rollouts' controller: it may not patch deployments in namespace shop; add shop",
         ),
         (
             "pods that would have nowhere to go",

@@ -31,6 +31,9 @@ fn a_value_that_nobody_knows_is_refused_by_name() {
         ("podshmd.memory=lots", "/podshmd/memory"),
         ("kubeletDir=var/lib/kubelet", "/kubeletDir"),
         ("namespace.name=Podshm", "/namespace/name"),
+        ("rollouts.enabled=true", "/rollouts/namespaces"),
+        ("rollouts.namespaces={Shop}", "/rollouts/namespaces/0"),
+        ("rollouts.replicas=0", "/rollouts/replicas"),
     ] {
         let output = render(&["--set", value]);
         let why = String::from_utf8_lossy(&output.stderr);
@@ -50,6 +53,36 @@ fn values_go_where_they_belong() {
     // Where the release is recorded in it, the namespace is there already.
     let output = render(&["--namespace", "podshm-system"]);
     assert!(!String::from_utf8_lossy(&output.stdout).contains("kind: Namespace"));
+}
+
+#[test]
+fn the_rollouts_controller_may_change_what_is_in_the_namespaces_that_it_is_given() {
+    let template = ["--show-only", "templates/rollouts.yaml"];
+    let of = |set: &[&str]| {
+        let output = render(&[set, &template[..]].concat());
+        (output.status.success(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+    };
+    let (is_there, _) = of(&[]);
+    assert!(!is_there, "off until somebody wants it");
+    let cluster_wide = "kind: ClusterRoleBinding\nmetadata:\n  name: podshm-rollouts-moves\n";
+    let (_, text) = of(&["--set", "rollouts.enabled=true", "--set", "rollouts.namespaces={shop,routing}"]);
+    for namespace in ["shop", "routing"] {
+        let bound = format!("kind: RoleBinding\nmetadata:\n  name: podshm-rollouts-moves\n  namespace: {namespace}\n");
+        assert!(text.contains(&bound), "{text}");
+    }
+    assert!(!text.contains(cluster_wide), "{text}");
+    // What is bound in the whole cluster changes nodes and statuses, and nothing else.
+    let (_, role) = text.split_once("kind: ClusterRole\nmetadata:\n  name: podshm-rollouts\n").unwrap();
+    let role = role.split("---").next().unwrap();
+    for rule in role.split("- apiGroups:").skip(1) {
+        let changes = ["create", "update", "patch", "delete", "escalate", "*"].iter().any(|verb| rule.contains(verb));
+        assert!(!changes || rule.contains("[nodes]") || rule.contains("[agentrollouts/status]"), "{rule}");
+    }
+    let (_, text) = of(&["--set", "rollouts.enabled=true", "--set", "rollouts.namespaces={*}"]);
+    assert!(text.contains(cluster_wide), "{text}");
+    for said in ["runAsNonRoot: true", "readOnlyRootFilesystem: true", "drop:\n", "type: RuntimeDefault", "replicas: 2"] {
+        assert!(text.contains(said), "{said}: {text}");
+    }
 }
 
 fn manifest(name: &str) -> String {
@@ -76,7 +109,7 @@ fn it_is_installed_upgraded_and_uninstalled_and_nothing_is_left() {
     cluster.rolled_out(&routing, "daemonset/agent").unwrap();
     cluster.rolled_out(&shop, "daemonset/cart").unwrap();
 
-    for name in ["manifests/podshm.yaml", "examples/routing.yaml"] {
+    for name in ["manifests/podshm.yaml", "manifests/rollouts.yaml", "examples/routing.yaml"] {
         strictly(&cluster, &manifest(name)).unwrap_or_else(|error| panic!("{name}: {error:#}"));
     }
     let typo = manifest("manifests/podshm.yaml").replace("priorityClassName:", "priorityClass:");

@@ -3,7 +3,7 @@
 //! Agents and business are the probe, which holds still: what is tried here is what the API server, the scheduler and kubelets make of a
 //! rollout's steps. That nobody is hurt at any moment, and that a controller may die between any two actions, is in `podshm-rollout`.
 
-use podshm_cluster::images::{PROBE, built_statically};
+use podshm_cluster::images::{CONTROLLER, PROBE, built_statically};
 use podshm_cluster::place::nodes;
 use podshm_cluster::testing::{Cluster, Space, until};
 use serde_json::{Value, json};
@@ -21,15 +21,16 @@ fn program(name: &str) -> PathBuf {
     built_statically(name).unwrap()
 }
 
-/// The controller, which ends with the test.
+/// A controller, which ends with the test.
 struct Controller(Child);
 
 impl Controller {
+    /// Under the same name as one that was killed it has that one's lease.
     fn start(cluster: &Cluster) -> Self {
         let log =
             fs::OpenOptions::new().create(true).append(true).open(cluster.place.log("podshm-controller")).unwrap();
         let child = Command::new(program("podshm-controller"))
-            .arg("rollouts")
+            .args(["rollouts", "--namespace", "routing", "--name", "here"])
             .env("KUBECONFIG", cluster.place.kubeconfig())
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
@@ -196,6 +197,9 @@ fn a_fleet_goes_over_and_back_by_the_controller_and_the_command() {
     what_cannot_be_is_refused_before_anything_is_touched(&cluster);
     a_canary_that_fails_its_verification_stops_there_and_goes_back(&cluster, &shop);
     the_fleet_goes_over_while_its_controller_is_killed(&cluster, &shop, &mut controller);
+    controller.kill();
+    business_as_before(&cluster, &shop);
+    the_charts_controllers_do_it_too_and_one_follows_the_other(&cluster, &shop);
 
     cluster.kubectl(&["delete", "crd", "agentrollouts.podshm.dev"]).unwrap();
     for node in nodes() {
@@ -316,4 +320,72 @@ fn the_fleet_goes_over_while_its_controller_is_killed(cluster: &Cluster, shop: &
     for state in ["Preparing", "Migrating", "Done"] {
         assert!(events.contains(&format!("\"reason\": \"{state}\"")), "{state}");
     }
+}
+
+/// The fleet as it was before.
+fn business_as_before(cluster: &Cluster, shop: &Space) {
+    cluster.kubectl(&["delete", "agentrollout", "--all"]).unwrap();
+    for (name, asked) in ASKED {
+        cluster.within(shop, &["delete", "deployment", &format!("{name}-slim")]).unwrap();
+        cluster.within(shop, &["scale", "deployment", name, &format!("--replicas={asked}")]).unwrap();
+        cluster.within(shop, &["annotate", "deployment", name, "rollout.podshm.dev/asked-"]).unwrap();
+        cluster.rolled_out(shop, &format!("deployment/{name}")).unwrap();
+    }
+    for node in nodes() {
+        cluster.kubectl(&["label", "node", node, "AgentsDaemonSet-"]).unwrap();
+        cluster.kubectl(&["annotate", "node", node, "rollout.podshm.dev/node-"]).unwrap();
+    }
+}
+
+/// With the rights that the chart gives, as pods that keep to `restricted`; two of them, of which the one that leads is killed.
+fn the_charts_controllers_do_it_too_and_one_follows_the_other(cluster: &Cluster, shop: &Space) {
+    let system = cluster.space("podshm-system", "restricted").unwrap();
+    cluster.provide_podshm().unwrap();
+    let with = |namespaces: &str| {
+        let (namespaces, image) = (format!("rollouts.namespaces={namespaces}"), format!("images.controller={CONTROLLER}"));
+        let set = ["--set", "rollouts.enabled=true", "--set", &namespaces, "--set", &image];
+        let only = ["--show-only", "templates/rollouts.yaml"];
+        let text = cluster.helm(&[&["template", "podshm", "deploy/chart"], &set[..], &only].concat()).unwrap();
+        assert!(text.is_fine, "{}", text.text);
+        cluster.given(&["apply", "-f", "-"], &text.text).unwrap();
+        cluster.rolled_out(&system, "deployment/podshm-rollouts").unwrap();
+    };
+    // Not let into the workloads' namespace, it says so, and touches nothing.
+    with("{routing}");
+    let mut object = rollout("charted", &["/probe", "size"]);
+    cluster.given(&["create", "-f", "-"], &object.to_string()).unwrap();
+    let found = wait_for(cluster, "charted", "Refused");
+    let message = found["status"]["message"].as_str().unwrap();
+    assert!(message.contains("in namespace shop; add shop to rollouts.namespaces of the chart"), "{message}");
+    assert!(nodes_json(cluster).iter().all(|node| !has_label(node)));
+    with("{routing,shop}");
+    object["spec"]["soakSeconds"] = json!(4);
+    cluster.given(&["apply", "-f", "-"], &object.to_string()).unwrap();
+    until("the canary to have been touched", || Ok(nodes_json(cluster).iter().any(has_label).then_some(()))).unwrap();
+    let holder = ["get", "lease", "podshm-rollouts", "-o", "jsonpath={.spec.holderIdentity}"];
+    let leader = cluster.within(&system, &holder).unwrap();
+    cluster.within(&system, &["delete", "pod", &leader, "--grace-period=0", "--force"]).unwrap();
+    wait_for(cluster, "charted", "Completed");
+    assert_ne!(cluster.within(&system, &holder).unwrap(), leader);
+    for (name, asked) in ASKED {
+        assert_eq!(ready(cluster, shop, &format!("app={name},form=slim")), asked);
+    }
+    // Each has done its part, as one: whoever acts says so in an event, and from when the second did the first was silent.
+    let events = ["-n", "default", "get", "events.events.k8s.io", "-o", "json"];
+    let events: Value = serde_json::from_str(&cluster.kubectl(&events).unwrap()).unwrap();
+    let mut acts: Vec<(&str, &str)> = events["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|event| event["note"].as_str().is_some_and(|note| note.contains("rollout charted")))
+        .filter_map(|event| Some((event["eventTime"].as_str()?, event["reportingInstance"].as_str()?)))
+        .collect();
+    acts.sort_unstable();
+    let mut order: Vec<&str> = acts.iter().map(|(_, who)| *who).collect();
+    order.dedup();
+    println!("who acted: {order:?}, {} times", acts.len());
+    assert!(order.len() == 2 && order[0] == leader, "{acts:?}");
+    cluster.kubectl(&["delete", "clusterrole,clusterrolebinding", "-l", "app=podshm-rollouts"]).unwrap();
+    cluster.kubectl(&["-n", "default", "delete", "role,rolebinding", "-l", "app=podshm-rollouts"]).unwrap();
+    cluster.leave(&system).unwrap();
 }

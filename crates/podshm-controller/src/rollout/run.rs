@@ -2,8 +2,10 @@
 
 use super::act::act;
 use super::outside::{Asker, job};
-use super::view::Stores;
+use super::rights::missing;
+use super::view::{Rollouts, Stores};
 use crate::daemons::{DAEMONS, Daemon, Daemons};
+use crate::lease::Lead;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, Patch, PatchParams};
@@ -21,33 +23,58 @@ const TICK: Duration = Duration::from_secs(2);
 const CALM: Duration = Duration::from_millis(200);
 /// How long a watch may take to show what was written before it is written again.
 const LAG: Duration = Duration::from_secs(5);
+/// How often people are told that the same thing does not work.
+const TELL: Duration = Duration::from_secs(60);
 /// How often node daemons and queries are asked.
 const ASK: Duration = Duration::from_secs(5);
 
-/// Carries out every rollout there is, for good. Node daemons are those of this namespace.
-pub async fn run(client: Client, namespace: &str) -> anyhow::Result<()> {
+/// Carries out every rollout there is, for good, while this process leads: who waits watches nothing. Node daemons are those of this
+/// namespace.
+pub async fn run(client: Client, namespace: &str, lead: Lead) -> anyhow::Result<()> {
+    loop {
+        lead.held().await;
+        if let Some(ended) = lead.while_held(carry_out(client.clone(), namespace, &lead)).await {
+            return ended;
+        }
+        tracing::warn!("another controller may lead now; what was under way is dropped");
+    }
+}
+
+/// Where no rollout is due nothing but rollouts is watched.
+async fn carry_out(client: Client, namespace: &str, lead: &Lead) -> anyhow::Result<()> {
     let (changed, mut changes) = tokio::sync::mpsc::unbounded_channel();
-    let stores = Stores::watch(&client, &changed);
-    stores.ready().await?;
+    let rollouts = Rollouts::watch(&client, &changed);
+    rollouts.ready().await?;
     tracing::info!("carrying out AgentRollouts");
+    let reporter = Reporter { controller: FIELD_MANAGER.into(), instance: Some(lead.me().to_owned()) };
     let mut controller = Controller {
-        recorder: Recorder::new(client.clone(), Reporter { controller: FIELD_MANAGER.into(), instance: None }),
-        client,
+        lead: lead.clone(),
+        recorder: Recorder::new(client.clone(), reporter),
+        client: client.clone(),
         asker: Asker::new()?,
         daemons: Daemons::default(),
         namespace: namespace.to_owned(),
         written: HashMap::new(),
         asked: None,
+        told: HashMap::new(),
     };
+    let mut stores = None;
     loop {
-        let mut world = stores.world(Timestamp::now().as_second());
-        let due: Vec<AgentRollout> = world.rollouts.iter().filter(|one| is_due(one)).cloned().collect();
-        for rollout in &due {
-            if let Err(error) = controller.carry_on(rollout, &mut world).await {
-                tracing::warn!(rollout = rollout.name_any(), error = format!("{error:#}"), "tried again soon");
+        let all = rollouts.all();
+        let due: Vec<AgentRollout> = all.iter().filter(|one| is_due(one)).cloned().collect();
+        if due.is_empty() {
+            stores = None;
+        } else {
+            let stores = stores.get_or_insert_with(|| Stores::watch(&client, &changed));
+            stores.ready().await?;
+            let mut world = stores.world(all, Timestamp::now().as_second());
+            for rollout in &due {
+                let ended = controller.carry_on(rollout, &mut world).await;
+                controller.note(rollout, ended.err()).await;
             }
         }
         controller.written.retain(|uid, _| due.iter().any(|one| one.metadata.uid.as_ref() == Some(uid)));
+        controller.told.retain(|uid, _| due.iter().any(|one| one.metadata.uid.as_ref() == Some(uid)));
         let _ = tokio::time::timeout(TICK, changes.recv()).await;
         tokio::time::sleep(CALM).await;
         while changes.try_recv().is_ok() {}
@@ -61,6 +88,7 @@ fn is_due(rollout: &AgentRollout) -> bool {
 }
 
 struct Controller {
+    lead: Lead,
     client: Client,
     recorder: Recorder,
     asker: Asker,
@@ -71,6 +99,8 @@ struct Controller {
     written: HashMap<String, (String, Instant)>,
     /// What was said outside, and when.
     asked: Option<(Instant, World)>,
+    /// By uid: what did not work, and when people were told of it.
+    told: HashMap<String, (String, Instant)>,
 }
 
 impl Controller {
@@ -79,8 +109,13 @@ impl Controller {
         if self.written.get(&uid).is_some_and(|(seen, at)| *seen == version && at.elapsed() < LAG) {
             return Ok(());
         }
+        let is_new =
+            rollout.status.as_ref().is_none_or(|status| matches!(status.phase, Phase::Pending | Phase::Refused));
+        world.denied = if is_new { missing(&self.client, rollout).await? } else { Vec::new() };
         self.ask(rollout, world).await;
         let next = step(rollout, world);
+        // A step over a large cluster takes its time, and waits for nothing.
+        self.lead_on()?;
         let before = rollout.status.clone().unwrap_or_default();
         if next.status != before {
             self.write(rollout, &next.status).await?;
@@ -88,12 +123,33 @@ impl Controller {
             self.tell(rollout, &before, &next.status).await;
         }
         for action in &next.actions {
+            self.lead_on()?;
             tracing::info!(rollout = rollout.name_any(), ?action, "to be done");
             act(&self.client, rollout, world, action).await?;
             if let Action::Node { name, mark: Some(mark), .. } = action {
                 self.tell_node(rollout, name, mark).await;
             }
         }
+        Ok(())
+    }
+
+    /// What did not work is tried again; people hear of it by an event, in the API server's words.
+    async fn note(&mut self, rollout: &AgentRollout, error: Option<anyhow::Error>) {
+        let uid = rollout.uid().unwrap_or_default();
+        let Some(error) = error.map(|error| format!("{error:#}")) else {
+            self.told.remove(&uid);
+            return;
+        };
+        tracing::warn!(rollout = rollout.name_any(), error, "tried again soon");
+        if self.told.get(&uid).is_some_and(|(said, at)| *said == error && at.elapsed() < TELL) || !self.lead.is_held() {
+            return;
+        }
+        self.publish(&rollout.object_ref(&()), true, "TriedAgain", error.clone()).await;
+        self.told.insert(uid, (error, Instant::now()));
+    }
+
+    fn lead_on(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(self.lead.is_held(), "the lease was not renewed in time; another controller may lead now");
         Ok(())
     }
 

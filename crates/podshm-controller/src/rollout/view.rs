@@ -13,6 +13,7 @@ use podshm_api::rollout::AgentRollout;
 use podshm_rollout::World;
 use std::fmt::Debug;
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::task::JoinSet;
 
 /// What a store has no use for, and most of its bytes.
 trait Trim {
@@ -66,7 +67,31 @@ fn trimmed<K: Trim + Resource>(object: &mut K) {
     object.trim();
 }
 
-/// Everything that a rollout looks at, kept up to date: one watch a kind, whatever the number of nodes and rollouts.
+/// The rollouts there are.
+pub struct Rollouts {
+    store: Store<AgentRollout>,
+    _watch: JoinSet<()>,
+}
+
+impl Rollouts {
+    /// Begins to watch. `changed` hears of every change.
+    pub fn watch(client: &Client, changed: &UnboundedSender<()>) -> Self {
+        let mut watches = JoinSet::new();
+        Rollouts { store: watch(client, changed, &mut watches), _watch: watches }
+    }
+
+    /// Waits until they are there.
+    pub async fn ready(&self) -> anyhow::Result<()> {
+        Ok(self.store.wait_until_ready().await?)
+    }
+
+    /// As they are now.
+    pub fn all(&self) -> Vec<AgentRollout> {
+        all(&self.store)
+    }
+}
+
+/// Everything else that a rollout looks at, kept up to date: one watch a kind, whatever the number of nodes and rollouts.
 pub struct Stores {
     nodes: Store<Node>,
     pods: Store<Pod>,
@@ -77,23 +102,26 @@ pub struct Stores {
     budgets: Store<PodDisruptionBudget>,
     services: Store<Service>,
     autoscalers: Store<HorizontalPodAutoscaler>,
-    rollouts: Store<AgentRollout>,
+    /// What keeps them up to date; it ends with them.
+    _watches: JoinSet<()>,
 }
 
 impl Stores {
     /// Begins to watch. `changed` hears of every change.
     pub fn watch(client: &Client, changed: &UnboundedSender<()>) -> Self {
+        let mut watches = JoinSet::new();
+        let all = &mut watches;
         Stores {
-            nodes: watch(client, changed),
-            pods: watch(client, changed),
-            daemon_sets: watch(client, changed),
-            revisions: watch(client, changed),
-            deployments: watch(client, changed),
-            replica_sets: watch(client, changed),
-            budgets: watch(client, changed),
-            services: watch(client, changed),
-            autoscalers: watch(client, changed),
-            rollouts: watch(client, changed),
+            nodes: watch(client, changed, all),
+            pods: watch(client, changed, all),
+            daemon_sets: watch(client, changed, all),
+            revisions: watch(client, changed, all),
+            deployments: watch(client, changed, all),
+            replica_sets: watch(client, changed, all),
+            budgets: watch(client, changed, all),
+            services: watch(client, changed, all),
+            autoscalers: watch(client, changed, all),
+            _watches: watches,
         }
     }
 
@@ -108,14 +136,14 @@ impl Stores {
         self.budgets.wait_until_ready().await?;
         self.services.wait_until_ready().await?;
         self.autoscalers.wait_until_ready().await?;
-        self.rollouts.wait_until_ready().await?;
         Ok(())
     }
 
     /// As it is now. What node daemons and queries say is not in it.
-    pub fn world(&self, now: i64) -> World {
+    pub fn world(&self, rollouts: Vec<AgentRollout>, now: i64) -> World {
         World {
             now,
+            rollouts,
             nodes: all(&self.nodes).into_iter().map(|node| (node.name_any(), node)).collect(),
             pods: all(&self.pods),
             daemon_sets: all(&self.daemon_sets),
@@ -125,7 +153,6 @@ impl Stores {
             budgets: all(&self.budgets),
             services: all(&self.services),
             autoscalers: all(&self.autoscalers),
-            rollouts: all(&self.rollouts),
             ..World::default()
         }
     }
@@ -139,7 +166,7 @@ where
     store.state().iter().map(|object| K::clone(object)).collect()
 }
 
-fn watch<K>(client: &Client, changed: &UnboundedSender<()>) -> Store<K>
+fn watch<K>(client: &Client, changed: &UnboundedSender<()>, watches: &mut JoinSet<()>) -> Store<K>
 where
     K: Resource<DynamicType = ()> + Trim + Clone + Debug + serde::de::DeserializeOwned + Send + Sync + 'static,
 {
@@ -150,7 +177,7 @@ where
         .modify(trimmed)
         .reflect(writer)
         .touched_objects();
-    tokio::spawn(async move {
+    watches.spawn(async move {
         let mut stream = std::pin::pin!(stream);
         while let Some(event) = stream.next().await {
             match event {
