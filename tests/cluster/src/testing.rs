@@ -1,7 +1,8 @@
 //! What tests ask of a cluster: namespaces of their own, pods, commands in them. All by kubectl, as a person would.
 
 use crate::images::{
-    CONTROLLER, GUARD_AGENT, POD, PODSHMD, PROBE, ROUTE_AGENT, built_statically, provide_agent, provide_dynamic, provide_podshm,
+    CONTROLLER, GUARD_AGENT, POD, PODSHMD, PROBE, ROUTE_AGENT, built_statically, provide_agent, provide_dynamic,
+    provide_podshm,
 };
 use crate::place::{Foreign, Place};
 use crate::programs::{CLUSTER, HELM, Programs};

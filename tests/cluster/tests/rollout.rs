@@ -342,7 +342,8 @@ fn the_charts_controllers_do_it_too_and_one_follows_the_other(cluster: &Cluster,
     let system = cluster.space("podshm-system", "restricted").unwrap();
     cluster.provide_podshm().unwrap();
     let with = |namespaces: &str| {
-        let (namespaces, image) = (format!("rollouts.namespaces={namespaces}"), format!("images.controller={CONTROLLER}"));
+        let (namespaces, image) =
+            (format!("rollouts.namespaces={namespaces}"), format!("images.controller={CONTROLLER}"));
         let set = ["--set", "rollouts.enabled=true", "--set", &namespaces, "--set", &image];
         let only = ["--show-only", "templates/rollouts.yaml"];
         let text = cluster.helm(&[&["template", "podshm", "deploy/chart"], &set[..], &only].concat()).unwrap();

@@ -31,7 +31,7 @@ pub fn load(action: &str) -> anyhow::Result<()> {
         let verdict = guard.ask(&question(action), ANSWER).with_context(|| format!("question {count}"))?;
         ensure!(verdict.decision == Decision::Allow, "question {count}: {}", word(verdict.decision));
         count += 1;
-        if count % 64 == 0 {
+        if count.is_multiple_of(64) {
             std::thread::sleep(Duration::from_millis(1));
         }
         if count == 64 {
