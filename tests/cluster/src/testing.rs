@@ -182,10 +182,14 @@ impl Cluster {
 
     /// Takes away what [`Cluster::install`] has brought, from the nodes too: the next installation finds them as they were.
     pub fn uninstall(&self) -> anyhow::Result<()> {
+        let agents = ["daemonset/route-agent", "daemonset/guard-agent"];
+        let patience = format!("--timeout={}s", PATIENCE.as_secs());
+        // Before podshmd, or nobody is left to take their volumes away.
+        let first = ["-n", "podshm-system", "delete", "--ignore-not-found", "--cascade=foreground", &patience];
+        self.kubectl(&[&first[..], &agents[..]].concat())?;
         if self.is_ours() {
             self.sweep()?;
         }
-        let patience = format!("--timeout={}s", PATIENCE.as_secs());
         for what in [
             &["csidriver/podshm.dev", "crd/shmdomains.podshm.dev", "crd/agentrollouts.podshm.dev"][..],
             &["clusterrole,clusterrolebinding", "-l", "app.kubernetes.io/name=podshm"],
