@@ -5,6 +5,7 @@
 //!     │                        │
 //!     │                        ▼
 //!     │                    volumes.rs ──► domains.rs   which domains there are, who may do what  ◄── watch.rs ◄── API server
+//!     │                        │     ◄── ended.rs      pods that ended while no daemon was here       ◄── API server
 //!     │                        │     ──► memory.rs     which budgets fit into the daemon's own limit
 //!     │                        │     ──► broker        a socket for each pod
 //!     │                        │     ──► unmodified    the domain's /dev/shm, and System V memory (sysv.rs)
