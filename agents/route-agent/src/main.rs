@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::Context;
-use clap::{CommandFactory, FromArgMatches, Parser};
+use clap::{CommandFactory, Parser};
 use route_agent::{Config, FileSource, Pace, Server, Source, Stats};
 
 /// Serves routes out of EndpointSlices to the pods of this node.
@@ -58,19 +58,15 @@ struct Args {
     /// Log each delivered record to this file (put it on tmpfs).
     #[arg(long)]
     log_delivered: Option<PathBuf>,
-    /// Write the man page to standard output, and end; for `make install`.
-    #[arg(long, hide = true, exclusive = true)]
-    man: bool,
 }
 
 fn main() -> anyhow::Result<()> {
-    let matches = Args::command().get_matches();
-    if matches.get_flag("man") {
-        // Asked for before the rest is: that has no socket directory.
+    // For `make install`. Before anything is parsed: it comes without what has to be there otherwise.
+    if std::env::args_os().nth(1).is_some_and(|first| first == "--man") {
         let command = Args::command().name("podshm-route-agent");
         return Ok(clap_mangen::Man::new(command).render(&mut std::io::stdout())?);
     }
-    let args = Args::from_arg_matches(&matches)?;
+    let args = Args::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let stop = Arc::new(AtomicBool::new(false));
