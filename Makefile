@@ -1,6 +1,6 @@
 # The only way in; CI calls the same targets. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check c-header install wheel conformance fmt bench bench-python bench-unmodified chaos chaos-scale vm-test cluster-up cluster-down cluster-test loom fuzz clean
+.PHONY: help setup demo test check c-header install wheel conformance fmt bench bench-python bench-unmodified chaos chaos-scale vm-test cluster-up cluster-down cluster-test scale-test loom fuzz clean
 
 ARGS ?=
 export PREFIX DESTDIR LIBDIR
@@ -69,6 +69,10 @@ cluster-down: ## takes it down, and checks that nothing of it is left
 cluster-test: ## the tests that need a cluster, on one of their own (ONLY=schemes picks one group, KEEP=1 leaves it up; KUBECONFIG=… IMAGE_REGISTRY=… takes another)
 	@scripts/setup.sh cluster
 	@scripts/cluster.sh test
+
+scale-test: ## a rollout over 1,000 simulated nodes and 10,000 pods on a real API server (not a part of make test)
+	@scripts/setup.sh cluster
+	@ONLY=scale scripts/cluster.sh test
 
 loom: setup ## the loom models of ring, table and wake-up (LOOM_MAX_PREEMPTIONS=3)
 	@scripts/loom.sh $(ARGS)

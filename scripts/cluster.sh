@@ -7,6 +7,7 @@
 #
 #   ONLY="schemes" scripts/cluster.sh test    one group; groups are the files in tests/cluster/tests
 #   ONLY=measure scripts/cluster.sh test      what podshm costs, printed; not among the others
+#   ONLY=scale scripts/cluster.sh test        1,000 simulated nodes and 10,000 pods, a control plane alone (make scale-test); by itself
 #   PODSHM_CLUSTER_INSTANCE=1         another one beside it, up to 9
 #   KEEP=1 scripts/cluster.sh test            leaves it up
 #   KUBECONFIG=… IMAGE_REGISTRY=… scripts/cluster.sh test    on a cluster that is there, without podshm: images are pushed to the registry,
@@ -52,17 +53,22 @@ case $verb in
         for file in tests/cluster/tests/*.rs; do
             group=$(basename "$file" .rs)
             # Figures, which take long and judge nothing: on demand.
-            if [ -z "${ONLY:-}" ] && [ "$group" = measure ]; then continue; fi
+            if [ -z "${ONLY:-}" ] && [[ " measure scale " == *" $group "* ]]; then continue; fi
             if [ -n "${ONLY:-}" ] && [[ " $ONLY " != *" $group "* ]]; then continue; fi
             if on_a_cluster_that_is_there && [[ " $FROM_OUTSIDE " != *" $group "* ]]; then skipped+=("$group"); continue; fi
             groups+=(--test "$group")
         done
         # A rollout of two nodes has no middle.
         if [[ " ${groups[*]} " == *" rollout "* ]]; then export PODSHM_CLUSTER_NODES=${PODSHM_CLUSTER_NODES:-3}; fi
+        if [ "${ONLY:-}" = scale ]; then export PODSHM_CLUSTER_NODES=0; fi
         [ "${#skipped[@]}" = 0 ] || loud "skipped: ${skipped[*]}" "They need the nodes' insides; this cluster is not ours."
         [ "${#groups[@]}" != 0 ] || die "ONLY=$ONLY: no such group; there are $(basename -s .rs tests/cluster/tests/*.rs | tr '\n' ' ')"
         build
-        build_static
+        if [ "${ONLY:-}" = scale ]; then
+            cargo build "${CARGO_LOCKED[@]}" -p podshm-controller -p podshm-cli --bins
+        else
+            build_static
+        fi
         "$cluster" build
         cargo test "${CARGO_LOCKED[@]}" -p podshm-cluster "${groups[@]}" --no-run
         if on_a_cluster_that_is_there; then
