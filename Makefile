@@ -72,7 +72,7 @@ cluster-test: ## the tests that need a cluster, on one of their own (ONLY=scheme
 
 scale-test: ## a rollout over 1,000 simulated nodes and 10,000 pods on a real API server (not a part of make test)
 	@scripts/setup.sh cluster
-	@ONLY=scale scripts/cluster.sh test
+	@scripts/cluster.sh scale
 
 loom: setup ## the loom models of ring, table and wake-up (LOOM_MAX_PREEMPTIONS=3)
 	@scripts/loom.sh $(ARGS)

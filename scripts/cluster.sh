@@ -4,10 +4,10 @@
 #   scripts/cluster.sh up       brings it up; says how to use it
 #   scripts/cluster.sh down     takes it down
 #   scripts/cluster.sh test     up, the tests, down
+#   scripts/cluster.sh scale    a rollout over 1,000 simulated nodes and 10,000 pods, on a control plane alone (tests/scale)
 #
 #   ONLY="schemes" scripts/cluster.sh test    one group; groups are the files in tests/cluster/tests
 #   ONLY=measure scripts/cluster.sh test      what podshm costs, printed; not among the others
-#   ONLY=scale scripts/cluster.sh test        1,000 simulated nodes and 10,000 pods, a control plane alone (make scale-test); by itself
 #   PODSHM_CLUSTER_INSTANCE=1         another one beside it, up to 9
 #   KEEP=1 scripts/cluster.sh test            leaves it up
 #   KUBECONFIG=… IMAGE_REGISTRY=… scripts/cluster.sh test    on a cluster that is there, without podshm: images are pushed to the registry,
@@ -53,22 +53,17 @@ case $verb in
         for file in tests/cluster/tests/*.rs; do
             group=$(basename "$file" .rs)
             # Figures, which take long and judge nothing: on demand.
-            if [ -z "${ONLY:-}" ] && [[ " measure scale " == *" $group "* ]]; then continue; fi
+            if [ -z "${ONLY:-}" ] && [ "$group" = measure ]; then continue; fi
             if [ -n "${ONLY:-}" ] && [[ " $ONLY " != *" $group "* ]]; then continue; fi
             if on_a_cluster_that_is_there && [[ " $FROM_OUTSIDE " != *" $group "* ]]; then skipped+=("$group"); continue; fi
             groups+=(--test "$group")
         done
         # A rollout of two nodes has no middle.
         if [[ " ${groups[*]} " == *" rollout "* ]]; then export PODSHM_CLUSTER_NODES=${PODSHM_CLUSTER_NODES:-3}; fi
-        if [ "${ONLY:-}" = scale ]; then export PODSHM_CLUSTER_NODES=0; fi
         [ "${#skipped[@]}" = 0 ] || loud "skipped: ${skipped[*]}" "They need the nodes' insides; this cluster is not ours."
         [ "${#groups[@]}" != 0 ] || die "ONLY=$ONLY: no such group; there are $(basename -s .rs tests/cluster/tests/*.rs | tr '\n' ' ')"
         build
-        if [ "${ONLY:-}" = scale ]; then
-            cargo build "${CARGO_LOCKED[@]}" -p podshm-controller -p podshm-cli --bins
-        else
-            build_static
-        fi
+        build_static
         "$cluster" build
         cargo test "${CARGO_LOCKED[@]}" -p podshm-cluster "${groups[@]}" --no-run
         if on_a_cluster_that_is_there; then
@@ -87,5 +82,18 @@ case $verb in
         step "the tests"
         cargo test "${CARGO_LOCKED[@]}" -p podshm-cluster "${groups[@]}" --no-fail-fast -- --show-output
         ;;
-    *) die "expected up, down or test, found '$verb'" ;;
+    scale)
+        export PODSHM_CLUSTER_NODES=0
+        build
+        "$cluster" build
+        cargo build "${CARGO_LOCKED[@]}" -p podshm-controller -p podshm-cli --bins
+        cargo test "${CARGO_LOCKED[@]}" -p podshm-scale --no-run
+        trap finish EXIT
+        trap 'exit 130' INT TERM HUP
+        step "a control plane"
+        "$cluster" up
+        step "the rollout"
+        cargo test "${CARGO_LOCKED[@]}" -p podshm-scale -- --nocapture
+        ;;
+    *) die "expected up, down, test or scale, found '$verb'" ;;
 esac

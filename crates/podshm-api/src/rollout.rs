@@ -104,10 +104,9 @@ pub struct AgentRolloutSpec {
     pub gates: Gates,
     /// Business workloads with the agent in their image, and how each is without. Nothing else is touched.
     #[serde(default)]
-    #[schemars(length(max = 64))]
-    #[x_kube(
-        validation = Rule::new("self.all(one, self.exists_one(other, other.namespace == one.namespace && other.name == one.name))")
-            .message("workloads: one is listed twice; list it once")
+    #[schemars(
+        length(max = 64),
+        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["namespace", "name"])
     )]
     pub workloads: Vec<Workload>,
     /// What happens when a gate fails.
@@ -282,26 +281,40 @@ fn deployment() -> String {
 
 /// How a pod template is without the agent. Toleration and node selector for converted nodes are added by themselves.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(default, rename_all = "camelCase")]
+#[serde(rename_all = "camelCase")]
 pub struct Slim {
     /// Labels that its pods have instead of the fat ones. At least one has to differ from the fat form's selector, and none from a
     /// Service's.
-    #[schemars(length(max = 32))]
-    #[schemars(extend("x-kubernetes-validations" = [{"rule": "self.size() >= 1", "message": "slim.labels: expected at least one that differs from the fat form's selector, as in {form: slim}"}, {"rule": "self.all(key, self[key] != '')", "message": "slim.labels: expected a value for each label"}]))]
+    #[schemars(schema_with = "slim_labels")]
     pub labels: BTreeMap<String, String>,
     /// Containers (init containers too) that go.
+    #[serde(default)]
     pub remove_containers: Vec<String>,
     /// Images by container.
+    #[serde(default)]
     pub images: BTreeMap<String, String>,
     /// The domain whose volume its containers get, at /run/podshm, and at /dev/shm where `devShm` is so.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub domain: Option<String>,
     /// The domain's /dev/shm instead of the pod's own.
+    #[serde(default)]
     pub dev_shm: bool,
     /// Anything else, as a JSON merge patch (RFC 7386) on the pod template; applied last.
     #[schemars(schema_with = "anything")]
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub patch: Option<Value>,
+}
+
+fn slim_labels(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({
+        "type": "object",
+        "additionalProperties": {"type": "string", "minLength": 1, "maxLength": 63},
+        "maxProperties": 32,
+        "x-kubernetes-validations": [{
+            "rule": "self.size() >= 1",
+            "message": "slim.labels: expected at least one that differs from the fat form's selector, as in {form: slim}",
+        }],
+    })
 }
 
 fn anything(_: &mut schemars::SchemaGenerator) -> schemars::Schema {

@@ -66,24 +66,27 @@ impl Default for HealthGate {
 
 /// What a verification pod runs. It has the domain's volume at /run/podshm.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, rename_all = "camelCase")]
+#[serde(rename_all = "camelCase")]
 pub struct Verification {
     /// Namespace it runs in, which has to be in the domain's `join`.
     #[schemars(length(max = 63))]
     #[schemars(extend("x-kubernetes-validations" = [{"rule": "self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')", "message": "gates.verification.namespace: expected a namespace, one of the domain's join"}]))]
     pub namespace: String,
     /// Its service account.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service_account: Option<String>,
     /// An image with the `podshm` program, or one of your own.
     #[schemars(length(max = 1024))]
     #[schemars(extend("x-kubernetes-validations" = [{"rule": "self.size() >= 1", "message": "gates.verification.image: expected an image with the podshm program, or one of your own"}]))]
     pub image: String,
     /// What it runs: `podshm verify …`, or a program of your own.
+    #[serde(default)]
     pub command: Vec<String>,
     /// Its environment.
+    #[serde(default)]
     pub env: BTreeMap<String, String>,
     /// The domain's /dev/shm instead of the pod's own; for a domain of mode posix.
+    #[serde(default)]
     pub dev_shm: bool,
     /// How long it may take.
     #[serde(default = "two_minutes")]
