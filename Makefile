@@ -1,6 +1,6 @@
 # The only way in; CI calls the same targets. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check c-header install wheel conformance fmt bench bench-python bench-unmodified chaos chaos-scale vm-test cluster-up cluster-down cluster-test arm64 loom fuzz clean
+.PHONY: help setup demo test check c-header install wheel conformance fmt bench bench-python bench-unmodified chaos chaos-scale vm-test cluster-up cluster-down cluster-test scale-test arm64 loom fuzz clean
 
 ARGS ?=
 export PREFIX DESTDIR LIBDIR
@@ -74,6 +74,10 @@ cluster-test: ## the tests that need a cluster, on one of their own (ONLY=scheme
 arm64: ## everything that goes into images, cross-built for arm64, and the memory's own tests under emulation (PROFILE=release)
 	@scripts/setup.sh arm64
 	@scripts/arm64.sh
+
+scale-test: ## a rollout over 1,000 simulated nodes and 10,000 pods on a real API server (not a part of make test)
+	@scripts/setup.sh cluster
+	@scripts/cluster.sh scale
 
 loom: setup ## the loom models of ring, table and wake-up (LOOM_MAX_PREEMPTIONS=3)
 	@scripts/loom.sh $(ARGS)

@@ -4,6 +4,7 @@
 #   scripts/cluster.sh up       brings it up; says how to use it
 #   scripts/cluster.sh down     takes it down
 #   scripts/cluster.sh test     up, the tests, down
+#   scripts/cluster.sh scale    a rollout over 1,000 simulated nodes and 10,000 pods, on a control plane alone (tests/scale)
 #
 #   ONLY="schemes" scripts/cluster.sh test    one group; groups are the files in tests/cluster/tests
 #   ONLY=measure scripts/cluster.sh test      what podshm costs, printed; not among the others
@@ -81,5 +82,18 @@ case $verb in
         step "the tests"
         cargo test "${CARGO_LOCKED[@]}" -p podshm-cluster "${groups[@]}" --no-fail-fast -- --show-output
         ;;
-    *) die "expected up, down or test, found '$verb'" ;;
+    scale)
+        export PODSHM_CLUSTER_NODES=0
+        build
+        "$cluster" build
+        cargo build "${CARGO_LOCKED[@]}" -p podshm-controller -p podshm-cli --bins
+        cargo test "${CARGO_LOCKED[@]}" -p podshm-scale --no-run
+        trap finish EXIT
+        trap 'exit 130' INT TERM HUP
+        step "a control plane"
+        "$cluster" up
+        step "the rollout"
+        cargo test "${CARGO_LOCKED[@]}" -p podshm-scale -- --nocapture
+        ;;
+    *) die "expected up, down, test or scale, found '$verb'" ;;
 esac

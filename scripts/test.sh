@@ -14,7 +14,7 @@ source "$(dirname "$0")/lib.sh"
 TIERS=${TIERS:-scripts/tiers}
 LOGS=$TARGET/test-logs
 export LOCKED="${CARGO_LOCKED[*]:-}"
-export BINS="cargo build $LOCKED --workspace --exclude podshm-tests --exclude podshm-chaos --exclude podshm-cluster --exclude podshm-cluster-pod --bins" # without the features that it turns on
+export BINS="cargo build $LOCKED --workspace --exclude podshm-tests --exclude podshm-chaos --exclude podshm-cluster --exclude podshm-cluster-pod --exclude podshm-scale --bins" # without the features that it turns on
 
 passed=0 failed=0 skipped=0 unrun=() report=()
 

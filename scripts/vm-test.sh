@@ -29,7 +29,7 @@ kernel=$(ls "$VM/$package"/boot/vmlinuz-*)
 say "$(basename "$kernel")"
 
 step "the tests"
-cargo build "${CARGO_LOCKED[@]}" --workspace --exclude podshm-cluster --exclude podshm-cluster-pod --bins
+cargo build "${CARGO_LOCKED[@]}" --workspace --exclude podshm-cluster --exclude podshm-cluster-pod --exclude podshm-scale --bins
 names=()
 for name in "${TESTS[@]}"; do names+=(--test "$name"); done
 mapfile -t programs < <(cargo test "${CARGO_LOCKED[@]}" -p podshm-tests "${names[@]}" --no-run --message-format=json |

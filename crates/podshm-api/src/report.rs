@@ -23,6 +23,9 @@ pub struct NodeReport {
     /// The daemon's memory limit; absent where it has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit_bytes: Option<u64>,
+    /// Volumes that this daemon could not publish because of the node itself, not of who asked.
+    #[serde(default)]
+    pub failed_publishes: u64,
     /// One for each domain that the node has heard of.
     pub domains: Vec<DomainReport>,
 }
@@ -49,6 +52,30 @@ pub struct DomainReport {
     pub shm_bytes: u64,
     /// The size of its /dev/shm; 0 without mode posix.
     pub shm_size: u64,
+    /// Agents that have served it so far.
+    #[serde(default)]
+    pub epoch: u64,
+    /// Participants that were refused so far.
+    #[serde(default)]
+    pub refused: u64,
+    /// Clients whose records were dropped so far: no agent came for them in time.
+    #[serde(default)]
+    pub discarded: u64,
+    /// Regions that nobody presented after a restart of the daemon: out of the books, wherever they are held.
+    #[serde(default)]
+    pub unclaimed: u64,
+    /// Participants that died while somebody kept their socket open.
+    #[serde(default)]
+    pub held_open: u64,
+    /// Clients that keep as many old generations as they may, and get no newer one.
+    #[serde(default)]
+    pub stale_clients: u32,
+    /// Joins that wait for an agent.
+    #[serde(default)]
+    pub waiting_clients: u32,
+    /// For how long the oldest of these has been so: a dead client's records wait for an agent; an agent waits to take over.
+    #[serde(default)]
+    pub stalled_seconds: u64,
     /// What is wrong with it on this node; empty where all is well.
     #[serde(default)]
     pub conditions: Vec<NodeCondition>,

@@ -44,6 +44,8 @@ pub(crate) struct AgentState {
     pub(crate) asked_to_close: Option<Instant>,
     /// As a successor: what for.
     pub(crate) waits: SuccessorWaits,
+    /// Since when it is here.
+    pub(crate) since: Instant,
     /// It was passed over without having closed: it may still be at work on one batch.
     pub(crate) forced: bool,
 }
@@ -133,6 +135,7 @@ impl State {
                 ready: None,
                 asked_to_close: None,
                 waits: SuccessorWaits::Ready,
+                since: Instant::now(),
                 forced: false,
             },
         );

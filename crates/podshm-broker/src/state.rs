@@ -56,6 +56,10 @@ pub struct DomainStats {
     pub agent: bool,
     /// Whether another is to serve next, and what it waits for.
     pub successor: Option<SuccessorWaits>,
+    /// For how long it has been waiting.
+    pub successor_for: Option<Duration>,
+    /// Joins that wait for an agent.
+    pub waiting: usize,
     /// Clients, dead ones that are not drained included.
     pub clients: Vec<ClientStats>,
     /// The memory layout that the next region is written at: the newest that all participants speak.
@@ -114,6 +118,8 @@ pub struct ClientStats {
     pub connected: bool,
     /// It keeps as many old generations as it may and gets no newer one until it lets go.
     pub stale: bool,
+    /// For how long it has been dead, with records that no agent has drained.
+    pub left_for: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -367,11 +373,15 @@ impl State {
             member: client.member.name(),
             connected: client.conn.is_some(),
             stale: client.stale,
+            left_for: client.left.map(|left| left.elapsed()),
         });
+        let successor = domain.successor.and_then(|conn| domain.agents.get(&conn));
         Some(DomainStats {
             epoch: domain.epoch,
             agent: domain.agent.is_some(),
-            successor: domain.successor.and_then(|conn| domain.agents.get(&conn)).map(|agent| agent.waits),
+            successor: successor.map(|agent| agent.waits),
+            successor_for: successor.map(|agent| agent.since.elapsed()),
+            waiting: domain.waiting.len(),
             clients: clients.collect(),
             layout: self.meeting(domain, None).layout().number(),
             reserved: domain.books.reserved(),

@@ -10,11 +10,15 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
-use std::sync::atomic::AtomicU64;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// What a scrape is answered with.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// The call by which a pod gets a volume.
+pub const PUBLISH: &str = "publish";
 
 /// How a call of the kubelet ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,13 +67,14 @@ type Number = Gauge<u64, AtomicU64>;
 pub struct Metrics {
     calls: Family<Call, Histogram, fn() -> Histogram>,
     refused: Family<Rule, Counter>,
+    failed: Arc<AtomicU64>,
 }
 
 impl Default for Metrics {
     fn default() -> Self {
         // 1 ms to 16 s: a mount takes a millisecond or two, the kubelet gives a call up after minutes.
         let histogram: fn() -> Histogram = || Histogram::new((0..8).map(|power| 0.001 * 4f64.powi(power)));
-        Metrics { calls: Family::new_with_constructor(histogram), refused: Family::default() }
+        Metrics { calls: Family::new_with_constructor(histogram), refused: Family::default(), failed: Arc::default() }
     }
 }
 
@@ -82,9 +87,17 @@ impl Metrics {
             Outcome::Failed => "failed",
         };
         self.calls.get_or_create(&Call { call, result }).observe(took.as_secs_f64());
+        if call == PUBLISH && outcome == Outcome::Failed {
+            self.failed.fetch_add(1, Ordering::Relaxed);
+        }
         if let Outcome::Refused(rule) = outcome {
             self.refused.get_or_create(&Rule { rule }).inc();
         }
+    }
+
+    /// Volumes that could not be published because of the node.
+    pub fn failed_publishes(&self) -> u64 {
+        self.failed.load(Ordering::Relaxed)
     }
 
     /// All of it, as text.
@@ -129,7 +142,7 @@ fn stat(domain: &DomainView, of: fn(&podshm_broker::DomainStats) -> u64) -> u64 
     domain.stats.as_ref().map_or(0, of)
 }
 
-const GAUGES: [(&str, &str, Of); 7] = [
+const GAUGES: [(&str, &str, Of); 9] = [
     ("served", "Whether an agent serves it", |d| stat(d, |s| s.agent.into())),
     ("agent_epoch", "Agents that have served it so far: the generation of its tables' writer", |d| {
         stat(d, |s| s.epoch)
@@ -139,6 +152,12 @@ const GAUGES: [(&str, &str, Of); 7] = [
     ("stale_clients", "Clients that keep as many old generations as they may and get no newer one", |d| {
         stat(d, |s| s.clients.iter().filter(|client| client.stale).count() as u64)
     }),
+    ("waiting_clients", "Joins that wait for an agent", |d| stat(d, |s| s.waiting as u64)),
+    (
+        "stalled_seconds",
+        "For how long a dead client's records, or an agent that is to take over, have been waiting",
+        |d| d.stalled_for().as_secs(),
+    ),
     ("expected", "Participants that are expected back after a restart of the daemon", |d| {
         stat(d, |s| s.expected as u64)
     }),
@@ -220,7 +239,9 @@ mod tests {
     #[test]
     fn names_have_units_and_a_domain_that_is_gone_leaves_no_series() {
         let metrics = Metrics::default();
-        metrics.called("publish", Outcome::Refused("join"), Duration::from_millis(3));
+        metrics.called(PUBLISH, Outcome::Refused("join"), Duration::from_millis(3));
+        metrics.called(PUBLISH, Outcome::Failed, Duration::from_millis(3));
+        assert_eq!(metrics.failed_publishes(), 1);
         let stats = DomainStats {
             domain_bytes: 8192,
             refused_by: [(RefusalKind::OverLimit, 3)].into(),

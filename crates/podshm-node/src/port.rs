@@ -119,7 +119,7 @@ async fn respond(request: &Request<Incoming>, told: Arc<Told>) -> Answer {
         }
         "/domains" => {
             body(told, "application/json", |told, view| {
-                let report = view.report(&told.node, told.is_registered(), told.limit);
+                let report = view.report(&told.node, told.is_registered(), told.limit, told.metrics.failed_publishes());
                 serde_json::to_string(&report).map_err(|error| error.to_string())
             })
             .await

@@ -3,6 +3,7 @@
 use podshm_api::report::{DomainReport, NodeCondition, NodeReport};
 use podshm_broker::DomainStats;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// What is known of one domain, as it is now.
 #[derive(Clone, Debug, Default)]
@@ -45,19 +46,35 @@ impl DomainView {
         clients.filter(|client| client.connected).count() as u32
     }
 
+    /// For how long something has been waiting for an agent, the longest.
+    pub fn stalled_for(&self) -> Duration {
+        let Some(stats) = &self.stats else { return Duration::ZERO };
+        let left = stats.clients.iter().filter_map(|client| client.left_for);
+        left.chain(stats.successor_for).max().unwrap_or_default()
+    }
+
     /// For whoever asks.
     fn report(&self, name: &str) -> DomainReport {
         let (shm_bytes, shm_size) = self.shm.unwrap_or_default();
+        let of = |number: fn(&DomainStats) -> u64| self.stats.as_ref().map_or(0, number);
         DomainReport {
             name: name.to_owned(),
             generation: self.generation,
             served: self.stats.as_ref().is_some_and(|stats| stats.agent),
             volumes: self.agents + self.members,
             clients: self.clients(),
-            region_bytes: self.stats.as_ref().map_or(0, |stats| stats.domain_bytes),
+            region_bytes: of(|stats| stats.domain_bytes),
             budget_bytes: self.budget,
             shm_bytes,
             shm_size,
+            epoch: of(|stats| stats.epoch),
+            refused: of(|stats| stats.refused),
+            discarded: of(|stats| stats.discarded),
+            unclaimed: of(|stats| stats.unclaimed),
+            held_open: of(|stats| stats.held_open),
+            stale_clients: of(|stats| stats.clients.iter().filter(|client| client.stale).count() as u64) as u32,
+            waiting_clients: of(|stats| stats.waiting as u64) as u32,
+            stalled_seconds: self.stalled_for().as_secs(),
             conditions: self.conditions.iter().cloned().chain(self.found()).collect(),
         }
     }
@@ -112,7 +129,7 @@ impl DomainView {
 
 impl NodeView {
     /// For whoever asks.
-    pub fn report(&self, node: &str, registered: bool, limit_bytes: Option<u64>) -> NodeReport {
+    pub fn report(&self, node: &str, registered: bool, limit_bytes: Option<u64>, failed_publishes: u64) -> NodeReport {
         NodeReport {
             node: node.to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -120,6 +137,7 @@ impl NodeView {
             nri: self.nri,
             charged_bytes: self.region_bytes,
             limit_bytes,
+            failed_publishes,
             domains: self.domains.iter().map(|(name, domain)| domain.report(name)).collect(),
         }
     }
@@ -137,10 +155,19 @@ mod tests {
 
     #[test]
     fn a_report_says_what_is_wrong_and_what_to_do() {
-        let client = |connected, stale| ClientStats { client: 1, member: "shop/cart".into(), connected, stale };
+        let client = |connected, stale| ClientStats {
+            client: 1,
+            member: "shop/cart".into(),
+            connected,
+            stale,
+            left_for: (!connected).then_some(Duration::from_secs(7)),
+        };
         let stats = DomainStats {
             agent: true,
             domain_bytes: 4096,
+            epoch: 2,
+            refused: 3,
+            waiting: 1,
             clients: vec![client(true, false), client(false, false), client(true, true)],
             ..DomainStats::default()
         };
@@ -148,13 +175,16 @@ mod tests {
             DomainView { stats: Some(DomainStats { clients: vec![], ..stats.clone() }), ..DomainView::default() };
         let ill = DomainView { stats: Some(stats), members: 2, shm: Some((1, 2)), ..DomainView::default() };
         let domains = [("audit".to_owned(), well), ("routing".to_owned(), ill)].into();
-        let report = NodeView { domains, region_bytes: 4096, ..NodeView::default() }.report("n", true, Some(1 << 20));
+        let report =
+            NodeView { domains, region_bytes: 4096, ..NodeView::default() }.report("n", true, Some(1 << 20), 4);
         assert_eq!(
             (report.charged_bytes, report.limit_bytes, report.domains[0].conditions.len()),
             (4096, Some(1 << 20), 0)
         );
         let ill = &report.domains[1];
         assert_eq!((ill.served, ill.volumes, ill.clients, ill.shm_bytes, ill.shm_size), (true, 2, 2, 1, 2));
+        assert_eq!((ill.epoch, ill.refused, ill.stale_clients, ill.waiting_clients), (2, 3, 1, 1));
+        assert_eq!((ill.stalled_seconds, report.domains[0].stalled_seconds, report.failed_publishes), (7, 0, 4));
         let reasons: Vec<&str> = ill.conditions.iter().map(|condition| condition.reason.as_str()).collect();
         assert_eq!(reasons, ["NoAgent", "StaleClients"]);
         assert!(ill.conditions[1].message.contains("shop/cart"), "{ill:?}");

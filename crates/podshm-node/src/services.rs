@@ -124,7 +124,7 @@ impl made::node_server::Node for Driver {
             }
             Err(error) => Err(Failure::Bad(error)),
         };
-        let published = self.ended("publish", began, published);
+        let published = self.ended(crate::metrics::PUBLISH, began, published);
         match &published {
             Ok((pod, domain)) => tracing::info!(pod, domain, "published"),
             Err(status) => tracing::warn!(why = status.message(), "not published"),

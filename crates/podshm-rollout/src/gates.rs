@@ -1,7 +1,9 @@
 //! What gates say.
 
+use crate::health::health;
 use crate::nodes::{is_touched, last_words, newest, revision_of};
-use crate::world::{World, is_ready, name, restarts};
+use crate::seen::Seen;
+use crate::world::{is_ready, name, restarts};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use podshm_api::rollout::{AgentRollout, NodeMark, NodeState, Purpose, Verdict, VerdictResult, WorkloadStatus};
 use std::collections::BTreeMap;
@@ -12,7 +14,7 @@ const BLINK: i64 = 30;
 /// All gates of the batch under way.
 pub(crate) fn evaluate(
     rollout: &AgentRollout,
-    world: &World,
+    world: &Seen<'_>,
     marks: &BTreeMap<String, NodeMark>,
     workloads: &[WorkloadStatus],
 ) -> Vec<Verdict> {
@@ -28,7 +30,7 @@ pub(crate) fn evaluate(
         all.push(verification(&marked));
     }
     if let Some(domain) = &rollout.spec.domain {
-        all.push(health(world, domain, &served));
+        all.push(health(rollout, world, domain, &served));
     }
     if !rollout.spec.workloads.is_empty() {
         all.push(business(rollout, world, workloads));
@@ -37,12 +39,12 @@ pub(crate) fn evaluate(
     all
 }
 
-fn verdict(gate: &str, result: VerdictResult, message: String) -> Verdict {
+pub(crate) fn verdict(gate: &str, result: VerdictResult, message: String) -> Verdict {
     Verdict { gate: gate.into(), result, message }
 }
 
 /// Agents are Ready, stay so, and are not started again.
-fn agents(rollout: &AgentRollout, world: &World, served: &[&(&Node, NodeMark)]) -> Verdict {
+fn agents(rollout: &AgentRollout, world: &Seen<'_>, served: &[&(&Node, NodeMark)]) -> Verdict {
     let most = rollout.spec.gates.max_new_restarts;
     let (mut count, mut worst) = (0, None);
     for agent in &rollout.spec.agents {
@@ -56,7 +58,10 @@ fn agents(rollout: &AgentRollout, world: &World, served: &[&(&Node, NodeMark)]) 
         let wanted = (rollout.spec.purpose == Purpose::UpgradeAgents).then(|| newest(world, set)).flatten();
         for (node, _) in served {
             let on = name(&node.metadata);
-            let pod = world.agents_on(set, on).find(|pod| wanted.is_none() || revision_of(pod) == wanted.as_ref());
+            let pod = world
+                .agents_on(set, on)
+                .into_iter()
+                .find(|pod| wanted.is_none() || revision_of(pod) == wanted.as_ref());
             let found = match pod {
                 None => Some((VerdictResult::Failed, format!("{} has no pod on node {on}", agent.name))),
                 Some(pod) if restarts(pod) > most => {
@@ -127,33 +132,8 @@ fn verification(marked: &[(&Node, NodeMark)]) -> Verdict {
     verdict("verification", result, format!("{passed} of {due} nodes verified"))
 }
 
-/// What node daemons say of the domain.
-fn health(world: &World, domain: &str, served: &[&(&Node, NodeMark)]) -> Verdict {
-    let mut silent = 0;
-    for (node, _) in served {
-        let on = name(&node.metadata);
-        let Some(report) = world.reports.get(on) else {
-            silent += 1;
-            continue;
-        };
-        let found = report.domains.iter().find(|one| one.name == domain);
-        if let Some(condition) = found.and_then(|found| found.conditions.first()) {
-            let message = format!("node {on}: {}: {}", condition.reason, condition.message);
-            return verdict("podshm", VerdictResult::Failed, message);
-        }
-    }
-    match silent {
-        0 => verdict(
-            "podshm",
-            VerdictResult::Passed,
-            format!("{} node daemons see nothing wrong with domain {domain}", served.len()),
-        ),
-        _ => verdict("podshm", VerdictResult::Waiting, format!("{silent} node daemons have not answered")),
-    }
-}
-
 /// Business is as ready as before, and not started again.
-fn business(rollout: &AgentRollout, world: &World, workloads: &[WorkloadStatus]) -> Verdict {
+fn business(rollout: &AgentRollout, world: &Seen<'_>, workloads: &[WorkloadStatus]) -> Verdict {
     let most = rollout.spec.gates.max_new_restarts;
     let mut waits = None;
     for one in workloads {
@@ -182,7 +162,7 @@ fn business(rollout: &AgentRollout, world: &World, workloads: &[WorkloadStatus])
 }
 
 /// Restarts of all pods of both forms of a workload.
-pub(crate) fn restarts_of(rollout: &AgentRollout, world: &World, of: &str) -> u32 {
+pub(crate) fn restarts_of(rollout: &AgentRollout, world: &Seen<'_>, of: &str) -> u32 {
     let workload = rollout.spec.workloads.iter().find(|one| one.full_name() == of);
     let forms = workload.into_iter().flat_map(|one| [one.name.clone(), crate::forms::slim_name(one)]);
     let space = workload.map(|one| one.namespace.clone()).unwrap_or_default();

@@ -21,10 +21,12 @@ mod batches;
 mod capacity;
 mod forms;
 mod gates;
+mod health;
 mod moves;
 mod nodes;
 mod plan;
 mod quantity;
+mod seen;
 mod step;
 mod world;
 

@@ -7,7 +7,8 @@
 
 use crate::action::{Action, Asked};
 use crate::forms::slim_name;
-use crate::world::{World, annotation, asked_of, is_ready, labels, name, namespace, node_of, replicas};
+use crate::seen::Seen;
+use crate::world::{annotation, asked_of, is_ready, labels, name, namespace, node_of, replicas};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Pod;
 use podshm_api::rollout::{AgentRollout, MADE_BY, Workload, WorkloadStatus};
@@ -45,10 +46,10 @@ struct Forms<'w> {
 /// Moves fat pods off nodes that are converted.
 pub(crate) fn forward(
     rollout: &AgentRollout,
-    world: &World,
+    world: &Seen<'_>,
     before: &[WorkloadStatus],
     index: usize,
-    converted: &BTreeSet<&str>,
+    converted: &BTreeSet<String>,
 ) -> Moves {
     let workload = &rollout.spec.workloads[index];
     let (mut moves, forms) = match look(rollout, world, before, workload) {
@@ -102,7 +103,7 @@ pub(crate) fn forward(
 }
 
 /// Moves everything back.
-pub(crate) fn back(rollout: &AgentRollout, world: &World, before: &[WorkloadStatus], index: usize) -> Moves {
+pub(crate) fn back(rollout: &AgentRollout, world: &Seen<'_>, before: &[WorkloadStatus], index: usize) -> Moves {
     let workload = &rollout.spec.workloads[index];
     let (mut moves, forms) = match look(rollout, world, before, workload) {
         // Without its fat form there is nothing to go back to.
@@ -139,7 +140,7 @@ pub(crate) fn back(rollout: &AgentRollout, world: &World, before: &[WorkloadStat
 
 fn look<'w>(
     rollout: &AgentRollout,
-    world: &'w World,
+    world: &Seen<'w>,
     before: &[WorkloadStatus],
     workload: &Workload,
 ) -> Result<(Moves, Forms<'w>), Moves> {
@@ -214,7 +215,7 @@ fn grow(moves: &mut Moves, forms: &Forms<'_>, of: &Deployment, missing: u32, to:
 /// Fewer of one form: as many as are Ready beyond what was asked for, and as budgets allow.
 fn shrink(
     moves: &mut Moves,
-    world: &World,
+    world: &Seen<'_>,
     forms: &Forms<'_>,
     of: &Deployment,
     going: &[&Pod],

@@ -1,16 +1,24 @@
 //! One node's way through a batch.
 
 use crate::action::{Action, Change};
+use crate::health::{counted, sick};
+use crate::seen::Seen;
 use crate::world::{
-    World, annotation, has_label, has_taint, is_cordoned, is_ready, labels, mark_of, name, node_of, phase, restarts,
-    unhealthy,
+    World, has_label, has_taint, is_cordoned, is_ready, labels, mark_of, name, phase, restarts, unhealthy,
 };
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{Node, Pod};
-use podshm_api::rollout::{AgentRef, AgentRollout, NodeMark, NodeState, Purpose, VERIFIES};
+use podshm_api::rollout::{AgentRef, AgentRollout, NodeMark, NodeState, Purpose};
 
 /// Label of a DaemonSet's pods and revisions.
 const REVISION: &str = "controller-revision-hash";
+
+/// Why a node waits, if its daemon is the reason.
+const SILENT: &str = "its node daemon does not answer";
+/// How long it may take until one has been asked at all, in seconds.
+const ASKED_WITHIN: i64 = 15;
+/// How long one may be silent before its node is skipped, in seconds.
+const SILENCE: i64 = 60;
 
 /// What comes next for a node: its annotation afterwards, and what to do.
 pub(crate) struct Next {
@@ -47,6 +55,7 @@ pub(crate) fn new_mark(rollout: &AgentRollout, batch: u32, state: NodeState, rea
         state,
         reason: reason.into(),
         since: now,
+        before: None,
     }
 }
 
@@ -68,7 +77,7 @@ pub(crate) fn edited(rollout: &AgentRollout, node: &Node) -> Option<String> {
 }
 
 /// A node's next state. `may_begin`: whether an untouched one may be touched now.
-pub(crate) fn next(rollout: &AgentRollout, world: &World, node: &Node, mark: &NodeMark, may_begin: bool) -> Next {
+pub(crate) fn next(rollout: &AgentRollout, world: &Seen<'_>, node: &Node, mark: &NodeMark, may_begin: bool) -> Next {
     let to = |state, reason: String, actions: Vec<Action>| Next {
         mark: NodeMark { state, reason, since: world.now, ..mark.clone() },
         actions,
@@ -87,7 +96,14 @@ pub(crate) fn next(rollout: &AgentRollout, world: &World, node: &Node, mark: &No
             match unhealthy(node).or_else(|| is_cordoned(node).then(|| "the node is cordoned".into())) {
                 Some(why) => to(NodeState::Skipped, format!("before it was touched: {why}"), vec![]),
                 None if may_begin => {
+                    if let Some(next) = not_heard_of(rollout, world, who, mark) {
+                        return next;
+                    }
+                    if let Some(why) = sick(rollout, world, who) {
+                        return to(NodeState::Skipped, format!("before it was touched: {why}"), vec![]);
+                    }
                     let mut next = to(NodeState::Preparing, "its agents are to come".into(), vec![]);
+                    next.mark.before = counted(rollout, world, who);
                     if spec.purpose == Purpose::Convert {
                         next.actions = vec![convert(who, next.mark.clone())];
                     }
@@ -141,19 +157,37 @@ pub(crate) fn next(rollout: &AgentRollout, world: &World, node: &Node, mark: &No
     }
 }
 
+/// What is to be done about a node that is not touched and whose daemon does not answer, if it does not: it is waited for, then skipped.
+fn not_heard_of(rollout: &AgentRollout, world: &Seen<'_>, node: &str, mark: &NodeMark) -> Option<Next> {
+    if rollout.spec.domain.is_none() || world.reports.contains_key(node) {
+        return None;
+    }
+    let (now, mark) = (world.now, mark.clone());
+    let mark = match mark.reason.as_str() {
+        SILENT if now - mark.since <= SILENCE => mark,
+        // It is asked from now on.
+        _ if now - mark.since <= ASKED_WITHIN => mark,
+        SILENT => NodeMark {
+            state: NodeState::Skipped,
+            reason: format!("before it was touched: {SILENT} for {} s", now - mark.since),
+            since: now,
+            ..mark
+        },
+        _ => NodeMark { reason: SILENT.into(), since: now, ..mark },
+    };
+    Some(Next { mark, actions: Vec::new() })
+}
+
 /// Label and taint on, with the annotation.
 pub(crate) fn convert(node: &str, mark: NodeMark) -> Action {
     Action::Node { name: node.into(), mark: Some(mark), label: Change::On, taint: Change::On }
 }
 
 /// A node's verification pod.
-pub(crate) fn verification<'w>(rollout: &AgentRollout, world: &'w World, node: &str) -> Option<&'w Pod> {
+pub(crate) fn verification<'w>(rollout: &AgentRollout, world: &Seen<'w>, node: &str) -> Option<&'w Pod> {
     let uid = rollout.metadata.uid.as_deref();
-    world.pods.iter().find(|pod| {
-        // A label has no room for every name of a node.
-        let named = annotation(&pod.metadata, VERIFIES).or(labels(&pod.metadata).get(VERIFIES).map(String::as_str));
-        named == Some(node)
-            && pod.metadata.deletion_timestamp.is_none()
+    world.verifying(node).iter().copied().find(|pod| {
+        pod.metadata.deletion_timestamp.is_none()
             && pod.metadata.owner_references.iter().flatten().any(|owner| Some(owner.uid.as_str()) == uid)
     })
 }
@@ -161,14 +195,14 @@ pub(crate) fn verification<'w>(rollout: &AgentRollout, world: &'w World, node: &
 /// What is wrong with an agent on a node, by name; asks for its replacement where it is of an older version.
 fn agent_missing(
     rollout: &AgentRollout,
-    world: &World,
+    world: &Seen<'_>,
     agent: &AgentRef,
     node: &str,
     actions: &mut Vec<Action>,
 ) -> Option<String> {
     let of = agent.full_name();
     let Some(set) = world.daemon_set(agent) else { return Some(format!("DaemonSet {of} is gone")) };
-    let pods: Vec<&Pod> = world.agents_on(set, node).collect();
+    let pods: Vec<&Pod> = world.agents_on(set, node);
     let wanted = (rollout.spec.purpose == Purpose::UpgradeAgents).then(|| newest(world, set)).flatten();
     let is_current =
         |pod: &&&Pod| wanted.as_ref().is_none_or(|wanted| labels(&pod.metadata).get(REVISION) == Some(wanted));
@@ -199,9 +233,9 @@ pub(crate) fn revision_of(pod: &Pod) -> Option<&String> {
 }
 
 /// Fat pods of listed workloads on a node.
-pub(crate) fn fat_on(rollout: &AgentRollout, world: &World, node: &str) -> usize {
+pub(crate) fn fat_on(rollout: &AgentRollout, world: &Seen<'_>, node: &str) -> usize {
     let fat = rollout.spec.workloads.iter().filter_map(|one| world.deployment(&one.namespace, &one.name));
-    fat.map(|fat| world.pods_of(fat).all.iter().filter(|pod| node_of(pod) == Some(node)).count()).sum()
+    fat.map(|fat| world.count_on(fat, node)).sum()
 }
 
 /// Why a pod is not as it should be, in the cluster's own words.

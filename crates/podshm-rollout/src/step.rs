@@ -1,6 +1,7 @@
 //! One step of a rollout: where it is, and what is to be done.
 
 mod back;
+mod compare;
 
 use crate::action::{Action, Change};
 use crate::batches::assign;
@@ -8,6 +9,7 @@ use crate::gates::{evaluate, restarts_of};
 use crate::moves::{Moves, forward};
 use crate::nodes::{convert, is_converted, is_touched, is_worked_on, marked, new_mark, next};
 use crate::plan::plan;
+use crate::seen::Seen;
 use crate::world::{World, has_taint, name};
 use podshm_api::clipped;
 use podshm_api::rollout::{
@@ -30,9 +32,10 @@ pub struct Step {
 
 /// Looks at the cluster and decides.
 pub fn step(rollout: &AgentRollout, world: &World) -> Step {
+    let seen = Seen::of(world);
     let mut run = Run {
         rollout,
-        world,
+        world: &seen,
         status: rollout.status.clone().unwrap_or_default(),
         actions: Vec::new(),
         marks: marked(rollout, world).into_iter().map(|(node, mark)| (name(&node.metadata).to_owned(), mark)).collect(),
@@ -44,7 +47,7 @@ pub fn step(rollout: &AgentRollout, world: &World) -> Step {
 
 struct Run<'r> {
     rollout: &'r AgentRollout,
-    world: &'r World,
+    world: &'r Seen<'r>,
     status: AgentRolloutStatus,
     actions: Vec<Action>,
     /// As nodes have them, and as this step changes them.
@@ -125,7 +128,8 @@ impl Run<'_> {
         for node in &failed {
             let node = node.clone();
             let batch = self.marks[&node].batch;
-            let mark = new_mark(self.rollout, batch, NodeState::Preparing, "tried again", self.world.now);
+            let mut mark = new_mark(self.rollout, batch, NodeState::Preparing, "tried again", self.world.now);
+            mark.before = self.marks[&node].before;
             self.actions.push(match self.rollout.spec.purpose {
                 Purpose::Convert => convert(&node, mark.clone()),
                 Purpose::UpgradeAgents => Action::mark(&node, mark.clone()),
@@ -160,7 +164,11 @@ impl Run<'_> {
         if is_between && !self.begin_batch() {
             return;
         }
+        if self.count_anew() {
+            return;
+        }
         self.fill_batch();
+        let converted = self.converted();
         let failed = self.advance_nodes();
         let moves = self.advance_workloads();
         self.status.workloads = moves.iter().map(|moves| moves.status.clone()).collect();
@@ -168,6 +176,9 @@ impl Run<'_> {
         let gate = self.status.gates.iter().find(|one| one.result == VerdictResult::Failed);
         let gate = gate.map(|gate| format!("gate {}: {}", gate.gate, gate.message));
         let moving = moves.iter().find_map(|moves| moves.failure.clone());
+        // A node that is late is so for a reason.
+        let waits = failed.as_ref().and_then(|_| self.moves(&converted).into_iter().find_map(|moves| moves.waits_for));
+        let failed = failed.map(|why| waits.map_or(why.clone(), |waits| format!("{why}; it waits for: {waits}")));
         if let Some(why) = failed.or(gate).or(moving) {
             return self.fail(&why);
         }
@@ -289,14 +300,20 @@ impl Run<'_> {
     }
 
     fn advance_workloads(&mut self) -> Vec<Moves> {
-        let (rollout, world) = (self.rollout, self.world);
-        let converted: BTreeSet<&str> =
-            self.marks.iter().filter(|(_, mark)| is_converted(mark.state)).map(|(name, _)| name.as_str()).collect();
-        let before = &self.status.workloads;
-        let all: Vec<Moves> =
-            (0..rollout.spec.workloads.len()).map(|index| forward(rollout, world, before, index, &converted)).collect();
+        let all = self.moves(&self.converted());
         self.actions.extend(all.iter().flat_map(|moves| moves.actions.iter().cloned()));
         all
+    }
+
+    /// Nodes that fat pods should leave.
+    fn converted(&self) -> BTreeSet<String> {
+        self.marks.iter().filter(|(_, mark)| is_converted(mark.state)).map(|(name, _)| name.clone()).collect()
+    }
+
+    fn moves(&self, converted: &BTreeSet<String>) -> Vec<Moves> {
+        let (rollout, before) = (self.rollout, &self.status.workloads);
+        let all = 0..rollout.spec.workloads.len();
+        all.map(|index| forward(rollout, self.world, before, index, converted)).collect()
     }
 
     fn soak(&mut self, moves: &[Moves]) {

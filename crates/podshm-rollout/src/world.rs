@@ -91,6 +91,11 @@ pub(crate) fn owner(meta: &ObjectMeta) -> Option<&OwnerReference> {
     meta.owner_references.as_ref()?.iter().find(|owner| owner.controller == Some(true))
 }
 
+/// Whether a pod is about to go.
+pub(crate) fn is_going(pod: &Pod) -> bool {
+    pod.metadata.deletion_timestamp.is_some()
+}
+
 /// Whether a pod is Ready, and stays.
 pub(crate) fn is_ready(pod: &Pod) -> bool {
     let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
@@ -207,18 +212,6 @@ impl World {
                 && !matches!(phase(pod), "Succeeded" | "Failed")
         };
         FormPods { all: self.pods.iter().filter(is_of).collect() }
-    }
-
-    /// An agent's pods on a node, those that are about to go left out.
-    pub(crate) fn agents_on<'w>(&'w self, set: &DaemonSet, node: &str) -> impl Iterator<Item = &'w Pod> {
-        let uid = set.metadata.uid.clone();
-        let node = node.to_owned();
-        self.pods.iter().filter(move |pod| {
-            node_of(pod) == Some(&node)
-                && uid.is_some()
-                && owner(&pod.metadata).map(|owner| &owner.uid) == uid.as_ref()
-                && pod.metadata.deletion_timestamp.is_none()
-        })
     }
 
     /// A DaemonSet's revisions, oldest first.

@@ -1,10 +1,13 @@
 //! The control plane: its programs and how they are started.
 
-use crate::place::{BRIDGE, Place, REGISTRY_PORT, SERVICES};
+use crate::place::{BRIDGE, Place, REGISTRY_PORT, SERVICES, nodes};
 use crate::programs::{CLUSTER, CRANE, Programs};
 use crate::supervise::{self, Program};
 use anyhow::Context;
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+use serde_json::json;
+use std::fs;
+use std::path::PathBuf;
 
 /// The set's name.
 pub const SET: &str = "control";
@@ -17,7 +20,7 @@ pub fn first(place: &Place) -> anyhow::Result<()> {
     mount("proc", "/proc", "proc", flags, c"").context("mounting /proc")?;
     rustix::system::sethostname(b"control").context("setting the host name")?;
     let programs = Programs::built(CLUSTER)?;
-    let all = [("etcd", etcd(place)), ("kube-apiserver", api_server(place))];
+    let all = [("etcd", etcd(place)), ("kube-apiserver", api_server(place)?)];
     let later = [("kube-controller-manager", controller_manager(place)), ("kube-scheduler", scheduler(place))];
     let program = |(name, arguments): (&str, Vec<String>)| {
         Ok(Program {
@@ -36,6 +39,19 @@ pub fn first(place: &Place) -> anyhow::Result<()> {
 
 /// Set to 1, the control plane has a registry too: this cluster is then one like any other, with images to be pulled.
 pub const REGISTRY_ENV: &str = "PODSHM_CLUSTER_REGISTRY";
+
+/// For simulated nodes (PODSHM_CLUSTER_NODES=0): who asks how often is written down for this account, and nobody waits for the heartbeats
+/// of a thousand kubelets.
+pub const COUNTED: &str = "system:serviceaccount:podshm-system:podshm-rollouts";
+
+/// Where the API server writes that down.
+pub fn audit(place: &Place) -> PathBuf {
+    place.path("audit.log")
+}
+
+fn is_simulated() -> bool {
+    nodes().is_empty()
+}
 
 fn registry(place: &Place) -> anyhow::Result<Program> {
     let programs = Programs::built(CRANE)?;
@@ -69,9 +85,21 @@ fn etcd(place: &Place) -> Vec<String> {
     ]
 }
 
-fn api_server(place: &Place) -> Vec<String> {
+fn api_server(place: &Place) -> anyhow::Result<Vec<String>> {
+    let mut more = Vec::new();
+    if is_simulated() {
+        let policy = place.path("audit.json");
+        let rules = json!([
+            {"level": "Metadata", "users": [COUNTED], "omitStages": ["RequestReceived", "ResponseStarted"]},
+            {"level": "None"},
+        ]);
+        fs::write(&policy, json!({"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "rules": rules}).to_string())?;
+        more.push(format!("--audit-policy-file={}", policy.display()));
+        more.push(format!("--audit-log-path={}", audit(place).display()));
+        more.push("--audit-log-mode=blocking".into());
+    }
     let pki = |file: &str| place.path("pki").join(file).display().to_string();
-    vec![
+    let arguments = vec![
         "--etcd-servers=http://127.0.0.1:2379".into(),
         format!("--advertise-address={BRIDGE}"),
         // The port that its Service has: pods reach it by the Service's address without a proxy.
@@ -90,12 +118,19 @@ fn api_server(place: &Place) -> Vec<String> {
         "--enable-admission-plugins=NodeRestriction".into(),
         "--allow-privileged=true".into(),
         "--profiling=false".into(),
-    ]
+    ];
+    Ok([arguments, more].concat())
+}
+
+/// What a thousand nodes need of the other programs.
+fn for_many() -> Vec<String> {
+    let flags = ["--kube-api-qps=500", "--kube-api-burst=1000"];
+    if is_simulated() { flags.map(str::to_owned).to_vec() } else { Vec::new() }
 }
 
 fn controller_manager(place: &Place) -> Vec<String> {
     let pki = |file: &str| place.path("pki").join(file).display().to_string();
-    vec![
+    let mut arguments = vec![
         format!("--kubeconfig={}", pki("controller-manager.kubeconfig")),
         format!("--authentication-kubeconfig={}", pki("controller-manager.kubeconfig")),
         format!("--authorization-kubeconfig={}", pki("controller-manager.kubeconfig")),
@@ -105,17 +140,22 @@ fn controller_manager(place: &Place) -> Vec<String> {
         "--leader-elect=false".into(),
         "--bind-address=127.0.0.1".into(),
         "--profiling=false".into(),
-    ]
+    ];
+    if is_simulated() {
+        arguments.push("--controllers=*,-node-lifecycle-controller".into());
+    }
+    [arguments, for_many()].concat()
 }
 
 fn scheduler(place: &Place) -> Vec<String> {
     let kubeconfig = place.path("pki/scheduler.kubeconfig").display().to_string();
-    vec![
+    let arguments = vec![
         format!("--kubeconfig={kubeconfig}"),
         format!("--authentication-kubeconfig={kubeconfig}"),
         format!("--authorization-kubeconfig={kubeconfig}"),
         "--leader-elect=false".into(),
         "--bind-address=127.0.0.1".into(),
         "--profiling=false".into(),
-    ]
+    ];
+    [arguments, for_many()].concat()
 }

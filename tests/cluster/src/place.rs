@@ -7,7 +7,7 @@ pub const DIRECTORY_ENV: &str = "PODSHM_CLUSTER_DIR";
 
 /// Nodes that there always are.
 pub const NODES: [&str; 2] = ["a", "b"];
-/// How many nodes there are: 2, or not set, to 5.
+/// How many nodes there are: 2, or not set, to 5; 0 is a control plane alone, whose nodes somebody simulates.
 pub const NODES_ENV: &str = "PODSHM_CLUSTER_NODES";
 
 /// All nodes of this cluster.
@@ -15,8 +15,8 @@ pub fn nodes() -> &'static [&'static str] {
     const ALL: [&str; 5] = ["a", "b", "c", "d", "e"];
     let Some(said) = std::env::var_os(NODES_ENV).filter(|said| !said.is_empty()) else { return &ALL[..NODES.len()] };
     match said.to_str().and_then(|said| said.parse::<usize>().ok()) {
-        Some(count @ 2..=5) => &ALL[..count],
-        _ => panic!("{NODES_ENV}: expected 2 to 5, found {said:?}"),
+        Some(count @ (0 | 2..=5)) => &ALL[..count],
+        _ => panic!("{NODES_ENV}: expected 0, or 2 to 5, found {said:?}"),
     }
 }
 /// Which cluster this is of several on one machine: 0, or not set, to 9.

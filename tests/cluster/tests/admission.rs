@@ -149,6 +149,8 @@ fn a_label_is_enough() {
     a_deployments_pods(&cluster, &space);
     policies(&cluster, "delete", "label", &[]);
     cluster.leave(&space).unwrap();
+    // Each would keep its budget from others.
+    cluster.kubectl(&["delete", "shmdomain", "adm-all", "adm-channel", "adm-native"]).unwrap();
 }
 
 /// And an ephemeral container, which gets nothing: its pod's volumes are as they are, and it can't have a subPath.

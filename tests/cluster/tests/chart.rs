@@ -80,7 +80,8 @@ fn the_rollouts_controller_may_change_what_is_in_the_namespaces_that_it_is_given
     }
     let (_, text) = of(&["--set", "rollouts.enabled=true", "--set", "rollouts.namespaces={*}"]);
     assert!(text.contains(cluster_wide), "{text}");
-    for said in ["runAsNonRoot: true", "readOnlyRootFilesystem: true", "drop:\n", "type: RuntimeDefault", "replicas: 2"]
+    for said in
+        ["runAsNonRoot: true", "readOnlyRootFilesystem: true", "drop: [ALL]", "type: RuntimeDefault", "replicas: 2"]
     {
         assert!(text.contains(said), "{said}: {text}");
     }

@@ -194,6 +194,7 @@ fn a_fleet_goes_over_and_back_by_the_controller_and_the_command() {
     }
     let mut controller = Controller::start(&cluster);
 
+    what_the_schema_refuses_and_in_which_words(&cluster);
     what_cannot_be_is_refused_before_anything_is_touched(&cluster);
     a_canary_that_fails_its_verification_stops_there_and_goes_back(&cluster, &shop);
     the_fleet_goes_over_while_its_controller_is_killed(&cluster, &shop, &mut controller);
@@ -211,27 +212,109 @@ fn a_fleet_goes_over_and_back_by_the_controller_and_the_command() {
     }
 }
 
+/// What the API server says of a rollout, without taking it.
+fn refusal(cluster: &Cluster, object: &Value) -> Option<String> {
+    let asked = ["create", "--dry-run=server", "--validate=strict", "-f", "-"];
+    cluster.given(&asked, &object.to_string()).err().map(|error| error.to_string())
+}
+
+fn what_the_schema_refuses_and_in_which_words(cluster: &Cluster) {
+    let long = "n".repeat(64);
+    let agent = json!({"namespace": "routing", "name": "agent"});
+    let query = json!({"name": "errors", "url": "http://prometheus:9090", "query": "up", "max": 1});
+    let with = |field: &str, value: Value| {
+        let mut query = query.clone();
+        query[field] = value;
+        json!([query])
+    };
+    let slim = |labels: Value| json!([{"namespace": "shop", "name": "cart", "slim": {"labels": labels}}]);
+    let rows: [(&str, Value, &str); 38] = [
+        ("/agents", json!([]), "agents: expected 1 to 8 DaemonSets"),
+        ("/agents", json!([agent, agent]), "agents: a DaemonSet is named twice; name it once"),
+        ("/agents", json!(vec![agent; 9]), "spec.agents: Too many: 9: must have at most 8 items"),
+        ("/agents/0/name", json!(""), "name: expected the name of a DaemonSet"),
+        ("/agents/0/namespace", json!("Routing"), "namespace: expected the name of a namespace"),
+        ("/batches", json!([]), "batches: expected 1 to 50; [{count: 1}, {percent: 100}] is a canary and the rest"),
+        ("/batches", json!(vec![json!({"count": 1}); 51]), "spec.batches: Too many: 51: must have at most 50 items"),
+        ("/batches", json!([{}]), "a batch has one of count, percent, selector; give it one"),
+        ("/batches", json!([{"percent": 50, "count": 1}]), "a batch has one of count, percent, selector; give it one"),
+        ("/batches", json!([{"count": 0}]), "count: expected 1 or more: a batch of no nodes is none; leave it out"),
+        ("/batches", json!([{"count": -1}]), "spec.batches[0].count"),
+        ("/batches", json!([{"percent": 0}]), "percent: expected 1 to 100, of all nodes"),
+        ("/batches", json!([{"percent": 101}]), "percent: expected 1 to 100, of all nodes"),
+        (
+            "/batches",
+            json!([{"percent": 50}, {"percent": 20}]),
+            "percent counts the batches before, too; expected each to be more",
+        ),
+        ("/batches", json!([{"selector": {}}]), "selector: expected at least one label; all nodes are {percent: 100}"),
+        ("/maxUnavailable", json!(0), "maxUnavailable: expected 1 or more: with 0 no node could ever be worked on"),
+        ("/soakSeconds", json!(604_801), "soakSeconds: expected at most 604800, a week"),
+        ("/progressDeadlineSeconds", json!(0), "progressDeadlineSeconds: expected 10 to 86400"),
+        ("/domain", json!(""), "domain: expected the name of a ShmDomain; leave it out where agents serve none"),
+        ("/mark", json!({"key": "", "value": "YES"}), "mark.key: expected a label's key, as in AgentsDaemonSet"),
+        (
+            "/mark",
+            json!({"key": "node-role.kubernetes.io/agent", "value": "YES"}),
+            "are Kubernetes' own; choose another",
+        ),
+        ("/mark", json!({"key": "AgentsDaemonSet", "value": ""}), "mark.value: expected a label's value"),
+        ("/workloads", json!([{"namespace": "shop", "name": "cart"}]), "spec.workloads[0].slim: Required value"),
+        ("/workloads", slim(json!({})), "slim.labels: expected at least one that differs from the fat form's selector"),
+        ("/workloads", slim(json!({"form": ""})), "spec.workloads[0].slim.labels.form"),
+        ("/workloads/0/kind", json!("StatefulSet"), "kind: a rollout moves Deployments"),
+        ("/workloads/1/name", json!("cart"), "spec.workloads[1]: Duplicate value"),
+        ("/purpose", json!("UpgradeAgents"), "workloads: an upgrade of agents moves none; leave them out"),
+        ("/purpose", json!("Convertt"), r#"supported values: "Convert", "UpgradeAgents""#),
+        ("/onFailure", json!("Ignore"), r#"supported values: "Pause", "RollBack""#),
+        ("/gates/verification/image", json!(""), "gates.verification.image: expected an image"),
+        ("/gates/verification/namespace", json!(""), "gates.verification.namespace: expected a namespace"),
+        ("/gates/verification/timeoutSeconds", json!(0), "gates.verification.timeoutSeconds: expected 1 to 3600"),
+        ("/gates/prometheus", with("max", Value::Null), "a query has max, or min, or both; say what is well"),
+        ("/gates/prometheus", with("min", json!(2)), "min is more than max: no number would be well; swap them"),
+        (
+            "/gates/prometheus",
+            with("url", json!("prometheus:9090")),
+            "url: expected http://HOST:PORT or https://HOST:PORT",
+        ),
+        ("/gates/podshm", json!({"maxShmPercent": 101}), "maxShmPercent: expected 0 to 100"),
+        ("/batchs", json!([{"count": 1}]), r#"unknown field "spec.batchs""#),
+    ];
+    let fine = rollout("fine", &["/probe", "size"]);
+    for (path, value, says) in rows {
+        let mut object = fine.clone();
+        let (parent, name) = path.rsplit_once('/').unwrap();
+        object["spec"].pointer_mut(parent).unwrap()[name] = value.clone();
+        let said = refusal(cluster, &object).unwrap_or_else(|| panic!("{path}: {value} is taken"));
+        assert!(said.contains(says), "{path}: {value}: expected {says:?}, found {said}");
+    }
+    let said = refusal(cluster, &rollout(&long, &["/probe", "size"])).expect("a name of 64 characters");
+    assert!(said.contains("metadata.name: expected at most 63 characters"), "{said}");
+    let mut domain = fine.clone();
+    domain["spec"]["gates"]["podshm"] = json!({"maxDrops": 3});
+    domain["spec"]["domain"] = json!("routing");
+    domain["spec"]["gates"]["prometheus"] = with("min", json!(0));
+    for object in [&fine, &domain] {
+        assert_eq!(refusal(cluster, object), None);
+    }
+}
+
 fn what_cannot_be_is_refused_before_anything_is_touched(cluster: &Cluster) {
     let mut bad = rollout("bad", &["/probe", "size"]);
     bad["spec"]["agents"][0]["name"] = json!("nobody");
     bad["spec"]["workloads"][0]["name"] = json!("nothing");
-    bad["spec"]["batches"] = json!([{"percent": 50}, {"percent": 20}]);
+    bad["spec"]["batches"] = json!([{"percent": 100}, {"count": 1}]);
     let said = start(cluster, &bad);
     assert!(!said.status.success());
     for expected in [
         "DaemonSet routing/nobody: there is none",
         "Deployment shop/nothing: there is none",
-        "percent is 20 after 50",
+        "batch 2: it would have no nodes",
         "not started",
     ] {
         assert!(text(&said).contains(expected), "{expected}: {}", text(&said));
     }
-    // The API server refuses by itself what no cluster could make right.
-    let mut worse = rollout("worse", &["/probe", "size"]);
-    worse["spec"]["batches"] = json!([{"percent": 50, "count": 1}]);
-    let refused = cluster.given(&["create", "-f", "-"], &worse.to_string()).unwrap_err().to_string();
-    assert!(refused.contains("a batch has one of count, percent, selector"), "{refused}");
-    // So does the controller, whoever has created it.
+    // The controller refuses it, too, whoever has created it.
     cluster.given(&["create", "-f", "-"], &bad.to_string()).unwrap();
     let found = wait_for(cluster, "bad", "Refused");
     assert!(found["status"]["message"].as_str().unwrap().contains("there is none"), "{found}");
@@ -261,6 +344,10 @@ fn the_fleet_goes_over_while_its_controller_is_killed(cluster: &Cluster, shop: &
     let object = rollout("routing", &["/probe", "size"]);
     let said = start(cluster, &object);
     assert!(said.status.success() && text(&said).contains("batch 1: 1 nodes"), "{}", text(&said));
+    until("it to have begun", || Ok((get(cluster, "routing")["status"]["phase"] == "Running").then_some(()))).unwrap();
+    let other = ["patch", "agentrollout", "routing", "--type=merge", "-p", r#"{"spec":{"mark":{"value":"NO"}}}"#];
+    let refused = cluster.kubectl(&other).unwrap_err().to_string();
+    assert!(refused.contains("purpose, agents and mark stay as they are once a rollout has begun"), "{refused}");
     // Somebody watches all the time whether business has what was asked for.
     let (is_over, lowest) = (AtomicBool::new(false), std::sync::Mutex::new(ASKED.map(|(_, asked)| asked)));
     let kills = std::thread::scope(|scope| {
@@ -346,7 +433,7 @@ fn the_charts_controllers_do_it_too_and_one_follows_the_other(cluster: &Cluster,
             (format!("rollouts.namespaces={namespaces}"), format!("images.controller={CONTROLLER}"));
         let set = ["--set", "rollouts.enabled=true", "--set", &namespaces, "--set", &image];
         let only = ["--show-only", "templates/rollouts.yaml"];
-        let text = cluster.helm(&[&["template", "podshm", "deploy/chart"], &set[..], &only].concat()).unwrap();
+        let text = cluster.helm(&[&["template", "podshm", "deploy/chart"], &set[..], &only[..]].concat()).unwrap();
         assert!(text.is_fine, "{}", text.text);
         cluster.given(&["apply", "-f", "-"], &text.text).unwrap();
         cluster.rolled_out(&system, "deployment/podshm-rollouts").unwrap();

@@ -378,7 +378,7 @@ fn budgets_fit_into_the_daemons_own_limit_and_what_does_not_says_what_to_change(
         let memory = |limit: u64| Memory { limit: Some(limit << 20), reserve: 2 << 20 };
         let mut volumes = node.daemon_with(memory(14));
         let reasons = |volumes: &Volumes, domain: &str| {
-            let found = volumes.view().report("here", true, None);
+            let found = volumes.view().report("here", true, None, 0);
             let found = found.domains.into_iter().find(|found| found.name == domain).expect("the domain");
             found.conditions.into_iter().map(|condition| (condition.reason, condition.message)).collect::<Vec<_>>()
         };

@@ -77,6 +77,29 @@ pub struct NodeMark {
     pub reason: String,
     /// Since when, in seconds since 1970.
     pub since: i64,
+    /// What its daemon had counted before, to be compared with what it counts now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<Counted>,
+}
+
+/// What a node's daemon has counted of a domain.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Counted {
+    /// When, in seconds since 1970.
+    pub at: i64,
+    /// Participants refused, volumes not published.
+    pub attach_failures: u64,
+    /// Clients whose records were dropped.
+    pub drops: u64,
+    /// Regions and sockets that somebody holds though their owner is gone.
+    pub leaks: u64,
+    /// Agents that have served it.
+    pub agents: u64,
+    /// How often agents' containers on the node were started again.
+    pub restarts: u64,
+    /// Hundredths of its /dev/shm that are used.
+    pub shm_percent: u64,
 }
 
 /// Where the rollout is.
@@ -105,6 +128,8 @@ pub struct AgentRolloutStatus {
     pub failures: u32,
     /// When it was last resumed, in seconds since 1970: nodes that failed before are tried again.
     pub resumed_at: i64,
+    /// What node daemons say is compared with what they said then, or when the node was touched after it; in seconds since 1970.
+    pub compared_since: i64,
     /// When the soak of this batch began, in seconds since 1970; 0 before.
     pub soaking_since: i64,
     /// Revisions of the agents before an upgrade, by `namespace/name`.

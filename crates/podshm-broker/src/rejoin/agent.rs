@@ -154,6 +154,7 @@ impl State {
             ready,
             asked_to_close: None,
             waits: SuccessorWaits::Ready,
+            since: Instant::now(),
             forced: false,
         })
     }

@@ -92,7 +92,7 @@ mod tests {
             "spec": {
                 "agents": [{"namespace": "routing", "name": "agent"}], "batches": [{"count": 1}],
                 "gates": {"verification": {"namespace": "verify", "image": "podshm"}},
-                "workloads": [{"namespace": "shop", "name": "cart", "slim": {}}],
+                "workloads": [{"namespace": "shop", "name": "cart", "slim": {"labels": {"form": "slim"}}}],
             },
         });
         let mut rollout: AgentRollout = serde_json::from_value(object).unwrap();

@@ -98,7 +98,7 @@ impl Run<'_> {
             let hash = newest(self.world, set);
             debug_assert_eq!(hash.as_ref(), labels(&wanted.metadata).get("controller-revision-hash"));
             for (who, _) in self.marks.iter().filter(|(_, mark)| is_touched(mark.state)) {
-                let pods: Vec<&Pod> = self.world.agents_on(set, who).collect();
+                let pods: Vec<&Pod> = self.world.agents_on(set, who);
                 for pod in pods.iter().filter(|pod| revision_of(pod) != hash.as_ref()) {
                     let (namespace, name) = (agent.namespace.clone(), name(&pod.metadata).into());
                     self.actions.push(Action::Replace { namespace, name });

@@ -5,6 +5,9 @@
 // Each test file uses a part of it.
 #![allow(dead_code)]
 
+mod daemons;
+pub mod fleet;
+
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
@@ -21,6 +24,15 @@ pub fn object<T: serde::de::DeserializeOwned>(json: Value) -> T {
     serde_json::from_value(json).expect("an object of the API")
 }
 
+/// What is wrong with a version of the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bad {
+    Crashes,
+    Leaks,
+    AnswersWrongly,
+    GetsSlow,
+}
+
 pub struct Cluster {
     pub rollout: AgentRollout,
     pub world: World,
@@ -29,6 +41,12 @@ pub struct Cluster {
     pub broken_agents: Vec<String>,
     /// Nodes where verification fails.
     pub failing: Vec<String>,
+    /// Agents of these revisions are bad.
+    pub bad: BTreeMap<String, Bad>,
+    /// A node whose daemon does not answer.
+    pub silent: Option<String>,
+    /// No budget allows a disruption.
+    pub is_blocked: bool,
     /// The lowest number of Ready replicas seen, by workload.
     pub lowest: BTreeMap<String, u32>,
     /// The order of what was done, in short.
@@ -43,6 +61,9 @@ impl Cluster {
             next: 0,
             broken_agents: Vec::new(),
             failing: Vec::new(),
+            bad: BTreeMap::new(),
+            silent: None,
+            is_blocked: false,
             lowest: BTreeMap::new(),
             done: Vec::new(),
         };
@@ -66,6 +87,28 @@ impl Cluster {
     pub fn set_ready(&mut self, node: &str, is_ready: bool) {
         let status = self.world.nodes.get_mut(node).unwrap().status.as_mut().unwrap();
         status.conditions = Some(object(json!([{"type": "Ready", "status": if is_ready { "True" } else { "False" }}])));
+    }
+
+    /// With what ran there, as whoever removes a dead node has it.
+    pub fn remove_node(&mut self, node: &str) {
+        self.world.nodes.remove(node);
+        self.evict(node);
+    }
+
+    /// Its pods go; they come back where they may.
+    pub fn evict(&mut self, node: &str) {
+        self.world.pods.retain(|pod| pod.spec.as_ref().unwrap().node_name.as_deref() != Some(node));
+    }
+
+    /// As a person does it.
+    pub fn take_off(&mut self, node: &str, label: bool, taint: bool) {
+        let node = self.world.nodes.get_mut(node).unwrap();
+        if label {
+            node.metadata.labels.as_mut().unwrap().remove("AgentsDaemonSet");
+        }
+        if taint {
+            node.spec.as_mut().unwrap().taints = None;
+        }
     }
 
     pub fn add_agent(&mut self, strategy: &str) {
@@ -171,6 +214,7 @@ impl Cluster {
         self.schedule();
         self.become_ready();
         self.budgets();
+        self.daemons();
         let uid = |of: &str| Some(format!("fat-{of}"));
         let fat: Vec<String> = self
             .world
@@ -301,6 +345,7 @@ impl Cluster {
 
     fn become_ready(&mut self) {
         let (now, nodes) = (self.world.now, self.world.nodes.clone());
+        let wrong = self.nodes_with(Bad::AnswersWrongly);
         for pod in &mut self.world.pods {
             let Some(node) = pod.spec.as_ref().unwrap().node_name.clone() else { continue };
             let labels = pod.metadata.labels.clone().unwrap_or_default();
@@ -317,7 +362,7 @@ impl Cluster {
             let is_agent = labels.contains_key("controller-revision-hash");
             let status = pod.status.as_mut().unwrap();
             if labels.contains_key(VERIFIES) {
-                let fails = self.failing.contains(&node);
+                let fails = self.failing.contains(&node) || wrong.contains(&node);
                 status.phase = Some(if fails { "Failed" } else { "Succeeded" }.into());
             } else if up && now - born >= SECONDS_A_TICK && !(is_agent && self.broken_agents.contains(&node)) {
                 status.phase = Some("Running".into());
@@ -343,7 +388,15 @@ impl Cluster {
                 .collect();
             let ready = of.iter().filter(|pod| is_ready(pod)).count() as i32;
             let most: i32 = serde_json::to_value(spec.max_unavailable.unwrap()).unwrap().as_i64().unwrap() as i32;
-            set_allowed(budget, most - (of.len() as i32 - ready));
+            set_allowed(budget, if self.is_blocked { 0 } else { most - (of.len() as i32 - ready) });
+        }
+    }
+
+    /// Does those of a step's actions that the API server takes: the others were about an object that somebody has changed since.
+    pub fn apply_some(&mut self, step: Step, is_taken: impl Fn(usize) -> bool) {
+        self.rollout.status = Some(step.status);
+        for (_, action) in step.actions.into_iter().enumerate().filter(|(index, _)| is_taken(*index)) {
+            self.act(action);
         }
     }
 

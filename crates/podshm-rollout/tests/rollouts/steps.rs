@@ -1,103 +1,13 @@
 //! Whole rollouts, on a cluster in memory, with controllers that die between any two actions.
 
-mod simulated;
-
+use crate::simulated::fleet::{
+    cluster, is_as_before, is_converted, message, nobody_was_hurt, phase, spec, until, until_batch, with_sick,
+};
+use crate::simulated::{Cluster, daemon_set, object};
 use podshm_api::rollout::{NodeState, OnFailure, Phase, Stop};
 use podshm_rollout::{plan, step};
 use proptest::prelude::*;
-use serde_json::{Value, json};
-use simulated::{Cluster, daemon_set, object};
-
-/// How many ticks a rollout may take; it bounds one that stands still.
-const PATIENCE: usize = 2000;
-
-fn spec() -> Value {
-    json!({
-        "apiVersion": "podshm.dev/v1alpha1", "kind": "AgentRollout",
-        "metadata": {"name": "routing", "uid": "r-1", "generation": 1, "creationTimestamp": "2026-01-01T00:00:00Z"},
-        "spec": {
-            "agents": [{"namespace": "routing", "name": "agent"}],
-            "batches": [{"count": 1}, {"percent": 50}, {"percent": 100}],
-            "maxUnavailable": 2,
-            "soakSeconds": 30,
-            "gates": {"verification": {"namespace": "verify", "image": "podshm", "command": ["podshm", "verify"]}},
-            "workloads": [
-                {"namespace": "shop", "name": "cart", "slim": {"labels": {"form": "slim"}, "removeContainers": ["agent"], "domain": "routing"}},
-                {"namespace": "shop", "name": "till", "slim": {"labels": {"form": "slim"}, "removeContainers": ["agent"]}},
-            ],
-        },
-    })
-}
-
-fn cluster(nodes: u32) -> Cluster {
-    with_sick(nodes, None)
-}
-
-fn with_sick(nodes: u32, sick: Option<&str>) -> Cluster {
-    let mut cluster = Cluster::new(nodes, spec());
-    sick.into_iter().for_each(|node| cluster.set_ready(node, false));
-    cluster.add_agent("RollingUpdate");
-    cluster.add_workload("cart", 7);
-    cluster.add_workload("till", 3);
-    cluster.add_budget("cart", 1);
-    settle(&mut cluster);
-    cluster
-}
-
-fn settle(cluster: &mut Cluster) {
-    (0..5).for_each(|_| cluster.tick());
-    cluster.lowest.clear();
-}
-
-fn phase(cluster: &Cluster) -> Phase {
-    cluster.rollout.status.as_ref().map(|status| status.phase).unwrap_or_default()
-}
-
-fn message(cluster: &Cluster) -> String {
-    cluster.rollout.status.as_ref().map(|status| status.message.clone()).unwrap_or_default()
-}
-
-/// Steps, each done as a whole, until the phase is one of these.
-fn until(cluster: &mut Cluster, phases: &[Phase]) {
-    for _ in 0..PATIENCE {
-        let next = step(&cluster.rollout, &cluster.world);
-        cluster.apply(next, usize::MAX, true);
-        if phases.contains(&phase(cluster)) {
-            return;
-        }
-        cluster.tick();
-    }
-    panic!("still {:?}: {}", phase(cluster), message(cluster));
-}
-
-fn is_converted(cluster: &Cluster) {
-    for node in cluster.world.nodes.keys() {
-        assert_eq!(cluster.mark(node).map(|mark| mark.state), Some(NodeState::Done), "node {node}");
-        assert!(cluster.has_label(node) && !cluster.has_taint(node), "node {node}");
-    }
-    for (name, asked) in [("cart", 7), ("till", 3)] {
-        let (fat, slim) = (
-            cluster.world.deployment("shop", name).unwrap(),
-            cluster.world.deployment("shop", &format!("{name}-slim")),
-        );
-        assert_eq!(fat.spec.as_ref().unwrap().replicas, Some(0));
-        assert_eq!(cluster.world.pods_of(slim.unwrap()).ready(), asked);
-    }
-}
-
-fn nobody_was_hurt(cluster: &Cluster) {
-    assert!(cluster.lowest["cart"] >= 7 && cluster.lowest["till"] >= 3, "{:?}", cluster.lowest);
-}
-
-fn is_as_before(cluster: &Cluster) {
-    for node in cluster.world.nodes.keys() {
-        assert!(!cluster.has_label(node) && !cluster.has_taint(node), "node {node}: {:?}", cluster.mark(node));
-    }
-    for (name, asked) in [("cart", 7), ("till", 3)] {
-        assert_eq!(cluster.world.pods_of(cluster.world.deployment("shop", name).unwrap()).ready(), asked);
-        assert!(cluster.world.deployment("shop", &format!("{name}-slim")).is_none());
-    }
-}
+use serde_json::json;
 
 #[test]
 fn a_fleet_goes_over_batch_by_batch_and_nobody_is_hurt() {
@@ -108,7 +18,7 @@ fn a_fleet_goes_over_batch_by_batch_and_nobody_is_hurt() {
     let status = cluster.rollout.status.clone().unwrap();
     let sizes: Vec<u32> = status.history.iter().map(|record| record.nodes).collect();
     assert_eq!(sizes, [1, 2, 3], "{status:?}");
-    assert!(status.history.iter().all(|record| record.outcome == "passed" && record.gates.len() == 3), "{status:?}");
+    assert!(status.history.iter().all(|record| record.outcome == "passed" && record.gates.len() == 5), "{status:?}");
     let slim: Vec<u32> = status.history.iter().map(|record| record.slim).collect();
     assert!(slim.is_sorted() && slim[0] < 10 && slim[2] == 10, "replicas move in step with nodes: {slim:?}");
 }
@@ -139,18 +49,6 @@ fn a_failure_rolls_back_where_that_is_asked_for() {
     is_as_before(&cluster);
     nobody_was_hurt(&cluster);
     assert!(message(&cluster).contains("verification failed"), "{}", message(&cluster));
-}
-
-fn until_batch(cluster: &mut Cluster, batch: u32) {
-    for _ in 0..PATIENCE {
-        let next = step(&cluster.rollout, &cluster.world);
-        cluster.apply(next, usize::MAX, true);
-        if cluster.rollout.status.as_ref().unwrap().batch >= batch {
-            return;
-        }
-        cluster.tick();
-    }
-    panic!("still {:?}: {}", phase(cluster), message(cluster));
 }
 
 #[test]
@@ -342,6 +240,7 @@ fn a_status_stays_small_with_ten_thousand_nodes() {
         .for_each(|number| cluster.add_node(&format!("{:0>60}", format!("n{number}")), &format!("z{}", number % 3)));
     cluster.rollout.spec.workloads.clear();
     cluster.rollout.spec.max_unavailable = 10_000;
+    cluster.rollout.spec.progress_deadline_seconds = 30;
     cluster.rollout.spec.batches = (1..=50).map(|n| object(json!({"percent": n * 2}))).collect();
     cluster.broken_agents = cluster.world.nodes.keys().cloned().collect();
     until(&mut cluster, &[Phase::Paused]);

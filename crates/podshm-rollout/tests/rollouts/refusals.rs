@@ -1,11 +1,9 @@
 //! What a plan refuses or warns of, row by row, each with what to change.
 
-mod simulated;
-
+use crate::simulated::{Cluster, daemon_set, object};
 use k8s_openapi::api::apps::v1::Deployment;
 use podshm_rollout::{Plan, plan};
 use serde_json::{Value, json};
-use simulated::{Cluster, daemon_set, object};
 
 /// A fleet of four nodes that may go over as it is.
 fn fleet() -> Cluster {

@@ -1,0 +1,7 @@
+//! Rollouts on a cluster in memory. One program, since each would have all kinds of Kubernetes in it.
+
+mod faults;
+mod health;
+mod refusals;
+mod simulated;
+mod steps;
