@@ -51,6 +51,10 @@ const SLEEP: Duration = Duration::from_millis(20);
 const EVENTS_PER_ROUND: usize = 64;
 /// Bytes published as one batch.
 const BATCH: usize = 1 << 20;
+/// What the table begins with; it grows by itself. The same for every agent, however many routes it begins with: what clients have joined
+/// with is what a successor has to offer.
+const KEYS: u64 = 1024;
+const TABLE: u64 = 4 << 20;
 /// Problems that are kept to be asked for; all are logged.
 const PROBLEMS: usize = 100;
 
@@ -119,11 +123,8 @@ impl<S: Source> Server<S> {
             .map(|path| Log::open(path).map_err(|source| ServeError::Log { path: path.clone(), source }));
         let log = log.transpose()?;
 
-        // Twice what there is: an update writes the new value beside the old one.
-        let (keys, bytes) =
-            store.values().fold((0, 0), |(n, b), (k, v)| (n + 1, b + k.as_bytes().len() + v.len() + 64));
         let agent = Agent::builder()
-            .table(ROUTES, keys * 2 + 64, bytes as u64 * 2 + (2 * BATCH) as u64)
+            .table(ROUTES, KEYS, TABLE)
             .queue(REPORTS, REPORT_RING, MAX_RECORD_LEN)
             .idempotent_call(EXPLAIN, EXPLAIN_RING, MAX_EXPLAIN_LEN as u32)
             .connect(&config.socket_dir, config.timeout)?;

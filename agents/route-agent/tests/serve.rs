@@ -288,6 +288,31 @@ fn a_successor_leaves_the_ejected_out_before_it_handles_anything() {
 }
 
 #[test]
+fn a_successor_may_have_many_more_routes_than_its_predecessor_began_with() {
+    let node = Node::new();
+    let few = node.file("few.json", &list(&[slice("cart-a", 1, &FOUR)]));
+    let of = |number: usize| {
+        let service = format!("\"kubernetes.io/service-name\":\"cart{number}\"");
+        slice(&format!("cart{number}-a"), 1, &FOUR).replace("\"kubernetes.io/service-name\":\"cart\"", &service)
+    };
+    let all: Vec<String> = std::iter::once(slice("cart-a", 1, &FOUR)).chain((0..3000).map(of)).collect();
+    let many = node.file("many.json", &list(&all));
+    let first = Running::start(&node, &few, None, None);
+    let client = node.join("a");
+    let mut route = client.route("shop/cart:http").unwrap();
+    assert_eq!(picks(&mut route).len(), 4);
+
+    let second = Running::start(&node, &many, None, None);
+    first.join();
+    wait("the second agent", || client.client().agent_epoch().unwrap() == 2 && client.client().agent_present());
+    for key in ["shop/cart:http", "shop/cart0:http", "shop/cart2999:http"] {
+        let mut route = client.route(key).unwrap();
+        assert_eq!(picks(&mut route).len(), 4, "{key}");
+    }
+    second.stop();
+}
+
+#[test]
 fn a_malformed_slice_is_skipped_and_named() {
     let node = Node::new();
     let broken = slice("cart-broken", 2, &["not-an-address"]);
