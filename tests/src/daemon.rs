@@ -254,9 +254,10 @@ impl Stats {
         self.0.matches("connected: true").count()
     }
 
-    /// What a restart must not change, to the byte: clients and their members, epoch, layout, budget, bytes, regions, counters.
+    /// What a restart must not change, to the byte: clients and their members, epoch, layout, budget, bytes, regions, counters. How long
+    /// somebody has been away or waiting is another number each time.
     pub fn books(&self) -> String {
-        let left_out = ["region_bytes_peak", "inherited_bytes", "expected"];
+        let left_out = ["region_bytes_peak", "inherited_bytes", "expected", "left_for", "successor_for"];
         let fields =
             self.0.split(", ").filter(|field| !left_out.iter().any(|out| field.starts_with(&format!("{out}: "))));
         fields.collect::<Vec<_>>().join(", ").trim_end_matches([' ', '}']).to_owned()
