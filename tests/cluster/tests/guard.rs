@@ -109,8 +109,8 @@ fn business_pods_are_answered_by_the_policies_of_a_configmap() {
     assert_ne!(agents(), before);
     for node in &nodes {
         let pod = format!("load-{node}");
-        let said = cluster.run(&shop, &pod, &["/podshm-cluster-pod", "stop"]).unwrap();
-        assert!(said.is_fine, "{}", said.text);
+        // The command may end with its container, before it has said that it is done.
+        cluster.run(&shop, &pod, &["/podshm-cluster-pod", "stop"]).unwrap();
         let log = until("the load to end", || {
             let phase = cluster.within(&shop, &["get", "pod", &pod, "-o", "jsonpath={.status.phase}"])?;
             Ok(matches!(phase.as_str(), "Succeeded" | "Failed").then(|| cluster.within(&shop, &["logs", &pod])))
