@@ -20,7 +20,7 @@ fn of<'w>(report: &'w NodeReport, domain: &str) -> Option<&'w DomainReport> {
     report.domains.iter().find(|one| one.name == domain)
 }
 
-/// What its daemon has counted so far; none while it does not answer.
+/// What its daemon has counted so far; none while it does not answer. Its numbers are whatever it says.
 pub(crate) fn counted(rollout: &AgentRollout, world: &Seen<'_>, node: &str) -> Option<Counted> {
     let domain = rollout.spec.domain.as_deref()?;
     let report = world.reports.get(node)?;
@@ -29,9 +29,9 @@ pub(crate) fn counted(rollout: &AgentRollout, world: &Seen<'_>, node: &str) -> O
     let started_again = agents.flat_map(|set| world.agents_on(set, node)).map(|pod| u64::from(restarts(pod))).sum();
     Some(Counted {
         at: world.now,
-        attach_failures: found.refused + report.failed_publishes,
+        attach_failures: found.refused.saturating_add(report.failed_publishes),
         drops: found.discarded,
-        leaks: found.unclaimed + found.held_open,
+        leaks: found.unclaimed.saturating_add(found.held_open),
         agents: found.epoch,
         restarts: started_again,
         shm_percent: percent(found.shm_bytes, found.shm_size),
@@ -83,9 +83,9 @@ pub(crate) fn health(rollout: &AgentRollout, world: &Seen<'_>, domain: &str, ser
         if let Some(what) = excess(&rollout.spec.gates.podshm, found, &now, &before).or_else(|| lasting(found)) {
             return verdict("podshm", VerdictResult::Failed, format!("node {on}: {what}"));
         }
-        sum.attach_failures += more(now.attach_failures, before.attach_failures);
-        sum.drops += more(now.drops, before.drops);
-        sum.leaks += more(now.leaks, before.leaks);
+        sum.attach_failures = sum.attach_failures.saturating_add(more(now.attach_failures, before.attach_failures));
+        sum.drops = sum.drops.saturating_add(more(now.drops, before.drops));
+        sum.leaks = sum.leaks.saturating_add(more(now.leaks, before.leaks));
         sum.shm_percent = sum.shm_percent.max(now.shm_percent);
     }
     let numbers = format!(

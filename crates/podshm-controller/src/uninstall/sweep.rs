@@ -1,5 +1,6 @@
 //! A pod on each of podshmd's nodes takes away what only somebody on the node can: `podshmd sweep`.
 
+use crate::daemons::DAEMONS;
 use anyhow::{Context, ensure};
 use futures::StreamExt;
 use futures::stream;
@@ -76,7 +77,7 @@ fn says(left: &[String]) -> String {
 /// Those that podshmd runs on; where it is gone already, all that are there.
 async fn nodes(client: &Client, namespace: &str) -> anyhow::Result<BTreeSet<String>> {
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
-    let daemons = pods.list(&ListParams::default().labels("app=podshmd")).await.context("listing podshmd's pods")?;
+    let daemons = pods.list(&ListParams::default().labels(DAEMONS)).await.context("listing podshmd's pods")?;
     let found: BTreeSet<String> = daemons.items.into_iter().filter_map(|pod| pod.spec?.node_name).collect();
     if !found.is_empty() {
         return Ok(found);
@@ -102,7 +103,7 @@ async fn end(client: &Client, namespace: &str) -> anyhow::Result<()> {
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
     let since = Instant::now();
     loop {
-        let left = pods.list(&ListParams::default().labels("app=podshmd")).await.context("listing podshmd's pods")?;
+        let left = pods.list(&ListParams::default().labels(DAEMONS)).await.context("listing podshmd's pods")?;
         if left.items.is_empty() {
             return Ok(());
         }

@@ -32,12 +32,18 @@ fn midway() -> (Cluster, String) {
 
 #[test]
 fn each_counter_of_a_node_daemon_stops_the_rollout_and_names_node_and_number() {
-    let rows: [(&str, Change, &str); 10] = [
+    let rows: [(&str, Change, &str); 11] = [
         ("refused", |r| domain(r).refused += 2, "2 attach failures more than before, 0 expected at most"),
         ("not published", |r| r.failed_publishes += 1, "1 attach failures more than before"),
         ("dropped", |r| domain(r).discarded += 1, "1 drops more than before"),
         ("out of the books", |r| domain(r).unclaimed += 3, "3 leaks more than before"),
         ("held open", |r| domain(r).held_open += 1, "1 leaks more than before"),
+        // No daemon has counted that, and a controller does not end over it.
+        (
+            "more than there can be",
+            |r| (domain(r).unclaimed, domain(r).held_open) = (u64::MAX, 1),
+            "18446744073709551615 leaks more than before",
+        ),
         ("comes back", |r| domain(r).epoch += 2, "1 returns of the agent without a start more than before"),
         ("old generations", |r| domain(r).stale_clients = 1, "1 clients with old generations, 0 expected at most"),
         ("stalled", |r| domain(r).stalled_seconds = 31, "31 s of stall, 30 expected at most"),
