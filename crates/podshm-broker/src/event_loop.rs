@@ -107,6 +107,21 @@ impl Broker {
         })?
     }
 
+    /// Ends a domain that nobody has: no pod's socket, no client, no region but its tables. Nothing of it stays, in the ledger either; one
+    /// of that name that is added later begins anew.
+    pub fn remove_domain(&self, domain: &str) -> Result<(), BrokerError> {
+        let name = domain.to_owned();
+        self.ask(move |l| {
+            let sockets = l.listeners.values().filter(|listener| listener.domain == name).count();
+            if sockets != 0 {
+                return Err(BrokerError::InUse { found: name, by: format!("{sockets} pods have a socket") });
+            }
+            l.state.end_domain(&name)?;
+            l.state.commit();
+            Ok(())
+        })?
+    }
+
     /// Listens at `directory/broker.sock` for one pod: whoever connects there *is* `who`. The directory is what the pod gets
     /// mounted; anybody who can reach it may connect, so nobody else may. A socket that was there is replaced.
     pub fn add_socket(&self, domain: &str, directory: &Path, who: Identity, rights: Rights) -> Result<(), BrokerError> {
@@ -130,6 +145,11 @@ impl Broker {
     pub fn unserved_bytes(&self, except: &str) -> Result<u64, BrokerError> {
         let except = except.to_owned();
         self.ask(move |l| l.state.unserved_bytes(&except))
+    }
+
+    /// Domains that the ledger has and that were not added (again).
+    pub fn unserved(&self) -> Result<Vec<String>, BrokerError> {
+        self.ask(|l| l.state.restored.domains.keys().cloned().collect())
     }
 
     /// Whether it has ended by itself: another broker was started on its state and has taken over.

@@ -61,6 +61,14 @@ pub enum BrokerError {
         /// The name.
         found: String,
     },
+    /// Somebody has the domain.
+    #[error("domain {found:?} is in use: {by}; it can go when nobody has it any more")]
+    InUse {
+        /// The name.
+        found: String,
+        /// By whom.
+        by: String,
+    },
     /// The notice page could not be made.
     #[error(transparent)]
     Region(#[from] podshm_region::RegionError),

@@ -355,6 +355,28 @@ impl State {
         self.commit();
     }
 
+    /// A domain ends that nobody has.
+    pub(crate) fn end_domain(&mut self, name: &str) -> Result<(), BrokerError> {
+        let domain = self.domains.get(name).ok_or_else(|| BrokerError::NoDomain { found: name.to_owned() })?;
+        let connected = self.connections.values().filter(|connection| connection.domain == name).count();
+        let tables: Vec<u64> = domain.tables.values().copied().collect();
+        let of_tables = tables.iter().filter_map(|id| self.regions.at(*id)).map(|held| held.region.bytes).sum::<u64>();
+        let held = self.regions.domain_bytes(name).saturating_sub(of_tables);
+        let by = match (connected, domain.absent_agent.is_some(), domain.clients.len(), held) {
+            (0, false, 0, 0) => None,
+            (0, false, 0, held) => Some(format!("{held} bytes of regions are held")),
+            (0, false, clients, _) => Some(format!("{clients} clients are not drained, or expected back")),
+            (0, true, ..) => Some("its agent is expected back".to_owned()),
+            (connected, ..) => Some(format!("{connected} participants are connected")),
+        };
+        if let Some(by) = by {
+            return Err(BrokerError::InUse { found: name.to_owned(), by });
+        }
+        tables.into_iter().for_each(|id| self.regions.unwant(id));
+        self.domains.remove(name);
+        Ok(())
+    }
+
     /// The domain that a participant belongs to.
     pub(crate) fn home(&self, conn: ConnId) -> Option<&Domain> {
         self.domains.get(&self.connections.get(&conn)?.domain)

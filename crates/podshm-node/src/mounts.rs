@@ -10,9 +10,12 @@
 //!  Withdraw     ROOT/volumes/VOLUME/socket/{shm,lib}, where the domain's come to be mounted too
 //!  FileSystem   a tmpfs at ROOT/domains/DOMAIN/{shm,sysv,lib}
 //!  Ipc          an IPC namespace at ROOT/domains/DOMAIN/ipc
+//!  EndDomain    these three and that one are taken away
 //!  Look         whether a pod's directory is there, and its volume mounted
 //! ```
 //! What is mounted below a directory that the node's kubelet sees (mount propagation Bidirectional) stays when this process ends.
+
+mod domain;
 
 use crate::DRIVER;
 use podshm_unmodified::Limits;
@@ -77,6 +80,11 @@ pub enum Ask {
         domain: String,
         /// Its kernel.shmmax, shmall and shmmni.
         limits: Limits,
+    },
+    /// Take a domain's file systems away, and its IPC namespace; done before is done.
+    EndDomain {
+        /// The domain.
+        domain: String,
     },
     /// Say what is there.
     Look {
@@ -226,6 +234,10 @@ impl Mounts {
                 domain(name)?;
                 self.ipc(name, *limits).map(|()| Found::default())
             }
+            Ask::EndDomain { domain: name } => {
+                domain(name)?;
+                self.end_domain(name).map(|()| Found::default())
+            }
             Ask::Look { at } => {
                 at.check()?;
                 let pod = beneath(&self.pods, &at.uid)?.is_some();
@@ -295,19 +307,6 @@ impl Mounts {
         mounted.and(unmounted).map_err(|error| system("mounting", path, error))
     }
 
-    fn ipc(&self, domain: &str, limits: Limits) -> Result<(), MountError> {
-        let directory = there(&self.root, &format!("domains/{domain}"))?;
-        let path = self.root.join(format!("domains/{domain}/ipc"));
-        // A file, that podshmd has made: a namespace is mounted over it.
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = openat(&directory, "ipc", flags, Mode::empty()).map_err(|error| system("opening", &path, error))?;
-        if is_mount(&file) {
-            return Ok(());
-        }
-        let pinned = podshm_unmodified::native::pin(limits, &named(&file));
-        pinned.map_err(|source| MountError::System { what: "pinning an IPC namespace at", path, source })
-    }
-
     fn unpublish(&self, at: &PodVolume) -> Result<(), MountError> {
         let Some(directory) = beneath(&self.pods, &at.directory())? else { return Ok(()) };
         // The kubelet removes its record after the volume: without one, there is nothing of another driver's either.
@@ -324,22 +323,6 @@ impl Mounts {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(error) => Err(system("removing", &self.pods.join(at.mount()), error)),
         }
-    }
-
-    fn file_system(&self, domain: &str, what: &FileSystem) -> Result<(), MountError> {
-        if what.size == 0 {
-            let (what, found) = ("the file system's size", "0".to_owned());
-            return Err(MountError::Name { what, found, expected: "one that bounds it" });
-        }
-        let part = format!("domains/{domain}/{}", what.part.name());
-        let directory = there(&self.root, &part)?;
-        if is_mount(&directory) {
-            return Ok(());
-        }
-        let owner = self.owner.filter(|_| what.part != Part::Shm);
-        // What lies in a /dev/shm is never executed.
-        let mounted = FileSystem { exec: false, ..*what }.mount(&named(&directory), owner);
-        mounted.map_err(|source| MountError::System { what: "mounting a tmpfs at", path: self.root.join(part), source })
     }
 
     /// The stage, with nothing mounted there.

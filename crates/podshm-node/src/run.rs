@@ -35,6 +35,8 @@ use tokio_stream::wrappers::UnixListenerStream;
 
 /// How often a daemon looks whether it has given way, and one that has, whether it is its turn again.
 const TICK: Duration = Duration::from_millis(50);
+/// How often domains are looked for that nobody has any more.
+const LOOK: Duration = Duration::from_secs(1);
 /// How long a daemon before this one may take to let go of what it has.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -126,6 +128,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     tracing::info!(endpoint, "serving");
 
     let mut tick = tokio::time::interval(TICK);
+    let mut look = tokio::time::interval(LOOK);
     let is_ended = loop {
         tokio::select! {
             _ = term.recv() => break true,
@@ -136,6 +139,13 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
             }
             _ = tick.tick() => {
                 if volumes.lock().is_ok_and(|volumes| volumes.has_given_way()) { break false }
+            }
+            _ = look.tick() => {
+                let volumes = Arc::clone(&volumes);
+                let let_go = move || volumes.lock().map(|mut volumes| volumes.let_go()).is_ok();
+                // To its end: a successor begins where this daemon has ended.
+                let done = tokio::task::spawn_blocking(let_go).await;
+                anyhow::ensure!(done.unwrap_or_default(), "a thread that had the volumes has panicked");
             }
         }
     };

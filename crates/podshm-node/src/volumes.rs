@@ -12,6 +12,7 @@
 //! A pod mounts the volume where its library looks for the socket, and with `subPath: shm` at /dev/shm.
 
 mod error;
+mod leaving;
 mod record;
 
 pub use error::VolumeError;
@@ -28,8 +29,8 @@ use crate::report::{DomainView, NodeView, condition};
 use crate::request::{Target, VolumeId, Wanted};
 use crate::sysv;
 use podshm_api::report::NodeCondition;
-use podshm_broker::Broker;
-use podshm_domain::{Identity, Rights};
+use podshm_broker::{Broker, DomainConfig};
+use podshm_domain::{Identity, Limits, Rights};
 use podshm_unmodified::{Place, PlaceError, Server};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder};
@@ -39,6 +40,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_128;
 
+/// A domain that the broker has.
+#[derive(Debug)]
+struct Served {
+    /// The budget that it goes by.
+    budget: u64,
+    /// The limits that its description asked for.
+    asked: Limits,
+}
+
 /// All volumes of this node.
 #[derive(Debug)]
 pub struct Volumes {
@@ -47,8 +57,8 @@ pub struct Volumes {
     broker: Broker,
     mounter: Mounter,
     memory: Memory,
-    /// Domains that the broker has, each with the budget that it goes by.
-    budgets: BTreeMap<String, u64>,
+    /// Domains that the broker has.
+    channels: BTreeMap<String, Served>,
     /// Domains with a /dev/shm, or System V memory.
     unmodified: BTreeMap<String, Server>,
     /// What System V memory of domains, and what else the library has reserved, may come to.
@@ -90,7 +100,7 @@ impl Volumes {
             broker,
             mounter,
             memory,
-            budgets: BTreeMap::new(),
+            channels: BTreeMap::new(),
             unmodified: BTreeMap::new(),
             sysv: BTreeMap::new(),
             failed: BTreeMap::new(),
@@ -235,7 +245,7 @@ impl Volumes {
         let mut view = NodeView { nri, unserved_volumes: self.unserved.len() as u64, ..NodeView::default() };
         let mut budgets: BTreeMap<String, u64> =
             self.domains.all().into_iter().map(|(name, spec)| (name, spec.budget.0)).collect();
-        budgets.extend(self.budgets.iter().map(|(name, budget)| (name.clone(), *budget)));
+        budgets.extend(self.channels.iter().map(|(name, served)| (name.clone(), served.budget)));
         let of_records = self.records.values().map(|record| &record.domain);
         let names = budgets.keys().chain(self.unmodified.keys()).chain(self.failed.keys()).chain(of_records);
         for name in names.cloned().collect::<BTreeSet<_>>() {
@@ -334,9 +344,10 @@ impl Volumes {
 
     fn serve_what_is_not(&mut self, name: &str, spec: &DomainSpec, pods_have_it: bool) -> Result<(), VolumeError> {
         // Each apart: a mode may have come later, and what failed is tried again with the next volume.
-        if spec.modes.contains(&Mode::Channel) && !self.budgets.contains_key(name) {
-            let mut config = domains::config(name, spec);
-            match self.memory.admit(config.limits.budget, self.others(name)?) {
+        if spec.modes.contains(&Mode::Channel) && !self.channels.contains_key(name) {
+            let config = domains::config(name, spec);
+            let mut budget = config.limits.budget;
+            match self.memory.admit(budget, self.others(name)?) {
                 Ok(()) => {}
                 Err(refused) if pods_have_it => {
                     let (asked, left) = (String::from(spec.budget), String::from(Bytes(refused.room())));
@@ -344,13 +355,11 @@ impl Volumes {
                     let says =
                         format!("{refused}. Its pods keep what they have; beyond {left} new regions are refused");
                     self.clamped.insert(name.to_owned(), condition("OverLimit", says));
-                    config.limits.budget = refused.room();
+                    budget = refused.room();
                 }
                 Err(source) => return Err(VolumeError::OverLimit { domain: name.to_owned(), source }),
             }
-            let budget = config.limits.budget;
-            self.broker.add_domain(config)?;
-            self.budgets.insert(name.to_owned(), budget);
+            self.add_channel(config, budget)?;
         }
         if spec.modes.contains(&Mode::Sysv) && !self.sysv.contains_key(name) {
             self.admit_sysv(name, sysv::charged(spec), pods_have_it)?;
@@ -363,9 +372,17 @@ impl Volumes {
         Ok(())
     }
 
+    /// Has the broker serve a domain, with this budget whatever its description says.
+    fn add_channel(&mut self, config: DomainConfig, budget: u64) -> Result<(), VolumeError> {
+        let (name, asked) = (config.name.clone(), config.limits);
+        self.broker.add_domain(DomainConfig { limits: Limits { budget, ..asked }, ..config })?;
+        self.channels.insert(name, Served { budget, asked });
+        Ok(())
+    }
+
     /// Counts what a domain's System V memory may come to. Where pods have it already it is there, whatever there is room for.
     fn admit_sysv(&mut self, name: &str, charged: u64, pods_have_it: bool) -> Result<(), VolumeError> {
-        let own = self.budgets.get(name).copied().unwrap_or_default();
+        let own = self.channels.get(name).map_or(0, |served| served.budget);
         match self.memory.admit(charged, self.others(name)?.saturating_add(own)) {
             Ok(()) => {}
             Err(refused) if pods_have_it => {
@@ -381,8 +398,8 @@ impl Volumes {
     /// What is not for a domain: the other domains' budgets, or what they have where that is more, and what nobody's budget counts.
     fn others(&self, name: &str) -> Result<u64, VolumeError> {
         let mut others = self.broker.unserved_bytes(name)?;
-        for (other, budget) in &self.budgets {
-            others = others.saturating_add(self.broker.stats(other)?.domain_bytes.max(*budget));
+        for (other, served) in &self.channels {
+            others = others.saturating_add(self.broker.stats(other)?.domain_bytes.max(served.budget));
         }
         others = self.sysv.values().fold(others, |sum, charged| sum.saturating_add(*charged));
         Ok(others)

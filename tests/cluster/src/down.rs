@@ -1,6 +1,6 @@
 //! Takes the cluster down, and checks that nothing of it is left.
 
-use crate::place::{Place, nodes};
+use crate::place::{INSTANCE_ENV, Place, instance as instance_here, nodes};
 use crate::supervise::{alive, outer};
 use crate::{cgroups, control, network};
 use anyhow::{Context, ensure};
@@ -60,23 +60,51 @@ pub fn left(place: &Place) -> anyhow::Result<Vec<String>> {
         left.push(format!("interface {}", crate::place::name()));
     }
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
-    left.extend(mounts.lines().filter(|line| line.contains(&root)).map(|line| format!("mount {line}")));
+    let is_below = |line: &&str| line.contains(&format!("{root}/")) || line.contains(&format!("{root} "));
+    left.extend(mounts.lines().filter(is_below).map(|line| format!("mount {line}")));
     for process in fs::read_dir("/proc")?.flatten().map(|entry| entry.path()) {
         let command = fs::read(process.join("cmdline")).unwrap_or_default();
         let command = String::from_utf8_lossy(&command).replace('\0', " ");
         // Dead ones that nobody has waited for have no command line.
-        if is_ours(&command, &root) {
+        let environment = fs::read(process.join("environ")).unwrap_or_default();
+        if is_ours(&command, &String::from_utf8_lossy(&environment), &root) {
             left.push(format!("process {}: {command}", process.display()));
         }
     }
     Ok(left)
 }
 
-/// Every program of a cluster has the cluster's directory in its command line, makes a set of namespaces, or is a shim of containerd's.
-fn is_ours(command: &str, root: &str) -> bool {
+/// Every program of a cluster has the cluster's directory in its command line, makes a set of namespaces, or is a shim of containerd's. The
+/// latter two are told from another cluster's on this machine by what they were started with.
+fn is_ours(command: &str, environment: &str, root: &str) -> bool {
     let mut words = command.split(' ');
     let program = words.next().map(Path::new).and_then(Path::file_name).unwrap_or_default();
     let is_set = program == "podshm-cluster" && matches!(words.next(), Some("set" | "first"));
     let is_shim = program == "containerd-shim-runc-v2" && command.contains("-namespace k8s.io");
-    is_set || is_shim || command.contains(&format!("{root}/"))
+    let said = environment.split('\0').find_map(|line| line.strip_prefix(INSTANCE_ENV)?.strip_prefix('='));
+    let instance = said.map_or(Some(0), |said| if said.is_empty() { Some(0) } else { said.parse().ok() });
+    ((is_set || is_shim) && instance == Some(instance_here())) || command.contains(&format!("{root}/"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_clusters_programs_are_not_ours() {
+        let root = "/var/tmp/podshm-cluster";
+        let shim = "/usr/bin/containerd-shim-runc-v2 -namespace k8s.io -id 1";
+        for (command, environment, expected) in [
+            ("/t/podshm-cluster set a", "HOME=/root", true),
+            ("/t/podshm-cluster set a", "PODSHM_CLUSTER_INSTANCE=0\0HOME=/root", true),
+            ("/t/podshm-cluster first control", "HOME=/root\0PODSHM_CLUSTER_INSTANCE=2\0", false),
+            (shim, "PODSHM_CLUSTER_INSTANCE=\0", true),
+            (shim, "PODSHM_CLUSTER_INSTANCE=1\0", false),
+            ("/c/kubelet --config=/var/tmp/podshm-cluster/a/kubelet.yaml", "", true),
+            ("/c/kubelet --config=/var/tmp/podshm-cluster2/a/kubelet.yaml", "", false),
+            ("/t/podshm-cluster up", "", false),
+        ] {
+            assert_eq!(is_ours(command, environment, root), expected, "{command} {environment:?}");
+        }
+    }
 }

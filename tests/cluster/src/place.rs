@@ -23,7 +23,7 @@ pub fn nodes() -> &'static [&'static str] {
 pub const INSTANCE_ENV: &str = "PODSHM_CLUSTER_INSTANCE";
 
 /// 0 unless the environment says otherwise.
-fn instance() -> u32 {
+pub(crate) fn instance() -> u32 {
     let Some(said) = std::env::var_os(INSTANCE_ENV).filter(|said| !said.is_empty()) else { return 0 };
     match said.to_str().and_then(|said| said.parse().ok()) {
         Some(instance @ 0..=9) => instance,

@@ -100,6 +100,8 @@ fn strictly(cluster: &Cluster, text: &str) -> anyhow::Result<String> {
 fn it_is_installed_upgraded_and_uninstalled_and_nothing_is_left() {
     let cluster = Cluster::connect().unwrap();
     let [system, routing, shop] = ["podshm-system", "routing", "shop"].map(|name| Space { name: name.into() });
+    // What a group before this one has left, Helm would not take over.
+    cluster.uninstall().unwrap();
     cluster.provide_podshm().unwrap();
     let images = [format!("images.podshmd={PODSHMD}"), format!("images.controller={CONTROLLER}")];
     let set = ["--set", &images[0], "--set", &images[1]];

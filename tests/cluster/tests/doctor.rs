@@ -46,7 +46,8 @@ fn planted_faults_are_found_by_their_checks() {
     let problem = |check: &str| vec![format!("{check}: problem")];
     cluster.uninstall().unwrap();
     // Nothing of it is there: no driver, no installation, no daemon on any node.
-    let daemons = nodes.iter().map(|node| format!("podshmd/{node}: problem"));
+    let every = cluster.kubectl(&["get", "nodes", "-o", "jsonpath={.items[*].metadata.name}"]).unwrap();
+    let daemons = every.split_whitespace().map(|node| format!("podshmd/{node}: problem"));
     let none: Vec<String> =
         ["csi-driver: problem", "installation: problem"].into_iter().map(str::to_owned).chain(daemons).collect();
     finds(&cluster, "not installed", &none);

@@ -19,6 +19,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+#[path = "volumes/leaving.rs"]
+mod leaving;
+
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A node's directories, on a tmpfs that goes with the test.
