@@ -18,21 +18,40 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// What an answer may have, in bytes.
 const MOST: usize = 4 << 20;
 
-/// Asks Prometheus, by HTTP or HTTPS with the machine's own certificates.
+/// Asks Prometheus, by HTTP, or by HTTPS with the certificates that there are here.
 #[derive(Clone)]
-pub(super) struct Asker(Http<HttpsConnector<HttpConnector>, Empty<Bytes>>);
+pub(super) struct Asker {
+    plain: Http<HttpConnector, Empty<Bytes>>,
+    /// None where there are no certificates, as in an image that has one program in it.
+    secure: Option<Http<HttpsConnector<HttpConnector>, Empty<Bytes>>>,
+}
 
 impl Asker {
-    /// With the machine's own certificates.
-    pub fn new() -> anyhow::Result<Self> {
-        let connector =
-            hyper_rustls::HttpsConnectorBuilder::new().with_native_roots()?.https_or_http().enable_http1().build();
-        Ok(Asker(Http::builder(TokioExecutor::new()).build(connector)))
+    /// With the machine's certificates, or those that SSL_CERT_FILE names.
+    pub fn new() -> Self {
+        let secure = match hyper_rustls::HttpsConnectorBuilder::new().with_native_roots() {
+            Ok(builder) => {
+                let connector = builder.https_or_http().enable_http1().build();
+                Some(Http::builder(TokioExecutor::new()).build(connector))
+            }
+            Err(error) => {
+                tracing::info!(%error, "gates can't ask by https here: rollouts.caConfigMap of the chart gives certificates");
+                None
+            }
+        };
+        Asker { plain: Http::builder(TokioExecutor::new()).build_http(), secure }
     }
 
     async fn json(&self, url: &str) -> anyhow::Result<Value> {
         let request = hyper::Request::get(url).body(Empty::new())?;
-        let response = tokio::time::timeout(PATIENCE, self.0.request(request)).await??;
+        let asked = match &self.secure {
+            Some(secure) => secure.request(request),
+            None if request.uri().scheme_str() == Some("https") => anyhow::bail!(
+                "the controller has no CA certificates for https; set rollouts.caConfigMap of the chart to a ConfigMap with ca.crt, or give an http URL"
+            ),
+            None => self.plain.request(request),
+        };
+        let response = tokio::time::timeout(PATIENCE, asked).await??;
         let status = response.status();
         let body = Limited::new(response.into_body(), MOST).collect();
         let body = tokio::time::timeout(PATIENCE, body).await?.map_err(|error| anyhow::anyhow!("{error}"))?.to_bytes();
@@ -178,6 +197,26 @@ mod tests {
             let verdict = judge(&gate(min, max), number(&answer));
             assert_eq!(verdict.result, expected, "{answer}: {verdict:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn without_certificates_http_is_asked_all_the_same_and_https_says_what_to_give() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let at = listener.local_addr().expect("its address");
+        let answers = std::thread::spawn(move || {
+            use std::io::{Read, Write};
+            let (mut stream, _) = listener.accept().expect("somebody asks");
+            let _ = stream.read(&mut [0; 4096]);
+            let body = r#"{"data": {"resultType": "scalar", "result": [1, "0.5"]}}"#;
+            let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+            stream.write_all(answer.as_bytes()).expect("an answer");
+        });
+        let asker = Asker { secure: None, ..Asker::new() };
+        let verdict = asker.query(&QueryGate { url: format!("http://{at}"), ..gate(None, Some(1.0)) }).await;
+        assert_eq!(verdict.result, VerdictResult::Passed, "{verdict:?}");
+        answers.join().expect("it has answered");
+        let verdict = asker.query(&QueryGate { url: format!("https://{at}"), ..gate(None, Some(1.0)) }).await;
+        assert!(verdict.result == VerdictResult::Waiting && verdict.message.contains("caConfigMap"), "{verdict:?}");
     }
 
     #[test]
