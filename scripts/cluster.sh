@@ -4,6 +4,7 @@
 #   scripts/cluster.sh up       brings it up; says how to use it
 #   scripts/cluster.sh down     takes it down
 #   scripts/cluster.sh test     up, the tests, down
+#   scripts/cluster.sh brief    what `make test` runs of them, on two clusters at a time
 #   scripts/cluster.sh scale    a rollout over 1,000 simulated nodes and 10,000 pods, on a control plane alone (tests/scale)
 #
 #   ONLY="schemes" scripts/cluster.sh test    one group; groups are the files in tests/cluster/tests
@@ -19,31 +20,57 @@ source "$(dirname "$0")/lib.sh"
 verb=${1:-}
 cluster=$TARGET/debug/podshm-cluster
 logs=$TARGET/cluster-logs
-instance=${PODSHM_CLUSTER_INSTANCE:-0}
-place=${PODSHM_CLUSTER_DIR:-/var/tmp/podshm-cluster${instance#0}}
 
 build() { cargo build "${CARGO_LOCKED[@]}" -p podshm-cluster --bins; }
 
-# What goes into images: static programs, so that an image has nothing else in it.
-build_static() {
-    RUSTFLAGS="${RUSTFLAGS:-} -C target-feature=+crt-static" cargo build "${CARGO_LOCKED[@]}" \
-        --target "$(rustc -vV | sed -n 's/^host: //p')" -p podshm-node -p podshm-controller -p podshm-cli -p route-agent -p guard-agent -p podshm-cluster-pod --bins
+# What goes into images, as scripts/static-programs makes it for those of releases, quick to build; figures are of programs as they are released.
+build_programs() {
+    local profile=quick
+    if [[ " ${ONLY:-} " == *" measure "* ]]; then profile=release; fi
+    PROFILE=${PROFILE:-$profile} scripts/static-programs "$TARGET/cluster-programs" "$(uname -m)" tests
 }
 
-finish() {
-    local status=$?
-    rm -rf "$logs"
-    if [ -d "$place/logs" ]; then cp -r "$place/logs" "$logs"; fi
-    [ "$status" = 0 ] || say "cluster: the programs' logs are in $logs"
+place() { say "${PODSHM_CLUSTER_DIR:-/var/tmp/podshm-cluster${1#0}}"; }
+
+# Takes the cluster of an instance down, whose logs stay.
+taken_down() {
+    local from
+    from=$(place "$1")/logs
+    rm -rf "${logs:?}/$1"
+    if [ -d "$from" ]; then mkdir -p "$logs" && cp -r "$from" "$logs/$1"; fi
     if [ "${KEEP:-}" = 1 ]; then return; fi
-    "$cluster" down || status=1
+    PODSHM_CLUSTER_INSTANCE=$1 "$cluster" down
+}
+
+instances=("${PODSHM_CLUSTER_INSTANCE:-0}")
+finish() {
+    local status=$? instance
+    trap - EXIT INT TERM HUP
+    [ -z "${lane:-}" ] || kill "$lane" 2>/dev/null || true
+    # At once: whoever has run out of time waits 15 s for it.
+    for instance in "${instances[@]}"; do taken_down "$instance" & done
+    for instance in "${instances[@]}"; do wait -n || status=1; done
+    [ "$status" = 0 ] || say "cluster: the programs' logs are in $logs"
     exit "$status"
 }
 
 # What can be tested from outside of nodes.
 FROM_OUTSIDE="chart doctor guard routes"
+# Rollouts: of two nodes there is no middle.
+OF_THREE_NODES="rollout"
+# What `make test` has: two lanes, of about as long each. The others are rollouts and the guard agent.
+LANES=("podshmd routes csi mount_helper volumes sysv_volumes" "chart doctor admission domains schemes sysv sysv_native faults")
+
 skipped=()
 on_a_cluster_that_is_there() { [ -n "${KUBECONFIG:-}" ] && [ -n "${IMAGE_REGISTRY:-}" ]; }
+
+# tested INSTANCE GROUP...: these groups, on the cluster of an instance.
+tested() {
+    local instance=$1 groups=() group
+    shift
+    for group in "$@"; do groups+=(--test "$group"); done
+    PODSHM_CLUSTER_INSTANCE=$instance cargo test "${CARGO_LOCKED[@]}" -p podshm-cluster "${groups[@]}" --no-fail-fast -- --show-output
+}
 
 case $verb in
     up) build && "$cluster" up ;;
@@ -56,22 +83,21 @@ case $verb in
             if [ -z "${ONLY:-}" ] && [ "$group" = measure ]; then continue; fi
             if [ -n "${ONLY:-}" ] && [[ " $ONLY " != *" $group "* ]]; then continue; fi
             if on_a_cluster_that_is_there && [[ " $FROM_OUTSIDE " != *" $group "* ]]; then skipped+=("$group"); continue; fi
-            groups+=(--test "$group")
+            if [[ " $OF_THREE_NODES " == *" $group "* ]]; then export PODSHM_CLUSTER_NODES=${PODSHM_CLUSTER_NODES:-3}; fi
+            groups+=("$group")
         done
-        # A rollout of two nodes has no middle.
-        if [[ " ${groups[*]} " == *" rollout "* ]]; then export PODSHM_CLUSTER_NODES=${PODSHM_CLUSTER_NODES:-3}; fi
         [ "${#skipped[@]}" = 0 ] || loud "skipped: ${skipped[*]}" "They need the nodes' insides; this cluster is not ours."
         [ "${#groups[@]}" != 0 ] || die "ONLY=$ONLY: no such group; there are $(basename -s .rs tests/cluster/tests/*.rs | tr '\n' ' ')"
         build
-        build_static
+        build_programs
         "$cluster" build
-        cargo test "${CARGO_LOCKED[@]}" -p podshm-cluster "${groups[@]}" --no-run
+        cargo test "${CARGO_LOCKED[@]}" -p podshm-cluster --tests --no-run
         if on_a_cluster_that_is_there; then
             export PODSHM_FOREIGN_KUBECONFIG=$KUBECONFIG PODSHM_CLUSTER_DIR
             PODSHM_CLUSTER_DIR=$(mktemp -d "${TMPDIR:-/tmp}/podshm-foreign.XXXXXX")
             trap 'rm -rf "$PODSHM_CLUSTER_DIR"' EXIT
             step "the tests, on the cluster of $KUBECONFIG, with images in $IMAGE_REGISTRY"
-            cargo test "${CARGO_LOCKED[@]}" -p podshm-cluster "${groups[@]}" --no-fail-fast -- --show-output
+            tested 0 "${groups[@]}"
             [ "${#skipped[@]}" = 0 ] || loud "skipped: ${skipped[*]}" "They need the nodes' insides; this cluster is not ours."
             exit 0
         fi
@@ -80,7 +106,33 @@ case $verb in
         step "a cluster"
         "$cluster" up
         step "the tests"
-        cargo test "${CARGO_LOCKED[@]}" -p podshm-cluster "${groups[@]}" --no-fail-fast -- --show-output
+        tested "${instances[0]}" "${groups[@]}"
+        ;;
+    brief)
+        build
+        build_programs
+        "$cluster" build
+        cargo test "${CARGO_LOCKED[@]}" -p podshm-cluster --tests --no-run
+        # Pods that come and go for minutes are for `make cluster-test`.
+        export PODSHM_CHURN=0
+        instances+=("$((${instances[0]} + 1))")
+        trap finish EXIT
+        trap 'exit 130' INT TERM HUP
+        step "two clusters, one after the other"
+        for instance in "${instances[@]}"; do PODSHM_CLUSTER_INSTANCE=$instance "$cluster" up; done
+        step "the tests, in both at once; those of the second are printed at the end"
+        second=$(mktemp "${TMPDIR:-/tmp}/podshm-lane.XXXXXX")
+        # shellcheck disable=SC2086 # lists of words
+        tested "${instances[1]}" ${LANES[1]} >"$second" 2>&1 &
+        lane=$!
+        status=0
+        # shellcheck disable=SC2086
+        tested "${instances[0]}" ${LANES[0]} || status=$?
+        wait "$lane" || status=$?
+        lane=
+        cat "$second"
+        rm -f "$second"
+        exit "$status"
         ;;
     scale)
         export PODSHM_CLUSTER_NODES=0
@@ -95,5 +147,5 @@ case $verb in
         step "the rollout"
         cargo test "${CARGO_LOCKED[@]}" -p podshm-scale -- --nocapture
         ;;
-    *) die "expected up, down, test or scale, found '$verb'" ;;
+    *) die "expected up, down, test, brief or scale, found '$verb'" ;;
 esac

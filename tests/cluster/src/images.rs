@@ -182,23 +182,18 @@ pub const ROUTE_AGENT: &str = "podshm.dev/test/route-agent:1";
 /// The guard agent.
 pub const GUARD_AGENT: &str = "podshm.dev/test/guard-agent:1";
 
-/// A program of this workspace, as `scripts/cluster.sh` has built it: statically.
+/// A program of this workspace, as it goes into an image: static, and without what debuggers read.
 pub fn built_statically(name: &str) -> anyhow::Result<PathBuf> {
     let own = std::env::current_exe()?;
     let target = own.ancestors().find(|path| path.ends_with("debug")).and_then(Path::parent);
     let target = target.with_context(|| format!("{} is in no target directory", own.display()))?;
-    let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
-    let program = target.join(triple).join("debug").join(name);
-    ensure!(program.exists(), "{} is not there; scripts/cluster.sh builds it", program.display());
-    // As it goes into an image: what debuggers read makes most of it.
-    let stripped = program.with_extension("stripped");
-    let output = Command::new("strip").arg("-o").args([&stripped, &program]).output().context("starting strip")?;
-    ensure!(output.status.success(), "strip {}: {}", program.display(), String::from_utf8_lossy(&output.stderr));
-    let directory = target.join("cluster-programs");
-    fs::create_dir_all(&directory)?;
-    let to = directory.join(name);
-    fs::rename(&stripped, &to)?;
-    Ok(to)
+    let program = target.join("cluster-programs").join(name);
+    ensure!(
+        program.exists(),
+        "{} is not there; scripts/cluster.sh has scripts/static-programs make it",
+        program.display()
+    );
+    Ok(program)
 }
 
 /// The probe as a dynamic program of glibc's (/probe) and of musl's (/probe-musl), with their loaders; and /probe-static.

@@ -8,7 +8,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
 use podshm_cluster::control;
 use podshm_cluster::images::POD;
-use podshm_cluster::place::NODES;
+use podshm_cluster::place::{NODES, nodes};
 use podshm_cluster::supervise::{alive, ask};
 use podshm_cluster::testing::{Cluster, Space, until};
 use route_agent::delivered::{self, Delivered};
@@ -314,7 +314,7 @@ fn delivered_on(cluster: &Cluster, node: &str) -> PathBuf {
 }
 
 fn the_agent_is_rolled_under_load(cluster: &Cluster, system: &Space, shop: &Space, till: &Space) {
-    for node in NODES {
+    for node in nodes() {
         let directory = delivered_on(cluster, node);
         // Of a run that failed.
         let _ = fs::remove_dir_all(&directory);
@@ -346,7 +346,7 @@ fn the_agent_is_rolled_under_load(cluster: &Cluster, system: &Space, shop: &Spac
         cluster.rolled_out(system, "daemonset/route-agent").unwrap();
     });
     all_delivered(cluster, &counts, "deleted by force", true);
-    for node in NODES {
+    for node in nodes() {
         fs::remove_dir_all(delivered_on(cluster, node)).unwrap();
     }
 }
