@@ -1,8 +1,8 @@
 //! What tests ask of a cluster: namespaces of their own, pods, commands in them. All by kubectl, as a person would.
 
 use crate::images::{
-    CONTROLLER, GUARD_AGENT, POD, PODSHMD, PROBE, ROUTE_AGENT, built_statically, provide_agent, provide_dynamic,
-    provide_podshm,
+    CONTROLLER, GUARD_AGENT, POD, PODSHMD, PROBE, ROUTE_AGENT, as_pulled, built_statically, provide_agent,
+    provide_dynamic, provide_podshm,
 };
 use crate::place::{Foreign, Place};
 use crate::programs::{CLUSTER, HELM, Programs};
@@ -95,7 +95,7 @@ impl Cluster {
     /// Runs helm; what it says, both ways, and whether it succeeded.
     pub fn helm(&self, arguments: &[&str]) -> anyhow::Result<Said> {
         let output = Command::new(Programs::built(HELM)?.path("helm")?)
-            .args(arguments)
+            .args(arguments.iter().map(|argument| as_pulled(argument)))
             .env("KUBECONFIG", self.place.kubeconfig())
             .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."))
             .stdin(Stdio::null())
