@@ -1,8 +1,9 @@
 //! Handles for one thread: which costs no lock, and is an error in any other.
 
 use crate::last::Fault;
+use podshm::Key;
 use std::cell::{Cell, UnsafeCell};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering, compiler_fence};
 
 /// A number of this thread that no other thread of the process ever has.
 #[inline(always)]
@@ -78,6 +79,27 @@ impl<T> Bound<T> {
             Ok(_) => Ok(()),
             Err(_) => Err(Fault::Thread { what }),
         }
+    }
+}
+
+impl Bound<Key> {
+    /// The value of a key of this thread's, in the common case: [`Key::get_unchanged`]. Not by a closure: that would be a call, with registers to
+    /// save around it.
+    #[inline(always)]
+    pub(crate) fn get_unchanged(&self, buffer: &mut [u8]) -> Option<usize> {
+        // Relaxed: as in `with`.
+        if self.owner.load(Ordering::Relaxed) != this_place() || self.is_used.replace(true) {
+            return None;
+        }
+        // A signal's handler that comes in between and looks the same key up finds it in use, as in `with`: it must not replace what is
+        // read here. The fences are for the compiler, which sees nobody else who could look.
+        compiler_fence(Ordering::SeqCst);
+        // SAFETY: this thread owns it, and is at it once: `is_used` was false.
+        let found = unsafe { &*self.value.get() }.get_unchanged(buffer);
+        compiler_fence(Ordering::SeqCst);
+        // Not by a guard: nothing panics in between.
+        self.is_used.set(false);
+        found
     }
 }
 

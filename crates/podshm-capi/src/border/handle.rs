@@ -98,6 +98,16 @@ fn find<T: Kind>(pointer: *const T) -> Result<*const Handle<T>, Fault> {
     if magic == T::MAGIC { Ok(handle) } else { Err(stranger(T::NAME, pointer.addr(), magic)) }
 }
 
+/// [`find`], where there is nothing to be said.
+#[inline(always)]
+fn find_alive<T: Kind>(pointer: *const T) -> Option<*const Handle<T>> {
+    let handle = pointer.cast::<Handle<T>>();
+    // SAFETY: as in `find`.
+    let alive = pointers::may_be(handle, size_of::<Handle<T>>())
+        && unsafe { (*handle).magic.load(Ordering::Relaxed) } == T::MAGIC;
+    alive.then_some(handle)
+}
+
 /// What a handle is that is not what was expected.
 #[cold]
 fn stranger(expected: &'static str, address: usize, found: u64) -> Fault {
@@ -134,6 +144,13 @@ impl<T: Kind + Sync> Mut<T> {
         let handle = find(self.0.cast_const())?;
         // SAFETY: as in `Ref::get`.
         Ok(unsafe { &(*handle).value })
+    }
+
+    /// [`Mut::get`], where there is nothing to be said.
+    #[inline(always)]
+    pub(crate) fn alive(&self) -> Option<&T> {
+        // SAFETY: as in `Ref::get`.
+        find_alive(self.0.cast_const()).map(|handle| unsafe { &(*handle).value })
     }
 }
 

@@ -15,16 +15,22 @@ const HIGHEST: usize = 1 << 48;
 /// Longest string that is taken: the kernel's PATH_MAX.
 const LONGEST_TEXT: usize = 4096;
 
-/// What can be said of any pointer without following it.
+/// Whether there is nothing that can be said against a pointer without following it.
 #[inline(always)]
-pub(super) fn check<T>(pointer: *const T, bytes: usize, what: &'static str) -> Result<(), Fault> {
+pub(super) fn may_be<T>(pointer: *const T, bytes: usize) -> bool {
     let address = pointer.addr();
     // From LOWEST to HIGHEST by one comparison: what lies below is huge once LOWEST is taken off.
     let fits = bytes <= HIGHEST - LOWEST && address.wrapping_sub(LOWEST) <= HIGHEST - LOWEST - bytes;
-    if fits && address.is_multiple_of(align_of::<T>()) {
+    fits && address.is_multiple_of(align_of::<T>())
+}
+
+/// [`may_be`], or what is against it.
+#[inline(always)]
+pub(super) fn check<T>(pointer: *const T, bytes: usize, what: &'static str) -> Result<(), Fault> {
+    if may_be(pointer, bytes) {
         return Ok(());
     }
-    Err(refused(address, align_of::<T>(), bytes, what))
+    Err(refused(pointer.addr(), align_of::<T>(), bytes, what))
 }
 
 #[cold]
@@ -116,6 +122,14 @@ impl Room {
         // same to whoever is called from outside, and they are only written here.
         Ok(unsafe { std::slice::from_raw_parts_mut(self.0.cast(), len.0) })
     }
+
+    /// [`Room::slice`], where there is room and nothing against it.
+    #[inline(always)]
+    pub(crate) fn some(&mut self, len: Len) -> Option<&mut [u8]> {
+        let fits = len.0 != 0 && may_be(self.0.cast_const().cast::<u8>(), len.0);
+        // SAFETY: as in `slice`: **bytes**, and just checked.
+        fits.then(|| unsafe { std::slice::from_raw_parts_mut(self.0.cast(), len.0) })
+    }
 }
 
 /// A string that ends with a zero byte.
@@ -164,6 +178,12 @@ impl<T> Out<T> {
         // SAFETY: **place**, and just checked: not null, aligned.
         unsafe { self.0.write(value) };
         Ok(())
+    }
+
+    /// Whether there is a place, and nothing against it.
+    #[inline(always)]
+    pub(crate) fn is_place(&self) -> bool {
+        may_be(self.0.cast_const(), size_of::<T>())
     }
 
     /// Writes it where there is a place; null says that it is not wanted.
