@@ -1,7 +1,7 @@
 //! Handles for one thread: which costs no lock, and is an error in any other.
 
 use crate::last::Fault;
-use podshm::Key;
+use podshm::{Key, this_place};
 use std::cell::{Cell, UnsafeCell};
 use std::sync::atomic::{AtomicU64, Ordering, compiler_fence};
 
@@ -17,21 +17,6 @@ fn numbered(number: &Cell<u64>) -> u64 {
     static LAST: AtomicU64 = AtomicU64::new(0);
     number.set(LAST.fetch_add(1, Ordering::Relaxed) + 1);
     number.get()
-}
-
-/// Where this thread's own things are: other than that of every thread that runs, and never 0. A thread that begins may get what one that has
-/// ended left. Cheaper than [`this_thread`], which a shared library has to call the dynamic linker for.
-#[inline(always)]
-fn this_place() -> u64 {
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
-    {
-        let place: u64;
-        // SAFETY: reads the first word of the thread's control block, which by the ABI is there and holds its own address.
-        unsafe { std::arch::asm!("mov {}, fs:0", out(reg) place, options(pure, readonly, nostack, preserves_flags)) };
-        place
-    }
-    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
-    this_thread()
 }
 
 /// A value that belongs to the thread which uses it first.
