@@ -380,4 +380,40 @@ mod tests {
             assert_eq!(*lock.enter().unwrap(), 1);
         }
     }
+
+    /// Threads that come one after another have the same place, as a rule.
+    #[test]
+    fn who_has_a_former_threads_place_comes_after_it() {
+        let lock = Biased::new((0u64, 0u64));
+        let one_after_another = |work: &(dyn Fn() + Sync)| {
+            std::thread::scope(|s| {
+                s.spawn(|| {
+                    work();
+                    this_place()
+                })
+                .join()
+                .unwrap()
+            })
+        };
+        let count = || {
+            let mut both = lock.enter().unwrap();
+            assert_eq!(both.0, both.1);
+            both.0 += 1;
+            std::hint::black_box(&mut *both);
+            both.1 += 1;
+        };
+        for _ in 0..2000 {
+            one_after_another(&count);
+        }
+        assert_eq!(*lock.enter().unwrap(), (2000, 2000));
+        // What is never left is in use for the next one, too, rather than open to it.
+        let lock = Biased::new(());
+        let left_open = one_after_another(&|| std::mem::forget(lock.enter().unwrap()));
+        let after = || {
+            if this_place() == left_open {
+                assert_eq!(lock.enter().err(), Some(Reentered));
+            }
+        };
+        one_after_another(&after);
+    }
 }
