@@ -24,6 +24,15 @@ pub(super) fn may_be<T>(pointer: *const T, bytes: usize) -> bool {
     fits && address.is_multiple_of(align_of::<T>())
 }
 
+/// [`may_be`] of three pointers at once, by one comparison; up to `bytes` bytes follow each of them, or a handle's few. It may say no where nothing is wrong: whoever asks has
+/// another way then, which says what it is.
+#[inline(always)]
+pub(super) fn may_all_be(addresses: [usize; 3], bytes: usize) -> bool {
+    // What lies below LOWEST is huge once that is taken off, and no two numbers below the half add up to more than HIGHEST and LOWEST.
+    const HALF: usize = HIGHEST / 2;
+    addresses.iter().fold(bytes, |all, address| all | address.wrapping_sub(LOWEST)) < HALF
+}
+
 /// [`may_be`], or what is against it.
 #[inline(always)]
 pub(super) fn check<T>(pointer: *const T, bytes: usize, what: &'static str) -> Result<(), Fault> {
@@ -51,6 +60,13 @@ fn refused(address: usize, align: usize, bytes: usize, what: &'static str) -> Fa
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 pub struct Len(usize);
+
+impl Len {
+    #[inline(always)]
+    pub(super) fn get(self) -> usize {
+        self.0
+    }
+}
 
 /// Bytes to read; their length is the argument that follows.
 #[repr(transparent)]
@@ -123,12 +139,20 @@ impl Room {
         Ok(unsafe { std::slice::from_raw_parts_mut(self.0.cast(), len.0) })
     }
 
-    /// [`Room::slice`], where there is room and nothing against it.
+    /// Where it begins, to be looked at with others.
     #[inline(always)]
-    pub(crate) fn some(&mut self, len: Len) -> Option<&mut [u8]> {
-        let fits = len.0 != 0 && may_be(self.0.cast_const().cast::<u8>(), len.0);
-        // SAFETY: as in `slice`: **bytes**, and just checked.
-        fits.then(|| unsafe { std::slice::from_raw_parts_mut(self.0.cast(), len.0) })
+    pub(super) fn address(&self) -> usize {
+        self.0.addr()
+    }
+
+    /// [`Room::slice`], where that has been looked at.
+    ///
+    /// # Safety
+    /// Nothing is against a place of `len` bytes there.
+    #[inline(always)]
+    pub(super) unsafe fn seen(&mut self, len: usize) -> &mut [u8] {
+        // SAFETY: as in `slice`: **bytes**, and checked by the caller.
+        unsafe { std::slice::from_raw_parts_mut(self.0.cast(), len) }
     }
 }
 
@@ -180,10 +204,20 @@ impl<T> Out<T> {
         Ok(())
     }
 
-    /// Whether there is a place, and nothing against it.
+    /// Where it is, to be looked at with others.
     #[inline(always)]
-    pub(crate) fn is_place(&self) -> bool {
-        may_be(self.0.cast_const(), size_of::<T>())
+    pub(super) fn address(&self) -> usize {
+        self.0.addr()
+    }
+
+    /// [`Out::set`], where that has been looked at.
+    ///
+    /// # Safety
+    /// It is aligned, and nothing is against a place there.
+    #[inline(always)]
+    pub(super) unsafe fn set_seen(&self, value: T) {
+        // SAFETY: **place**, and checked by the caller.
+        unsafe { self.0.write(value) };
     }
 
     /// Writes it where there is a place; null says that it is not wanted.
