@@ -111,6 +111,11 @@ impl Metric {
         matches!(self, Self::Rate { .. } | Self::Pushing { .. } | Self::Copy { .. })
     }
 
+    /// How long one takes, in ns, where a value says that.
+    pub fn ns_each(self, value: f64) -> f64 {
+        if self.is_rate() { 1e9 / value } else { value }
+    }
+
     /// A figure of this metric in the unit people read.
     pub fn format(self, value: f64) -> String {
         match self {

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::metric::Metric;
 use crate::placement::Place;
-use crate::row::{Bound, Row, Target};
+use crate::row::{BESIDE, Bound, Row, Target};
 
 /// A target is judged where at least so many rounds have both figures.
 pub const ENOUGH: usize = 2;
@@ -132,12 +132,23 @@ impl Outcome {
 
     /// The figure to that of `against`, over the rounds in which both were taken in that place.
     fn ratio(&self, figure: &Figure, against: &str, place: Option<Place>) -> Option<Ratio> {
+        self.compare(figure, against, place, |value, other| value / other)
+    }
+
+    /// The median of what `by` makes of the figure and that of `against`, as [`Outcome::ratio`].
+    fn compare(
+        &self,
+        figure: &Figure,
+        against: &str,
+        place: Option<Place>,
+        by: impl Fn(f64, f64) -> f64,
+    ) -> Option<Ratio> {
         let metric = figure.metric;
         let baseline = self.figure(against, metric).or_else(|| self.figure(against, metric.of_baseline()))?;
         let by_round: BTreeMap<u32, f64> = baseline.at(place).map(|taken| (taken.round, taken.value)).collect();
-        let ratios: Vec<f64> =
-            figure.at(place).filter_map(|taken| Some(taken.value / by_round.get(&taken.round)?)).collect();
-        (!ratios.is_empty()).then(|| Ratio { value: median(&ratios), rounds: ratios.len() })
+        let compared: Vec<f64> =
+            figure.at(place).filter_map(|taken| Some(by(taken.value, *by_round.get(&taken.round)?))).collect();
+        (!compared.is_empty()).then(|| Ratio { value: median(&compared), rounds: compared.len() })
     }
 
     fn judge(&self, row: &'static str, target: Target, place: Option<Place>) -> Option<Verdict> {
@@ -150,6 +161,15 @@ impl Outcome {
             Bound::AtLeast(limit, against) => {
                 let found = self.ratio(figure, against, place)?;
                 (format!("at least {limit} × {against}"), found.value, found.rounds, found.value >= limit)
+            }
+            Bound::Beside(against) => {
+                let each = |value| figure.metric.ns_each(value);
+                let times = self.compare(figure, against, place, |value, other| each(value) / each(other))?;
+                let more = self.compare(figure, against, place, |value, other| each(value) - each(other))?;
+                let met = times.value <= BESIDE.0 || more.value <= BESIDE.1;
+                let bound =
+                    format!("at most {} × {against} for each, or {} ns more ({:+.1})", BESIDE.0, BESIDE.1, more.value);
+                (bound, times.value, times.rounds, met)
             }
             Bound::Under(limit) => {
                 let values: Vec<f64> = figure.at(place).map(|taken| taken.value).collect();
@@ -261,6 +281,26 @@ mod tests {
         let target = Target { metric: RTT, bound: Bound::AtMost(2.5, "cache-line"), fatal: true };
         assert!(outcome.judge("raw-ring", target, NEAR).is_some_and(|verdict| !verdict.met && verdict.fatal));
         assert!(outcome.judge("raw-ring", target, FAR).is_some_and(|verdict| verdict.met));
+    }
+
+    #[test]
+    fn beside_another_row_either_five_per_cent_or_a_nanosecond_is_allowed() {
+        let rate = Metric::Rate { size: 64, batched: false };
+        let read = Metric::Read { size: 200 };
+        let judged = |metric, ours: f64, theirs: f64| {
+            let both = |value| [(1, NEAR, value), (2, NEAR, value)];
+            let outcome = outcome(vec![figure("ours", metric, &both(ours)), figure("theirs", metric, &both(theirs))]);
+            let target = Target { metric, bound: Bound::Beside("theirs"), fatal: false };
+            outcome.judge("ours", target, NEAR).unwrap()
+        };
+        assert!(judged(read, 10.9, 10.0).met, "0.9 ns");
+        assert!(!judged(read, 11.1, 10.0).met, "1.1 ns and 11 %");
+        assert!(judged(read, 104.0, 100.0).met, "4 %");
+        assert!(!judged(read, 106.0, 100.0).met, "6 %");
+        // Rates are told by what one takes: 10 and 10.9 ns, 10 and 11.2.
+        assert!(judged(rate, 1e9 / 10.9, 1e8).met);
+        let slower = judged(rate, 1e9 / 11.2, 1e8);
+        assert!(!slower.met && (slower.found - 1.12).abs() < 1e-9, "{slower:?}");
     }
 
     #[test]

@@ -44,13 +44,18 @@ pub enum Bound {
     AtLeast(f64, &'static str),
     /// Below this, in the metric's unit.
     Under(f64),
+    /// At most 5 % above what one takes in that row, or 1 ns where that is more.
+    Beside(&'static str),
 }
+
+/// What [`Bound::Beside`] allows: so many times, or so many nanoseconds more.
+pub const BESIDE: (f64, f64) = (1.05, 1.0);
 
 impl Bound {
     /// The row it is measured against.
     pub fn against(self) -> Option<&'static str> {
         match self {
-            Self::AtMost(_, row) | Self::AtLeast(_, row) => Some(row),
+            Self::AtMost(_, row) | Self::AtLeast(_, row) | Self::Beside(row) => Some(row),
             Self::Under(_) => None,
         }
     }

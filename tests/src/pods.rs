@@ -79,7 +79,7 @@ impl InPod {
         let checkout = checkout.canonicalize().expect("the checkout");
         let builder = Pod::builder(name).socket_dir(directory).expose(checkout);
         let builder = if uid == 0 { builder.root_in_container(true) } else { builder.uid(uid) };
-        let pod = builder.spawn(program, [name]).expect("a pod");
+        let mut pod = builder.spawn(program, [name]).expect("a pod");
         if pod.isolation() == Isolation::None {
             eprintln!("SKIPPED: no namespaces here");
             return None;
@@ -91,6 +91,9 @@ impl InPod {
                 Ok((stream, _)) => break stream,
                 Err(e) => assert!(Instant::now() < until, "{name} does not come: {e}"),
             }
+            // Nobody waits a minute for a program that has ended, as those do in which a sanitizer finds something at once.
+            let ended = pod.try_wait().expect("a pod's end");
+            assert!(ended.is_none(), "{name} ends before it comes: {ended:?}");
             std::thread::sleep(Duration::from_millis(2));
         };
         stream.set_nonblocking(false).expect("a flag");

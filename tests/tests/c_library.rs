@@ -68,16 +68,19 @@ fn it_carries_its_abi_in_its_name_and_needs_no_glibc_above_what_is_said() {
 }
 
 #[test]
-fn the_header_compiles_as_c99_and_as_cpp17_without_a_warning() {
+fn the_headers_compile_as_c99_and_as_cpp17_without_a_warning() {
     let include = manifest().join("../crates/podshm-capi/include");
-    for (compiler, standard) in [("cc", "-std=c99"), ("c++", "-std=c++17")] {
+    let cpp17 = ["-x", "c++", "-std=c++17"];
+    for (compiler, language, header) in [
+        ("cc", ["-x", "c", "-std=c99"].as_slice(), "podshm.h"),
+        ("c++", &cpp17, "podshm.h"),
+        ("c++", &cpp17, "podshm.hpp"),
+        // Where exceptions are turned off, as they often are in agents.
+        ("c++", &["-x", "c++", "-std=c++17", "-fno-exceptions", "-fno-rtti"], "podshm.hpp"),
+    ] {
         let mut command = Command::new(compiler);
-        command.args([standard, "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only"]);
-        output(command.arg("-include").arg(include.join("podshm.h")).args([
-            "-x",
-            if compiler == "cc" { "c" } else { "c++" },
-            "/dev/null",
-        ]));
+        command.args(language).args(["-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only"]);
+        output(command.arg("-include").arg(include.join(header)).arg("/dev/null"));
     }
 }
 

@@ -60,6 +60,14 @@ fn all_of_it_under_valgrind() {
     whole("cpp-vg-all", &cpp, &cpp);
 }
 
+/// [`c_joins_cpp`] the other way round.
+#[test]
+#[ignore = "as much again: make conformance"]
+fn cpp_joins_c_with_sanitizers() {
+    let agent = conform_in_c(&of("conform-c-sanitized"), SANITIZED);
+    whole("cpp-c-sanitized", &agent, &conform_in_cpp(&of("conform-cpp-sanitized"), SANITIZED));
+}
+
 #[test]
 fn cpp_joins_rust() {
     whole("cpp-rust", Path::new(RUST), &conform_in_cpp(&of("conform-cpp-rust"), &[]));

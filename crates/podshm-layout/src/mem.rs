@@ -1,6 +1,6 @@
 //! What the algorithms need of shared memory: words by atomic access, bytes by copy.
 
-use crate::sync::Ordering;
+use crate::sync::{Ordering, fence};
 
 /// Memory that somebody else may be writing.
 ///
@@ -14,6 +14,21 @@ pub trait Load {
     /// Copies `dst.len()` bytes out. The bytes may be torn if their writer is at work: check afterwards, with an
     /// acquire fence between, whatever says that they held still.
     fn copy_out(&self, offset: usize, dst: &mut [u8]);
+    /// Copies `dst.len()` bytes out while the word at `word_at` is `expected`: says whether it was that before and after. False, too, for
+    /// offsets outside the window: this does not panic.
+    #[inline(always)]
+    fn copy_while(&self, word_at: usize, expected: u64, offset: usize, dst: &mut [u8]) -> bool {
+        let inside = |at: usize, len: usize| len <= self.size() && at <= self.size() - len;
+        if !(word_at.is_multiple_of(8) && inside(word_at, 8) && inside(offset, dst.len())) {
+            return false;
+        }
+        if self.load(word_at, Ordering::Acquire) != expected {
+            return false;
+        }
+        self.copy_out(offset, dst);
+        fence(Ordering::Acquire);
+        self.load(word_at, Ordering::Relaxed) == expected
+    }
     /// Asks for the cache line at `offset` ahead of its use.
     #[inline(always)]
     fn prefetch(&self, _offset: usize) {}

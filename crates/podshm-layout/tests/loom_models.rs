@@ -166,3 +166,26 @@ fn table_reader_never_sees_a_torn_value() {
         writer.join().expect("writer");
     });
 }
+
+/// What a resolved key goes by: the entry that it found last.
+#[test]
+fn a_resolved_key_never_sees_a_torn_value() {
+    loom::model(|| {
+        let geometry = TableGeometry { buckets: 1, units: 3 };
+        let memory = Heap::new(geometry.size() as usize);
+        let mut writer = TableWriter::new(memory.clone(), geometry);
+        writer.put(b"k", &[1; 16], 0).expect("room");
+        let reader = TableReader::new(memory, geometry);
+        let lane = reader.find(b"k").expect("not corrupt").expect("it is there").lane();
+        let writer = thread::spawn(move || {
+            for n in 2..=3u8 {
+                writer.put(b"k", &[n; 16], 0).expect("room");
+            }
+        });
+        let mut value = [0; 16];
+        if reader.copy_unchanged(&lane, &mut value).is_some() {
+            assert_eq!(value, [1; 16], "torn, or another value than the entry's");
+        }
+        writer.join().expect("writer");
+    });
+}

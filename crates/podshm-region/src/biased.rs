@@ -1,7 +1,7 @@
 //! A lock that costs the one thread which uses it two loads and two stores, and no atomic read-modify-write.
 //!
 //! ```text
-//!  open:  UNCLAIMED ──the first thread enters──► its number ──another one enters──► SHARED
+//!  open:  UNCLAIMED ──the first thread enters──► its place ──another one enters──►  SHARED
 //!                                                     ▲                               │
 //!                                                     └── it leaves, seldom so far ───┘
 //! ```
@@ -11,10 +11,13 @@
 //! would write `inside` under a new one. After a few visits by others the lock stays a plain mutex; where membarrier(2) is
 //! missing it is one from the start.
 //!
+//! A thread is known by its place, which one that begins may have of one that has ended. It then owns what that one owned, and comes after it.
+//!
 //! The owner should not stay inside for long; while it waits inside it looks at [`Guard::is_wanted`].
 
 use crate::barrier;
-use std::cell::{Cell, UnsafeCell};
+use crate::place::this_place;
+use std::cell::UnsafeCell;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -25,20 +28,6 @@ const UNCLAIMED: u64 = 1;
 /// Times that one thread takes the lock from another before it is a plain mutex for good.
 const VISITS: u32 = 8;
 
-/// A number of this thread that no other thread of the process ever has.
-#[inline(always)]
-fn this_thread() -> u64 {
-    thread_local! { static NUMBER: Cell<u64> = const { Cell::new(0) } }
-    NUMBER.with(|number| if number.get() != 0 { number.get() } else { numbered(number) })
-}
-
-#[cold]
-fn numbered(number: &Cell<u64>) -> u64 {
-    static LAST: AtomicU64 = AtomicU64::new(UNCLAIMED);
-    number.set(LAST.fetch_add(1, Ordering::Relaxed) + 1);
-    number.get()
-}
-
 /// The lock is held further up in this very thread: it was entered from a callback that runs under it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("this handle is in use further up in this thread; don't use it from within its own callback")]
@@ -47,7 +36,7 @@ pub struct Reentered;
 /// See the module.
 #[derive(Debug)]
 pub struct Biased<T> {
-    /// Who gets in without the mutex: UNCLAIMED, the owner's number, or SHARED for nobody. Changed under the mutex.
+    /// Who gets in without the mutex: UNCLAIMED, the owner's place, or SHARED for nobody. Changed under the mutex.
     open: AtomicU64,
     /// 1 while the owner is in by `open`. Written by the owner alone.
     inside: AtomicU32,
@@ -64,7 +53,7 @@ pub struct Biased<T> {
 }
 
 // SAFETY: `value` is reached through guards only, and there is one at a time: the owner's, with `inside` at 1 and `open` its
-// number after that, or one with the mutex, made after `open` was SHARED, a barrier, and `inside` seen at 0.
+// place after that, or one with the mutex, made after `open` was SHARED, a barrier, and `inside` seen at 0.
 unsafe impl<T: Send> Sync for Biased<T> {}
 
 impl<T> Biased<T> {
@@ -109,7 +98,7 @@ impl<T> Biased<T> {
     /// Waits until nobody else is in. A thread that panicked inside has left.
     #[inline(always)]
     pub fn enter(&self) -> Result<Guard<'_, T>, Reentered> {
-        let me = this_thread();
+        let me = this_place();
         if self.open.load(Ordering::Relaxed) == me {
             if self.inside.load(Ordering::Relaxed) != 0 {
                 return Err(Reentered);
@@ -131,7 +120,7 @@ impl<T> Biased<T> {
 
     /// [`Biased::enter`] for a thread that comes by rarely: it never owns the lock, and an owner stays one.
     pub fn visit(&self) -> Result<Guard<'_, T>, Reentered> {
-        let me = this_thread();
+        let me = this_place();
         if self.open.load(Ordering::Relaxed) == me {
             return self.enter();
         }
@@ -390,5 +379,41 @@ mod tests {
             assert!(panicked.join().is_err());
             assert_eq!(*lock.enter().unwrap(), 1);
         }
+    }
+
+    /// Threads that come one after another have the same place, as a rule.
+    #[test]
+    fn who_has_a_former_threads_place_comes_after_it() {
+        let lock = Biased::new((0u64, 0u64));
+        let one_after_another = |work: &(dyn Fn() + Sync)| {
+            std::thread::scope(|s| {
+                s.spawn(|| {
+                    work();
+                    this_place()
+                })
+                .join()
+                .unwrap()
+            })
+        };
+        let count = || {
+            let mut both = lock.enter().unwrap();
+            assert_eq!(both.0, both.1);
+            both.0 += 1;
+            std::hint::black_box(&mut *both);
+            both.1 += 1;
+        };
+        for _ in 0..2000 {
+            one_after_another(&count);
+        }
+        assert_eq!(*lock.enter().unwrap(), (2000, 2000));
+        // What is never left is in use for the next one, too, rather than open to it.
+        let lock = Biased::new(());
+        let left_open = one_after_another(&|| std::mem::forget(lock.enter().unwrap()));
+        let after = || {
+            if this_place() == left_open {
+                assert_eq!(lock.enter().err(), Some(Reentered));
+            }
+        };
+        one_after_another(&after);
     }
 }

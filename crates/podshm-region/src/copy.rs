@@ -10,6 +10,18 @@
 #[cfg(target_arch = "x86_64")]
 const REP_FROM: usize = 1024;
 
+/// Whether the processor has AVX, once [`look_at_processor`] has looked. Until then copies are right all the same.
+#[cfg(target_arch = "x86_64")]
+static HAS_AVX: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+
+/// Finds out how to copy fastest. The standard library's macro looks when it is asked first; a copy with that call in it has registers
+/// to save on each of its ways, which a lookup of a few nanoseconds pays for.
+pub fn look_at_processor() {
+    #[cfg(target_arch = "x86_64")]
+    // Relaxed: says nothing of anything else.
+    HAS_AVX.store(std::arch::is_x86_feature_detected!("avx"), std::sync::atomic::Ordering::Relaxed);
+}
+
 /// Copies `len` bytes from `src` to `dst`.
 ///
 /// # Safety
@@ -58,18 +70,39 @@ pub fn prefetch_write(place: *const u8) {
     let _ = place;
 }
 
-/// Two moves of `$width` that cover `$len` bytes (from one width to two) by overlapping.
+/// Two moves of `$width` bytes that cover `$len` bytes (from one width to two) by overlapping. By vector registers and an index whatever the
+/// width: then a copy takes no register but those that its arguments are in, and whoever inlines it has none to save.
 #[cfg(target_arch = "x86_64")]
 macro_rules! both_ends {
-    ($src:ident, $dst:ident, $len:ident, $width:expr, $class:ident, $move:literal, $size:literal) => {
+    ($src:ident, $dst:ident, $len:ident, $width:literal, $move:literal) => {
         core::arch::asm!(
-            concat!($move, " {a", $size, "}, [{s}]"),
-            concat!($move, " {b", $size, "}, [{t}]"),
-            concat!($move, " [{d}], {a", $size, "}"),
-            concat!($move, " [{e}], {b", $size, "}"),
-            s = in(reg) $src, t = in(reg) $src.add($len - $width),
-            d = in(reg) $dst, e = in(reg) $dst.add($len - $width),
-            a = out($class) _, b = out($class) _,
+            concat!($move, " {a}, [{s}]"),
+            concat!($move, " {b}, [{s} + {n} - ", $width, "]"),
+            concat!($move, " [{d}], {a}"),
+            concat!($move, " [{d} + {n} - ", $width, "], {b}"),
+            s = in(reg) $src, d = in(reg) $dst, n = in(reg) $len,
+            a = out(xmm_reg) _, b = out(xmm_reg) _,
+            options(nostack, preserves_flags)
+        )
+    };
+}
+
+/// Four moves of 16 bytes at these places of `$s` and `$d`; everything is loaded before anything is stored.
+#[cfg(target_arch = "x86_64")]
+macro_rules! four {
+    ($src:ident, $dst:ident, $index:ident, $one:literal, $two:literal, $three:literal, $four:literal) => {
+        core::arch::asm!(
+            "/* {n} */", // not every place has it
+            concat!("movups {a}, [{s}", $one, "]"),
+            concat!("movups {b}, [{s}", $two, "]"),
+            concat!("movups {c}, [{s}", $three, "]"),
+            concat!("movups {f}, [{s}", $four, "]"),
+            concat!("movups [{d}", $one, "], {a}"),
+            concat!("movups [{d}", $two, "], {b}"),
+            concat!("movups [{d}", $three, "], {c}"),
+            concat!("movups [{d}", $four, "], {f}"),
+            s = in(reg) $src, d = in(reg) $dst, n = in(reg) $index,
+            a = out(xmm_reg) _, b = out(xmm_reg) _, c = out(xmm_reg) _, f = out(xmm_reg) _,
             options(nostack, preserves_flags)
         )
     };
@@ -81,13 +114,13 @@ unsafe fn up_to_64(src: *const u8, dst: *mut u8, len: usize) {
     // SAFETY: in each class the moves start at 0 or end at `len` and are no wider than `len`: all within [0, len).
     unsafe {
         if len >= 32 {
-            four(src, dst, src.add(len - 32), dst.add(len - 32));
+            four!(src, dst, len, "", " + 16", " + {n} - 32", " + {n} - 16");
         } else if len >= 16 {
-            both_ends!(src, dst, len, 16, xmm_reg, "movups", "");
+            both_ends!(src, dst, len, 16, "movups");
         } else if len >= 8 {
-            both_ends!(src, dst, len, 8, reg, "mov", ":r");
+            both_ends!(src, dst, len, 8, "movq");
         } else if len >= 4 {
-            both_ends!(src, dst, len, 4, reg, "mov", ":e");
+            both_ends!(src, dst, len, 4, "movd");
         } else {
             for i in 0..len {
                 core::arch::asm!("mov {t}, byte ptr [{s}]", "mov byte ptr [{d}], {t}",
@@ -98,22 +131,6 @@ unsafe fn up_to_64(src: *const u8, dst: *mut u8, len: usize) {
     }
 }
 
-/// 32 bytes at `s` to `d`, and 32 at `t` to `e`; everything is loaded before anything is stored.
-#[cfg(target_arch = "x86_64")]
-#[inline(always)]
-unsafe fn four(s: *const u8, d: *mut u8, t: *const u8, e: *mut u8) {
-    // SAFETY: 32 readable and writable bytes at each, by the caller.
-    unsafe {
-        core::arch::asm!(
-            "movups {a}, [{s}]", "movups {b}, [{s} + 16]", "movups {c}, [{t}]", "movups {f}, [{t} + 16]",
-            "movups [{d}], {a}", "movups [{d} + 16], {b}", "movups [{e}], {c}", "movups [{e} + 16], {f}",
-            s = in(reg) s, d = in(reg) d, t = in(reg) t, e = in(reg) e,
-            a = out(xmm_reg) _, b = out(xmm_reg) _, c = out(xmm_reg) _, f = out(xmm_reg) _,
-            options(nostack, preserves_flags)
-        );
-    }
-}
-
 /// From 65 to 256 bytes: 64 or 128 from each end.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
@@ -121,15 +138,14 @@ unsafe fn up_to_256(src: *const u8, dst: *mut u8, len: usize) {
     // SAFETY: 64 <= len, and 128 <= len where 128 bytes are taken: all within [0, len). AVX where the processor has it.
     unsafe {
         if len > 128 {
-            if std::arch::is_x86_feature_detected!("avx") {
+            if HAS_AVX.load(std::sync::atomic::Ordering::Relaxed) {
                 return wide(src, dst, len);
             }
-            four(src.add(64), dst.add(64), src.add(96), dst.add(96));
-            four(src.add(len - 128), dst.add(len - 128), src.add(len - 96), dst.add(len - 96));
+            four!(src, dst, len, " + 64", " + 80", " + 96", " + 112");
+            four!(src, dst, len, " + {n} - 128", " + {n} - 112", " + {n} - 96", " + {n} - 80");
         }
-        let (end, out) = (src.add(len - 64), dst.add(len - 64));
-        four(src, dst, src.add(32), dst.add(32));
-        four(end, out, end.add(32), out.add(32));
+        four!(src, dst, len, "", " + 16", " + 32", " + 48");
+        four!(src, dst, len, " + {n} - 64", " + {n} - 48", " + {n} - 32", " + {n} - 16");
     }
 }
 
@@ -145,11 +161,13 @@ unsafe fn wide(src: *const u8, dst: *mut u8, len: usize) {
     unsafe {
         core::arch::asm!(
             "vmovups ymm0, [{s}]", "vmovups ymm1, [{s} + 32]", "vmovups ymm2, [{s} + 64]", "vmovups ymm3, [{s} + 96]",
-            "vmovups ymm4, [{t}]", "vmovups ymm5, [{t} + 32]", "vmovups ymm6, [{t} + 64]", "vmovups ymm7, [{t} + 96]",
+            "vmovups ymm4, [{s} + {n} - 128]", "vmovups ymm5, [{s} + {n} - 96]",
+            "vmovups ymm6, [{s} + {n} - 64]", "vmovups ymm7, [{s} + {n} - 32]",
             "vmovups [{d}], ymm0", "vmovups [{d} + 32], ymm1", "vmovups [{d} + 64], ymm2", "vmovups [{d} + 96], ymm3",
-            "vmovups [{e}], ymm4", "vmovups [{e} + 32], ymm5", "vmovups [{e} + 64], ymm6", "vmovups [{e} + 96], ymm7",
+            "vmovups [{d} + {n} - 128], ymm4", "vmovups [{d} + {n} - 96], ymm5",
+            "vmovups [{d} + {n} - 64], ymm6", "vmovups [{d} + {n} - 32], ymm7",
             "vzeroupper",
-            s = in(reg) src, t = in(reg) src.add(len - 128), d = in(reg) dst, e = in(reg) dst.add(len - 128),
+            s = in(reg) src, d = in(reg) dst, n = in(reg) len,
             out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _, out("xmm4") _, out("xmm5") _, out("xmm6") _,
             out("xmm7") _, out("xmm8") _, out("xmm9") _, out("xmm10") _, out("xmm11") _, out("xmm12") _,
             out("xmm13") _, out("xmm14") _, out("xmm15") _,
@@ -171,13 +189,13 @@ unsafe fn longer(src: *const u8, dst: *mut u8, len: usize) {
         }
         let mut i = 0;
         while i + 64 <= len {
-            four(src.add(i), dst.add(i), src.add(i + 32), dst.add(i + 32));
+            four!(src, dst, i, " + {n}", " + {n} + 16", " + {n} + 32", " + {n} + 48");
             i += 64;
         }
-        let (end, out) = (src.add(len - 64), dst.add(len - 64));
-        four(end, out, end.add(32), out.add(32));
+        four!(src, dst, len, " + {n} - 64", " + {n} - 48", " + {n} - 32", " + {n} - 16");
     }
 }
+
 /// The portable way: relaxed atomic bytes up to alignment, then relaxed atomic words.
 #[cfg_attr(target_arch = "x86_64", cfg(test))]
 unsafe fn words(src: *const u8, dst: *mut u8, len: usize) {
@@ -208,7 +226,12 @@ mod tests {
     #[test]
     fn copies_every_length_and_alignment_exactly() {
         let src: Vec<u8> = (0..3000u32).map(|i| (i * 7 % 251) as u8).collect();
-        for way in [copy_racy as unsafe fn(*const u8, *mut u8, usize), words] {
+        let looked = |src, dst, len| {
+            look_at_processor();
+            // SAFETY: the caller's contract is passed on unchanged.
+            unsafe { copy_racy(src, dst, len) }
+        };
+        for way in [copy_racy as unsafe fn(*const u8, *mut u8, usize), looked, words] {
             for len in (0..300).chain([1000, 1023, 1024, 1025, 2048, 2900]) {
                 for shift in 0..9 {
                     let mut dst = vec![0xeeu8; len + 16];

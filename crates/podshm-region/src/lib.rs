@@ -25,6 +25,7 @@ pub mod locks;
 pub mod map;
 pub mod memory;
 pub mod peer;
+pub mod place;
 pub mod seccomp;
 #[cfg(feature = "steps")]
 pub mod steps;

@@ -12,7 +12,7 @@ use rustix::mm::{
 use std::ffi::c_void;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, fence};
 
 /// Bytes of a huge page on x86-64 and, with 4 KiB pages, on arm64.
 const HUGE: usize = 2 << 20;
@@ -33,6 +33,7 @@ impl Mapping {
     fn new(memory: &Memory, prot: MprotectFlags) -> Result<Self, RegionError> {
         let bytes = memory.bytes() as usize;
         let epoch = crate::fork::install();
+        crate::copy::look_at_processor();
         // Without access until a forked child can't get it: another thread may fork between the calls.
         let start = if bytes < HUGE {
             // SAFETY: a fresh mapping at an address of the kernel's choice; nothing of this process lies there.
@@ -250,6 +251,25 @@ impl View {
         // writers in other processes, and every word access of the project is atomic. Read-only mappings are only loaded from.
         unsafe { &*self.at(offset, 8).cast::<AtomicU64>() }
     }
+
+    /// [`Load::copy_while`], which looks at the view's ends once: a fence has the compiler read what lies in memory again, and so every check too.
+    #[inline(always)]
+    fn copy_while(&self, word_at: usize, expected: u64, offset: usize, dst: &mut [u8]) -> bool {
+        let (start, bytes) = (self.start.as_ptr(), self.bytes);
+        let inside = |at: usize, len: usize| len <= bytes && at <= bytes - len;
+        if !(word_at.is_multiple_of(8) && inside(word_at, 8) && inside(offset, dst.len())) {
+            return false;
+        }
+        // SAFETY: as in `word`: inside the view and aligned by the line above.
+        let word = unsafe { &*start.add(word_at).cast::<AtomicU64>() };
+        if word.load(Ordering::Acquire) != expected {
+            return false;
+        }
+        // SAFETY: as in `copy_out`: inside the view for the length; `dst` is private memory.
+        unsafe { copy_racy(start.add(offset), dst.as_mut_ptr(), dst.len()) };
+        fence(Ordering::Acquire);
+        word.load(Ordering::Relaxed) == expected
+    }
 }
 
 macro_rules! load {
@@ -270,6 +290,11 @@ macro_rules! load {
                 let src = self.view.at(offset, dst.len());
                 // SAFETY: `src` is inside the mapping for the length; `dst` is private memory, so they don't overlap.
                 unsafe { copy_racy(src, dst.as_mut_ptr(), dst.len()) }
+            }
+
+            #[inline(always)]
+            fn copy_while(&self, word_at: usize, expected: u64, offset: usize, dst: &mut [u8]) -> bool {
+                self.view.copy_while(word_at, expected, offset, dst)
             }
 
             #[inline(always)]
@@ -306,5 +331,38 @@ impl Store for Window {
         let dst = self.view.at(offset, len);
         // SAFETY: as in copy_in; the memory is initialised (zeroed or written before) and lent for the call only.
         fill(unsafe { std::slice::from_raw_parts_mut(dst, len) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_is_held_by_its_word_and_stays_in_the_window() {
+        let memory = Memory::create("test", 4096).unwrap();
+        let mut window = WriteMap::map(&memory).unwrap().window(0, 4096);
+        window.store(8, 7, Ordering::Relaxed);
+        window.copy_in(4086, b"0123456789");
+        let read = ReadMap::map_unsealed(&memory, 4096).unwrap();
+        let copy = |word_at, expected, offset, len| {
+            let mut bytes = vec![b'-'; len];
+            read.copy_while(word_at, expected, offset, &mut bytes).then_some(bytes)
+        };
+        assert_eq!(copy(8, 7, 4086, 10).as_deref(), Some(&b"0123456789"[..]));
+        assert_eq!(copy(8, 7, 4096, 0), Some(Vec::new()));
+        // Another value, a word that is none, and what lies outside: none of them panics.
+        for (word_at, expected, offset, len) in [
+            (8, 6, 4086, 10),
+            (12, 7, 0, 8),
+            (4096, 0, 0, 8),
+            (usize::MAX & !7, 0, 0, 8),
+            (8, 7, 4087, 10),
+            (8, 7, 4097, 0),
+            (8, 7, usize::MAX, 2),
+            (8, 7, 0, 4097),
+        ] {
+            assert_eq!(copy(word_at, expected, offset, len), None, "{word_at} {expected} {offset} {len}");
+        }
     }
 }

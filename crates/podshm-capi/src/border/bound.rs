@@ -1,8 +1,9 @@
 //! Handles for one thread: which costs no lock, and is an error in any other.
 
 use crate::last::Fault;
+use podshm::{Key, this_place};
 use std::cell::{Cell, UnsafeCell};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering, compiler_fence};
 
 /// A number of this thread that no other thread of the process ever has.
 #[inline(always)]
@@ -16,21 +17,6 @@ fn numbered(number: &Cell<u64>) -> u64 {
     static LAST: AtomicU64 = AtomicU64::new(0);
     number.set(LAST.fetch_add(1, Ordering::Relaxed) + 1);
     number.get()
-}
-
-/// Where this thread's own things are: other than that of every thread that runs, and never 0. A thread that begins may get what one that has
-/// ended left. Cheaper than [`this_thread`], which a shared library has to call the dynamic linker for.
-#[inline(always)]
-fn this_place() -> u64 {
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
-    {
-        let place: u64;
-        // SAFETY: reads the first word of the thread's control block, which by the ABI is there and holds its own address.
-        unsafe { std::arch::asm!("mov {}, fs:0", out(reg) place, options(pure, readonly, nostack, preserves_flags)) };
-        place
-    }
-    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
-    this_thread()
 }
 
 /// A value that belongs to the thread which uses it first.
@@ -78,6 +64,27 @@ impl<T> Bound<T> {
             Ok(_) => Ok(()),
             Err(_) => Err(Fault::Thread { what }),
         }
+    }
+}
+
+impl Bound<Key> {
+    /// The value of a key of this thread's, in the common case: [`Key::get_unchanged`]. Not by a closure: that would be a call, with registers to
+    /// save around it.
+    #[inline(always)]
+    pub(crate) fn get_unchanged(&self, buffer: &mut [u8]) -> Option<usize> {
+        // Relaxed: as in `with`.
+        if self.owner.load(Ordering::Relaxed) != this_place() || self.is_used.replace(true) {
+            return None;
+        }
+        // A signal's handler that comes in between and looks the same key up finds it in use, as in `with`: it must not replace what is
+        // read here. The fences are for the compiler, which sees nobody else who could look.
+        compiler_fence(Ordering::SeqCst);
+        // SAFETY: this thread owns it, and is at it once: `is_used` was false.
+        let found = unsafe { &*self.value.get() }.get_unchanged(buffer);
+        compiler_fence(Ordering::SeqCst);
+        // Not by a guard: nothing panics in between.
+        self.is_used.set(false);
+        found
     }
 }
 

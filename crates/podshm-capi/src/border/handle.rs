@@ -1,6 +1,6 @@
 //! What C holds by a pointer: a value with a magic word before it, which says what it is and whether it still is that.
 
-use super::pointers;
+use super::pointers::{self, Len, Out, Room};
 use crate::last::Fault;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -134,6 +134,40 @@ impl<T: Kind + Sync> Mut<T> {
         let handle = find(self.0.cast_const())?;
         // SAFETY: as in `Ref::get`.
         Ok(unsafe { &(*handle).value })
+    }
+
+    /// Has `work` fill room for up to `most` bytes by what the handle stands for, and puts what it returns into `place`. Says whether that came to
+    /// something: not where anything could be said against an argument, nor where `work` returns nothing; there is [`Mut::get`] for that. All
+    /// arguments are looked at together: one by one they are a good part of what a short function takes.
+    #[inline(always)]
+    pub(crate) fn at_once(
+        &self,
+        room: &mut Room,
+        size: Len,
+        most: usize,
+        place: &Out<usize>,
+        work: impl FnOnce(&T, &mut [u8]) -> Option<usize>,
+    ) -> bool {
+        let handle = self.0.cast_const().cast::<Handle<T>>();
+        const { assert!(align_of::<Handle<T>>() == align_of::<u64>() && align_of::<usize>() <= align_of::<u64>()) };
+        let is_aligned = (handle.addr() | place.address()).is_multiple_of(align_of::<u64>());
+        if !(is_aligned && pointers::may_all_be([handle.addr(), room.address(), place.address()], size.get())) {
+            return false;
+        }
+        // SAFETY: **alive**, as in `find`.
+        if unsafe { (*handle).magic.load(Ordering::Relaxed) } != T::MAGIC {
+            return false;
+        }
+        // SAFETY: as in `Ref::get`.
+        let value = unsafe { &(*handle).value };
+        // SAFETY: nothing is against a place of `size` bytes there, by `may_all_be`.
+        let done = work(value, unsafe { room.seen(size.get().min(most)) });
+        match done {
+            // SAFETY: aligned, and nothing is against a place of a word there, by the same.
+            Some(done) => unsafe { place.set_seen(done) },
+            None => return false,
+        }
+        true
     }
 }
 

@@ -15,16 +15,31 @@ const HIGHEST: usize = 1 << 48;
 /// Longest string that is taken: the kernel's PATH_MAX.
 const LONGEST_TEXT: usize = 4096;
 
-/// What can be said of any pointer without following it.
+/// Whether there is nothing that can be said against a pointer without following it.
 #[inline(always)]
-pub(super) fn check<T>(pointer: *const T, bytes: usize, what: &'static str) -> Result<(), Fault> {
+pub(super) fn may_be<T>(pointer: *const T, bytes: usize) -> bool {
     let address = pointer.addr();
     // From LOWEST to HIGHEST by one comparison: what lies below is huge once LOWEST is taken off.
     let fits = bytes <= HIGHEST - LOWEST && address.wrapping_sub(LOWEST) <= HIGHEST - LOWEST - bytes;
-    if fits && address.is_multiple_of(align_of::<T>()) {
+    fits && address.is_multiple_of(align_of::<T>())
+}
+
+/// [`may_be`] of three pointers at once, by one comparison; up to `bytes` bytes follow each of them, or a handle's few. It may say no where nothing is wrong: whoever asks has
+/// another way then, which says what it is.
+#[inline(always)]
+pub(super) fn may_all_be(addresses: [usize; 3], bytes: usize) -> bool {
+    // What lies below LOWEST is huge once that is taken off, and no two numbers below the half add up to more than HIGHEST and LOWEST.
+    const HALF: usize = HIGHEST / 2;
+    addresses.iter().fold(bytes, |all, address| all | address.wrapping_sub(LOWEST)) < HALF
+}
+
+/// [`may_be`], or what is against it.
+#[inline(always)]
+pub(super) fn check<T>(pointer: *const T, bytes: usize, what: &'static str) -> Result<(), Fault> {
+    if may_be(pointer, bytes) {
         return Ok(());
     }
-    Err(refused(address, align_of::<T>(), bytes, what))
+    Err(refused(pointer.addr(), align_of::<T>(), bytes, what))
 }
 
 #[cold]
@@ -45,6 +60,13 @@ fn refused(address: usize, align: usize, bytes: usize, what: &'static str) -> Fa
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 pub struct Len(usize);
+
+impl Len {
+    #[inline(always)]
+    pub(super) fn get(self) -> usize {
+        self.0
+    }
+}
 
 /// Bytes to read; their length is the argument that follows.
 #[repr(transparent)]
@@ -116,6 +138,22 @@ impl Room {
         // same to whoever is called from outside, and they are only written here.
         Ok(unsafe { std::slice::from_raw_parts_mut(self.0.cast(), len.0) })
     }
+
+    /// Where it begins, to be looked at with others.
+    #[inline(always)]
+    pub(super) fn address(&self) -> usize {
+        self.0.addr()
+    }
+
+    /// [`Room::slice`], where that has been looked at.
+    ///
+    /// # Safety
+    /// Nothing is against a place of `len` bytes there.
+    #[inline(always)]
+    pub(super) unsafe fn seen(&mut self, len: usize) -> &mut [u8] {
+        // SAFETY: as in `slice`: **bytes**, and checked by the caller.
+        unsafe { std::slice::from_raw_parts_mut(self.0.cast(), len) }
+    }
 }
 
 /// A string that ends with a zero byte.
@@ -164,6 +202,22 @@ impl<T> Out<T> {
         // SAFETY: **place**, and just checked: not null, aligned.
         unsafe { self.0.write(value) };
         Ok(())
+    }
+
+    /// Where it is, to be looked at with others.
+    #[inline(always)]
+    pub(super) fn address(&self) -> usize {
+        self.0.addr()
+    }
+
+    /// [`Out::set`], where that has been looked at.
+    ///
+    /// # Safety
+    /// It is aligned, and nothing is against a place there.
+    #[inline(always)]
+    pub(super) unsafe fn set_seen(&self, value: T) {
+        // SAFETY: **place**, and checked by the caller.
+        unsafe { self.0.write(value) };
     }
 
     /// Writes it where there is a place; null says that it is not wanted.

@@ -286,14 +286,14 @@ impl<R: Load> TableReader<R> {
 
     /// [`TableReader::copy`] of a lane whose value is the one that was found last: `None` where it is another by now, or where
     /// `dst` is too small; then go by [`TableReader::copy_in_lane`], which says which.
+    ///
+    /// Does not panic, so that whoever is called from C has a path without landing pads by it.
     #[inline(always)]
     pub fn copy_unchanged(&self, lane: &Lane, dst: &mut [u8]) -> Option<usize> {
-        let found = &lane.last;
-        if self.mem.load(found.entry_at as usize, Ordering::Acquire) != found.entry {
-            return None;
-        }
-        self.mem.copy_out(found.value_at as usize, dst.get_mut(..found.value_len)?);
-        self.is_current(found).then_some(found.value_len)
+        let Found { entry_at, entry, value_at, value_len } = lane.last;
+        let dst = dst.get_mut(..value_len)?;
+        // Acquire, and an acquire fence: as in `look` and `is_current`.
+        self.mem.copy_while(entry_at as usize, entry, value_at as usize, dst).then_some(value_len)
     }
 
     /// [`TableReader::copy`] for a resolved key.

@@ -258,7 +258,13 @@ impl Shared {
     /// Refuses to touch the parent's memory. One load.
     #[inline(always)]
     pub(crate) fn check_fork(&self) -> Result<(), Error> {
-        if fork::epoch() == self.epoch { Ok(()) } else { Err(forked()) }
+        if self.is_of_this_process() { Ok(()) } else { Err(forked()) }
+    }
+
+    /// Whether no fork has made another process of this one since it joined. One load.
+    #[inline(always)]
+    pub(crate) fn is_of_this_process(&self) -> bool {
+        fork::epoch() == self.epoch
     }
 }
 

@@ -141,16 +141,26 @@ impl Key {
     /// Copies the value into `buffer` and returns its length; `None` where there is no such key now.
     #[inline]
     pub fn get(&mut self, buffer: &mut [u8]) -> Result<Option<usize>, Error> {
-        let shared = &*self.table.client.shared;
-        // The common case: same process, same generation, same value. Everything else is the slow path's affair.
-        if let Some((table, Some(lane))) = &self.cached
-            && shared.check_fork().is_ok()
-            && shared.version.load(Ordering::Acquire) == self.version
-            && let Some(len) = table.reader.copy_unchanged(lane, buffer)
-        {
-            return Ok(Some(len));
+        match self.get_unchanged(buffer) {
+            Some(len) => Ok(Some(len)),
+            None => self.get_anew(buffer),
         }
-        self.get_anew(buffer)
+    }
+
+    /// [`Key::get`] in the common case: the same process, generation and value as last time, and room for it. `None` says that it isn't that,
+    /// and nothing else: [`Key::get`] then. Never panics. For the C library alone.
+    #[doc(hidden)]
+    #[inline(always)]
+    pub fn get_unchanged(&self, buffer: &mut [u8]) -> Option<usize> {
+        let shared = &*self.table.client.shared;
+        match &self.cached {
+            Some((table, Some(lane)))
+                if shared.is_of_this_process() && shared.version.load(Ordering::Acquire) == self.version =>
+            {
+                table.reader.copy_unchanged(lane, buffer)
+            }
+            _ => None,
+        }
     }
 
     #[cold]
