@@ -59,7 +59,7 @@ case $verb in
             groups+=(--test "$group")
         done
         # A rollout of two nodes has no middle.
-        if [[ " ${groups[*]} " == *" rollout "* ]]; then export PODSHM_CLUSTER_NODES=${PODSHM_CLUSTER_NODES:-3}; fi
+        if [[ " ${groups[*]} " =~ " "(rollout|rollout_faults|migration)" " ]]; then export PODSHM_CLUSTER_NODES=${PODSHM_CLUSTER_NODES:-3}; fi
         [ "${#skipped[@]}" = 0 ] || loud "skipped: ${skipped[*]}" "They need the nodes' insides; this cluster is not ours."
         [ "${#groups[@]}" != 0 ] || die "ONLY=$ONLY: no such group; there are $(basename -s .rs tests/cluster/tests/*.rs | tr '\n' ' ')"
         build
