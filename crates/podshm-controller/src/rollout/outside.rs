@@ -3,6 +3,7 @@
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Bytes;
 use hyper_rustls::HttpsConnector;
+use hyper_rustls::builderstates::WantsSchemes;
 use hyper_util::client::legacy::Client as Http;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
@@ -20,19 +21,43 @@ const MOST: usize = 4 << 20;
 
 /// Asks Prometheus, by HTTP or HTTPS with the machine's own certificates.
 #[derive(Clone)]
-pub(super) struct Asker(Http<HttpsConnector<HttpConnector>, Empty<Bytes>>);
+pub(super) struct Asker {
+    http: Http<HttpConnector, Empty<Bytes>>,
+    /// None where the machine has no certificates, as an image with one program in it has not; why.
+    https: Result<Http<HttpsConnector<HttpConnector>, Empty<Bytes>>, String>,
+}
 
 impl Asker {
-    /// With the machine's own certificates.
-    pub fn new() -> anyhow::Result<Self> {
-        let connector =
-            hyper_rustls::HttpsConnectorBuilder::new().with_native_roots()?.https_or_http().enable_http1().build();
-        Ok(Asker(Http::builder(TokioExecutor::new()).build(connector)))
+    /// With the machine's own certificates. Where there are none, it is https that can't be asked.
+    pub fn new() -> Self {
+        Asker::with(hyper_rustls::HttpsConnectorBuilder::new().with_native_roots())
+    }
+
+    fn with(builder: std::io::Result<hyper_rustls::HttpsConnectorBuilder<WantsSchemes>>) -> Self {
+        let build = |builder: hyper_rustls::HttpsConnectorBuilder<WantsSchemes>| {
+            Http::builder(TokioExecutor::new()).build(builder.https_only().enable_http1().build())
+        };
+        Asker {
+            http: Http::builder(TokioExecutor::new()).build_http(),
+            https: builder.map(build).map_err(|error| error.to_string()),
+        }
+    }
+
+    async fn get(&self, url: &str) -> anyhow::Result<hyper::Response<hyper::body::Incoming>> {
+        let request = hyper::Request::get(url).body(Empty::new())?;
+        if request.uri().scheme_str() != Some("https") {
+            return Ok(self.http.request(request).await?);
+        }
+        match &self.https {
+            Ok(https) => Ok(https.request(request).await?),
+            Err(why) => anyhow::bail!(
+                "https can't be asked: {why}; mount the authorities' certificates into the controller's pod and name them in SSL_CERT_FILE, or use http"
+            ),
+        }
     }
 
     async fn json(&self, url: &str) -> anyhow::Result<Value> {
-        let request = hyper::Request::get(url).body(Empty::new())?;
-        let response = tokio::time::timeout(PATIENCE, self.0.request(request)).await??;
+        let response = tokio::time::timeout(PATIENCE, self.get(url)).await??;
         let status = response.status();
         let body = Limited::new(response.into_body(), MOST).collect();
         let body = tokio::time::timeout(PATIENCE, body).await?.map_err(|error| anyhow::anyhow!("{error}"))?.to_bytes();
@@ -178,6 +203,29 @@ mod tests {
             let verdict = judge(&gate(min, max), number(&answer));
             assert_eq!(verdict.result, expected, "{answer}: {verdict:?}");
         }
+    }
+
+    /// The controller's image has one program in it, and nothing else.
+    #[test]
+    fn where_there_are_no_certificates_http_is_asked_and_https_says_what_is_missing() {
+        use std::io::{Read, Write};
+        let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = server.local_addr().unwrap();
+        let answers = std::thread::spawn(move || {
+            let (mut stream, _) = server.accept().unwrap();
+            let _ = stream.read(&mut [0; 4096]).unwrap();
+            let body = r#"{"data":{"resultType":"scalar","result":[0,"0.5"]}}"#;
+            write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (plain, secure) = runtime.block_on(async {
+            let asker = Asker::with(Err(std::io::Error::other("no certificates found")));
+            let at = |scheme: &str| QueryGate { url: format!("{scheme}://{address}"), ..gate(None, Some(1.0)) };
+            (asker.query(&at("http")).await, asker.query(&at("https")).await)
+        });
+        answers.join().unwrap();
+        assert_eq!((plain.result, secure.result), (VerdictResult::Passed, VerdictResult::Waiting), "{plain:?}");
+        assert!(secure.message.contains("SSL_CERT_FILE"), "{secure:?}");
     }
 
     #[test]

@@ -53,7 +53,7 @@ async fn carry_out(client: Client, namespace: &str, lead: &Lead) -> anyhow::Resu
         lead: lead.clone(),
         recorder: Recorder::new(client.clone(), reporter),
         client: client.clone(),
-        asker: Asker::new()?,
+        asker: Asker::new(),
         daemons: Daemons::default(),
         namespace: namespace.to_owned(),
         written: HashMap::new(),
