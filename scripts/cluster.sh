@@ -57,7 +57,7 @@ finish() {
 # What can be tested from outside of nodes.
 FROM_OUTSIDE="chart doctor guard routes"
 # Rollouts: of two nodes there is no middle.
-OF_THREE_NODES="rollout"
+OF_THREE_NODES="rollout rollout_faults migration"
 # What `make test` has: two lanes, of about as long each. The others are rollouts and the guard agent.
 LANES=("podshmd routes csi mount_helper volumes sysv_volumes" "chart doctor admission domains schemes sysv sysv_native faults")
 

@@ -156,32 +156,40 @@ pub fn slim_form(workload: &Workload, fat: &Deployment, mark: &Mark, rollout: &s
     Ok(Deployment { metadata: meta, spec: Some(spec), status: None })
 }
 
-/// Gives all containers of a pod's spec a domain's volume, once.
+/// Gives all containers of a pod's spec a domain's volume, in place of what the pod has of its own there: an agent in the pod has its sockets, and
+/// its /dev/shm, in volumes that nobody outside sees.
 pub fn join(pod: &mut Value, domain: &str, dev_shm: bool) {
-    let has = |list: &Value, key: &str, value: &str| {
-        list.as_array().is_some_and(|all| all.iter().any(|one| one[key] == value))
+    let volume = json!({"name": VOLUME, "csi": {"driver": DRIVER, "volumeAttributes": {"domain": domain}}});
+    let is_same = |found: &Value| {
+        found["csi"]["driver"] == DRIVER && found["csi"]["volumeAttributes"]["domain"].as_str() == Some(domain)
     };
-    if !has(&pod["volumes"], "name", "podshm") {
-        let volume = json!({"name": "podshm", "csi": {"driver": DRIVER, "volumeAttributes": {"domain": domain}}});
-        push(&mut pod["volumes"], volume);
-    }
+    put(&mut pod["volumes"], "name", volume, is_same);
     for list in ["containers", "initContainers"] {
         for container in pod.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
             let mounts = &mut container["volumeMounts"];
-            if !has(mounts, "mountPath", "/run/podshm") {
-                push(mounts, json!({"name": "podshm", "mountPath": "/run/podshm"}));
-            }
-            if dev_shm && !has(mounts, "mountPath", "/dev/shm") {
-                push(mounts, json!({"name": "podshm", "mountPath": "/dev/shm", "subPath": "shm"}));
+            let sockets = json!({"name": VOLUME, "mountPath": "/run/podshm"});
+            put(mounts, "mountPath", sockets, |found| found["name"] == VOLUME && found.get("subPath").is_none());
+            if dev_shm {
+                let memory = json!({"name": VOLUME, "mountPath": "/dev/shm", "subPath": "shm"});
+                put(mounts, "mountPath", memory, |found| found["name"] == VOLUME && found["subPath"] == "shm");
             }
         }
     }
 }
 
-fn push(list: &mut Value, one: Value) {
-    match list.as_array_mut() {
-        Some(list) => list.push(one),
-        None => *list = json!([one]),
+/// What a domain's volume is called in a pod.
+const VOLUME: &str = "podshm";
+
+/// Puts one into a list, in place of another with its key that does not do.
+fn put(list: &mut Value, key: &str, one: Value, does: impl Fn(&Value) -> bool) {
+    let Some(list) = list.as_array_mut() else {
+        *list = json!([one]);
+        return;
+    };
+    match list.iter_mut().find(|found| found[key] == one[key]) {
+        Some(found) if does(found) => {}
+        Some(found) => *found = one,
+        None => list.push(one),
     }
 }
 
@@ -210,7 +218,7 @@ mod tests {
     #[test]
     fn a_volume_is_added_once_and_to_init_containers_too() {
         let mut pod = json!({
-            "containers": [{"name": "business", "volumeMounts": [{"name": "own", "mountPath": "/dev/shm"}]}],
+            "containers": [{"name": "business", "volumeMounts": [{"name": "own", "mountPath": "/var/lib/own"}]}],
             "initContainers": [{"name": "helper"}],
         });
         join(&mut pod, "routing", true);
@@ -222,7 +230,28 @@ mod tests {
             let mounts = pod[list][0]["volumeMounts"].as_array().unwrap();
             mounts.iter().map(|one| one["mountPath"].clone()).collect::<Vec<_>>()
         };
-        assert_eq!(paths("containers"), ["/dev/shm", "/run/podshm"], "what is there stays");
+        assert_eq!(paths("containers"), ["/var/lib/own", "/run/podshm", "/dev/shm"], "what is elsewhere stays");
         assert_eq!(paths("initContainers"), ["/run/podshm", "/dev/shm"]);
+    }
+
+    /// With the names of `deploy/schemes/sidecar.yaml`: its sockets and its /dev/shm were between the agent in the pod and the business.
+    #[test]
+    fn the_pods_own_sockets_and_memory_give_way_to_the_domains() {
+        let mounts = json!([
+            {"name": "shm", "mountPath": "/dev/shm"}, {"name": "podshm", "mountPath": "/run/podshm", "readOnly": true},
+        ]);
+        let volumes = json!([{"name": "shm", "emptyDir": {}}, {"name": "podshm", "emptyDir": {}}]);
+        let fat = json!({"containers": [{"name": "business", "volumeMounts": mounts}], "volumes": volumes});
+        let mut pod = fat.clone();
+        join(&mut pod, "routing", true);
+        let csi = json!({"driver": DRIVER, "volumeAttributes": {"domain": "routing"}});
+        assert_eq!(pod["volumes"], json!([{"name": "shm", "emptyDir": {}}, {"name": "podshm", "csi": csi}]));
+        let memory = json!({"name": "podshm", "mountPath": "/dev/shm", "subPath": "shm"});
+        assert_eq!(pod["containers"][0]["volumeMounts"], json!([memory, mounts[1]]));
+        // A pod whose own sockets are in a volume of another name.
+        let mut pod = fat;
+        pod["containers"][0]["volumeMounts"] = json!([{"name": "sockets", "mountPath": "/run/podshm"}]);
+        join(&mut pod, "routing", false);
+        assert_eq!(pod["containers"][0]["volumeMounts"], json!([{"name": "podshm", "mountPath": "/run/podshm"}]));
     }
 }

@@ -13,6 +13,9 @@ use k8s_openapi::api::core::v1::Node;
 use podshm_api::report::{DomainReport, NodeReport};
 use podshm_api::rollout::{AgentRollout, Counted, HealthGate, NodeMark, Verdict, VerdictResult};
 
+/// How much later than a node daemon the API server may tell of an agent that was started anew, in seconds.
+const TOLD_LATE: i64 = 3;
+
 /// Conditions that only say that something was so once: it is counted. And one that goes when the agent comes.
 const PASSED: [&str; 3] = ["RecordsDiscarded", "RegionsUnclaimed", "NoAgent"];
 
@@ -68,7 +71,7 @@ fn more(now: u64, before: u64) -> u64 {
 
 /// The gate. `served`: nodes whose agents are there.
 pub(crate) fn health(rollout: &AgentRollout, world: &Seen<'_>, domain: &str, served: &[&(&Node, NodeMark)]) -> Verdict {
-    let (mut silent, mut unserved, mut sum) = (0, None, Counted::default());
+    let (mut silent, mut unserved, mut came, mut sum) = (0, None, None, Counted::default());
     for (node, mark) in served {
         let on = name(&node.metadata);
         let (Some(report), Some(now)) = (world.reports.get(on), counted(rollout, world, on)) else {
@@ -80,6 +83,13 @@ pub(crate) fn health(rollout: &AgentRollout, world: &Seen<'_>, domain: &str, ser
             continue;
         };
         let before = mark.before.unwrap_or(now);
+        if world.now - world.asked < TOLD_LATE
+            && returns(&now, &before) > u64::from(rollout.spec.gates.podshm.max_returns)
+        {
+            // Its kubelet may be about to say that it has started it.
+            came.get_or_insert(on);
+            continue;
+        }
         if let Some(what) = excess(&rollout.spec.gates.podshm, found, &now, &before).or_else(|| lasting(found)) {
             return verdict("podshm", VerdictResult::Failed, format!("node {on}: {what}"));
         }
@@ -92,6 +102,10 @@ pub(crate) fn health(rollout: &AgentRollout, world: &Seen<'_>, domain: &str, ser
         "{} attach failures, {} drops, {} leaks more than before, /dev/shm {} % full at most",
         sum.attach_failures, sum.drops, sum.leaks, sum.shm_percent
     );
+    if let Some(node) = came {
+        let message = format!("an agent came to node {node} a moment ago, started anew or not; {numbers}");
+        return verdict("podshm", VerdictResult::Waiting, message);
+    }
     match (silent, unserved) {
         (0, None) => {
             let message = format!("{} node daemons see nothing wrong with domain {domain}: {numbers}", served.len());
@@ -105,15 +119,19 @@ pub(crate) fn health(rollout: &AgentRollout, world: &Seen<'_>, domain: &str, ser
     }
 }
 
+/// Agents that have come without having been started anew.
+fn returns(now: &Counted, before: &Counted) -> u64 {
+    let starts = 1 + more(now.restarts, before.restarts);
+    more(now.agents, before.agents).saturating_sub(starts)
+}
+
 /// What is more than is allowed, with its numbers.
 fn excess(gate: &HealthGate, found: &DomainReport, now: &Counted, before: &Counted) -> Option<String> {
-    let starts = 1 + more(now.restarts, before.restarts);
-    let returns = more(now.agents, before.agents).saturating_sub(starts);
     let counted = [
         ("attach failures", more(now.attach_failures, before.attach_failures), gate.max_attach_failures),
         ("drops", more(now.drops, before.drops), gate.max_drops),
         ("leaks", more(now.leaks, before.leaks), gate.max_leaks),
-        ("returns of the agent without a start", returns, gate.max_returns),
+        ("returns of the agent without a start", returns(now, before), gate.max_returns),
     ];
     if let Some((what, more, most)) = counted.into_iter().find(|(_, more, most)| *more > u64::from(*most)) {
         return Some(format!("{more} {what} more than before, {most} expected at most"));

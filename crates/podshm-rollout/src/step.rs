@@ -2,6 +2,7 @@
 
 mod back;
 mod compare;
+mod small;
 
 use crate::action::{Action, Change};
 use crate::batches::assign;
@@ -172,7 +173,7 @@ impl Run<'_> {
         let failed = self.advance_nodes();
         let moves = self.advance_workloads();
         self.status.workloads = moves.iter().map(|moves| moves.status.clone()).collect();
-        self.status.gates = evaluate(self.rollout, self.world, &self.marks, &self.status.workloads);
+        self.status.gates = small::brief(evaluate(self.rollout, self.world, &self.marks, &self.status.workloads));
         let gate = self.status.gates.iter().find(|one| one.result == VerdictResult::Failed);
         let gate = gate.map(|gate| format!("gate {}: {}", gate.gate, gate.message));
         let moving = moves.iter().find_map(|moves| moves.failure.clone());
@@ -455,12 +456,10 @@ impl Run<'_> {
         let summary = |(who, mark): (&String, &NodeMark)| NodeSummary {
             name: who.clone(),
             state: mark.state,
-            reason: shortened(&mark.reason),
+            reason: clipped(&mark.reason, 200),
         };
         self.status.worst = worst.into_iter().take(WORST).map(summary).collect();
-        // A rollout that was resumed again and again keeps its last records.
-        let too_many = self.status.history.len().saturating_sub(60);
-        self.status.history.drain(..too_many);
+        small::kept(&mut self.status.history);
     }
 }
 

@@ -39,6 +39,8 @@ pub struct World {
     pub rollouts: Vec<AgentRollout>,
     /// What node daemons say, by node.
     pub reports: BTreeMap<String, NodeReport>,
+    /// When they were asked, in seconds since 1970. What else is here may be newer, or older: a watch takes its time.
+    pub asked: i64,
     /// What queries and Jobs say.
     pub outside: Vec<Verdict>,
     /// What the API server will not let whoever carries it out do, in words.

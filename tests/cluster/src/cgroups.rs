@@ -2,6 +2,8 @@
 
 use crate::place::name;
 use anyhow::{Context, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -58,6 +60,29 @@ pub fn make(node: &str) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Kills whatever runs in pods of a node, sandboxes included: a node that loses its power, with what stops its kubelet and containerd.
+pub fn kill_pods(node: &str) -> anyhow::Result<usize> {
+    let mut pids = HashSet::new();
+    for (point, _) in hierarchies()? {
+        processes(&point.join(name()).join(node).join("kubepods"), &mut pids);
+    }
+    for pid in &pids {
+        // One that is gone by now is as dead as the others.
+        let _ = kill_process(*pid, Signal::KILL);
+    }
+    Ok(pids.len())
+}
+
+fn processes(group: &Path, into: &mut HashSet<Pid>) {
+    let text = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+    into.extend(text.lines().filter_map(|line| Pid::from_raw(line.parse().ok()?)));
+    for entry in fs::read_dir(group).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            processes(&entry.path(), into);
+        }
+    }
 }
 
 /// Removes all groups of the cluster, waiting for their last processes to go.

@@ -182,6 +182,9 @@ pub const ROUTE_AGENT: &str = "podshm.dev/test/route-agent:1";
 /// The guard agent.
 pub const GUARD_AGENT: &str = "podshm.dev/test/guard-agent:1";
 
+/// The command, for verification pods.
+pub const PODSHM: &str = "podshm.dev/test/podshm:1";
+
 /// A program of this workspace, as it goes into an image: static, and without what debuggers read.
 pub fn built_statically(name: &str) -> anyhow::Result<PathBuf> {
     let own = std::env::current_exe()?;
@@ -251,7 +254,7 @@ pub fn provide_podshm(place: &Place, programs: &Programs) -> anyhow::Result<()> 
     [pod, daemon, controller].iter().try_for_each(|image| provide(place, programs, image))
 }
 
-/// Makes an agent's image, and gives it to every node.
+/// Makes the image of one program, an agent's or the command's, and gives it to every node.
 pub fn provide_agent(place: &Place, programs: &Programs, name: &str, program: &str) -> anyhow::Result<()> {
     let image = Image {
         name: name.into(),

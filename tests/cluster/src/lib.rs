@@ -26,6 +26,7 @@ pub mod node;
 pub mod pki;
 pub mod place;
 pub mod programs;
+pub mod rollouts;
 pub mod scene;
 pub mod supervise;
 pub mod testing;

@@ -1,7 +1,7 @@
 //! What tests ask of a cluster: namespaces of their own, pods, commands in them. All by kubectl, as a person would.
 
 use crate::images::{
-    CONTROLLER, GUARD_AGENT, POD, PODSHMD, PROBE, ROUTE_AGENT, as_pulled, built_statically, provide_agent,
+    CONTROLLER, GUARD_AGENT, POD, PODSHM, PODSHMD, PROBE, ROUTE_AGENT, as_pulled, built_statically, provide_agent,
     provide_dynamic, provide_podshm,
 };
 use crate::place::{Foreign, Place};
@@ -147,6 +147,11 @@ impl Cluster {
     /// Gives every node the guard agent's image.
     pub fn provide_guard_agent(&self) -> anyhow::Result<()> {
         provide_agent(&self.place, &self.programs, GUARD_AGENT, "guard-agent")
+    }
+
+    /// Gives every node the command's image.
+    pub fn provide_command(&self) -> anyhow::Result<()> {
+        provide_agent(&self.place, &self.programs, PODSHM, "podshm")
     }
 
     /// Applies what the chart renders with these values (`NAME=JSON`) and images of ours.

@@ -3,189 +3,21 @@
 //! Agents and business are the probe, which holds still: what is tried here is what the API server, the scheduler and kubelets make of a
 //! rollout's steps. That nobody is hurt at any moment, and that a controller may die between any two actions, is in `podshm-rollout`.
 
-use podshm_cluster::images::{CONTROLLER, PROBE, built_statically};
+use podshm_cluster::images::{CONTROLLER};
 use podshm_cluster::place::nodes;
+use podshm_cluster::rollouts::{
+    ASKED, Controller, Lowest, business_as_before, define, fleet, get, has_label, has_taint, nodes_as_before,
+    nodes_json, ready, rollout, rollout_says, start, states, text, wait_for,
+};
 use podshm_cluster::testing::{Cluster, Space, until};
 use serde_json::{Value, json};
-use std::fs;
-use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-
-/// Replicas that the owners of business ask for.
-const ASKED: [(&str, u64); 2] = [("cart", 4), ("till", 2)];
-
-/// A program of this workspace, as it goes into its image.
-fn program(name: &str) -> PathBuf {
-    built_statically(name).unwrap()
-}
-
-/// A controller, which ends with the test.
-struct Controller(Child);
-
-impl Controller {
-    /// Under the same name as one that was killed it has that one's lease.
-    fn start(cluster: &Cluster) -> Self {
-        let log =
-            fs::OpenOptions::new().create(true).append(true).open(cluster.place.log("podshm-controller")).unwrap();
-        let child = Command::new(program("podshm-controller"))
-            .args(["rollouts", "--namespace", "routing", "--name", "here"])
-            .env("KUBECONFIG", cluster.place.kubeconfig())
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn();
-        Controller(child.unwrap())
-    }
-
-    fn kill(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
-}
-
-impl Drop for Controller {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn rollout_says(cluster: &Cluster, arguments: &[&str]) -> Output {
-    let command = Command::new(program("podshm"))
-        .arg("rollout")
-        .args(arguments)
-        .env("KUBECONFIG", cluster.place.kubeconfig())
-        .stdin(Stdio::null())
-        .output();
-    command.unwrap()
-}
-
-fn text(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
-}
-
-fn container(name: &str, command: &[&str]) -> Value {
-    json!({
-        "name": name, "image": PROBE, "imagePullPolicy": "Never", "command": command,
-        "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}},
-    })
-}
-
-fn pod_of(containers: &[Value]) -> Value {
-    json!({
-        "automountServiceAccountToken": false, "terminationGracePeriodSeconds": 1,
-        "securityContext": {"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}},
-        "containers": containers,
-    })
-}
-
-/// An agent for each converted node; fat business with an agent of its own, and a budget.
-fn fleet() -> Vec<Value> {
-    let mut agent = pod_of(&[container("agent", &["/probe", "hold"])]);
-    agent["nodeSelector"] = json!({"AgentsDaemonSet": "YES"});
-    agent["tolerations"] =
-        json!([{"key": "AgentsDaemonSet", "operator": "Equal", "value": "YES", "effect": "NoSchedule"}]);
-    let mut all = vec![json!({
-        "apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "agent", "namespace": "routing"},
-        "spec": {
-            "selector": {"matchLabels": {"app": "agent"}},
-            "template": {"metadata": {"labels": {"app": "agent"}}, "spec": agent},
-        },
-    })];
-    for (name, replicas) in ASKED {
-        let pod = pod_of(&[container("business", &["/probe", "hold"]), container("agent", &["/probe", "hold"])]);
-        all.push(json!({
-            "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name, "namespace": "shop"},
-            "spec": {
-                "replicas": replicas,
-                "selector": {"matchLabels": {"app": name, "form": "fat"}},
-                "template": {"metadata": {"labels": {"app": name, "form": "fat"}}, "spec": pod},
-            },
-        }));
-        all.push(json!({
-            "apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "shop"},
-            "spec": {"selector": {"app": name}, "ports": [{"port": 80}]},
-        }));
-    }
-    all.push(json!({
-        "apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": "cart", "namespace": "shop"},
-        "spec": {"selector": {"matchLabels": {"app": "cart"}}, "maxUnavailable": 1},
-    }));
-    all
-}
-
-fn rollout(name: &str, verify: &[&str]) -> Value {
-    let slim = json!({"labels": {"form": "slim"}, "removeContainers": ["agent"]});
-    let workloads: Vec<Value> =
-        ASKED.iter().map(|(name, _)| json!({"namespace": "shop", "name": name, "slim": slim})).collect();
-    json!({
-        "apiVersion": "podshm.dev/v1alpha1", "kind": "AgentRollout", "metadata": {"name": name},
-        "spec": {
-            "agents": [{"namespace": "routing", "name": "agent"}],
-            "batches": [{"count": 1}, {"percent": 100}],
-            "soakSeconds": 3,
-            "progressDeadlineSeconds": 240,
-            "gates": {"verification": {"namespace": "shop", "image": PROBE, "command": verify, "timeoutSeconds": 240}},
-            "workloads": workloads,
-        },
-    })
-}
-
-fn start(cluster: &Cluster, object: &Value) -> Output {
-    let file = cluster.place.path("rollout.json");
-    fs::write(&file, object.to_string()).unwrap();
-    rollout_says(cluster, &["start", "--file", file.to_str().unwrap()])
-}
-
-fn get(cluster: &Cluster, name: &str) -> Value {
-    serde_json::from_str(&cluster.kubectl(&["get", "agentrollout", name, "-o", "json"]).unwrap()).unwrap()
-}
-
-fn wait_for(cluster: &Cluster, name: &str, phase: &str) -> Value {
-    until(&format!("rollout {name} to be {phase}"), || {
-        let found = get(cluster, name);
-        anyhow::ensure!(found["status"]["phase"] == phase, "it is {}", found["status"]);
-        Ok(Some(found))
-    })
-    .unwrap_or_else(|error| panic!("{error:#}"))
-}
-
-fn nodes_json(cluster: &Cluster) -> Vec<Value> {
-    let all: Value = serde_json::from_str(&cluster.kubectl(&["get", "nodes", "-o", "json"]).unwrap()).unwrap();
-    all["items"].as_array().unwrap().clone()
-}
-
-fn has_label(node: &Value) -> bool {
-    node["metadata"]["labels"]["AgentsDaemonSet"] == "YES"
-}
-
-fn has_taint(node: &Value) -> bool {
-    node["spec"]["taints"].as_array().is_some_and(|all| all.iter().any(|one| one["key"] == "AgentsDaemonSet"))
-}
-
-fn ready(cluster: &Cluster, space: &Space, labels: &str) -> u64 {
-    let found = cluster.within(space, &["get", "pods", "-l", labels, "-o", "json"]).unwrap();
-    let found: Value = serde_json::from_str(&found).unwrap();
-    let is_ready = |pod: &&Value| {
-        pod["metadata"]["deletionTimestamp"].is_null()
-            && pod["status"]["conditions"]
-                .as_array()
-                .is_some_and(|all| all.iter().any(|one| one["type"] == "Ready" && one["status"] == "True"))
-    };
-    found["items"].as_array().unwrap().iter().filter(is_ready).count() as u64
-}
 
 #[test]
 fn a_fleet_goes_over_and_back_by_the_controller_and_the_command() {
     assert!(nodes().len() >= 3, "expected three nodes: PODSHM_CLUSTER_NODES=3");
     let cluster = Cluster::connect().unwrap();
-    let crds = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/chart/files/agentrollouts.json");
-    cluster.kubectl(&["apply", "-f", crds]).unwrap();
-    cluster
-        .kubectl(&["wait", "--for=condition=Established", "crd/agentrollouts.podshm.dev", "--timeout=120s"])
-        .unwrap();
+    define(&cluster);
     let (routing, shop) =
         (cluster.space("routing", "restricted").unwrap(), cluster.space("shop", "restricted").unwrap());
     cluster.put(&fleet()).unwrap();
@@ -203,10 +35,7 @@ fn a_fleet_goes_over_and_back_by_the_controller_and_the_command() {
     the_charts_controllers_do_it_too_and_one_follows_the_other(&cluster, &shop);
 
     cluster.kubectl(&["delete", "crd", "agentrollouts.podshm.dev"]).unwrap();
-    for node in nodes() {
-        cluster.kubectl(&["label", "node", node, "AgentsDaemonSet-"]).unwrap();
-        cluster.kubectl(&["annotate", "node", node, "rollout.podshm.dev/node-"]).unwrap();
-    }
+    nodes_as_before(&cluster, nodes());
     for space in [&shop, &routing] {
         cluster.leave(space).unwrap();
     }
@@ -348,49 +177,23 @@ fn the_fleet_goes_over_while_its_controller_is_killed(cluster: &Cluster, shop: &
     let other = ["patch", "agentrollout", "routing", "--type=merge", "-p", r#"{"spec":{"mark":{"value":"NO"}}}"#];
     let refused = cluster.kubectl(&other).unwrap_err().to_string();
     assert!(refused.contains("purpose, agents and mark stay as they are once a rollout has begun"), "{refused}");
-    // Somebody watches all the time whether business has what was asked for.
-    let (is_over, lowest) = (AtomicBool::new(false), std::sync::Mutex::new(ASKED.map(|(_, asked)| asked)));
-    let kills = std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !is_over.load(Ordering::Relaxed) {
-                for (index, (name, _)) in ASKED.iter().enumerate() {
-                    let found = ready(cluster, shop, &format!("app={name}"));
-                    let mut lowest = lowest.lock().unwrap();
-                    lowest[index] = lowest[index].min(found);
-                }
-                std::thread::sleep(Duration::from_millis(300));
-            }
-        });
-        let (begin, mut kills) = (Instant::now(), 0);
-        // At every state that its nodes go through, as far as they are seen.
-        let mut seen: Vec<String> = Vec::new();
-        while get(cluster, "routing")["status"]["phase"] != "Completed" {
-            let states: Vec<String> = nodes_json(cluster)
-                .iter()
-                .filter_map(|node| {
-                    node["metadata"]["annotations"]["rollout.podshm.dev/node"].as_str().map(str::to_owned)
-                })
-                .map(|mark| serde_json::from_str::<Value>(&mark).unwrap()["state"].to_string())
-                .collect();
-            let states = states.join(" ");
-            if !seen.contains(&states) {
-                seen.push(states);
-                controller.kill();
-                *controller = Controller::start(cluster);
-                kills += 1;
-            }
-            if begin.elapsed() > Duration::from_secs(900) {
-                is_over.store(true, Ordering::Relaxed);
-                panic!("not over: {}", get(cluster, "routing")["status"]);
-            }
-            std::thread::sleep(Duration::from_millis(200));
+    let (lowest, begin, mut kills) = (Lowest::watch(cluster), Instant::now(), 0);
+    // At every state that its nodes go through, as far as they are seen.
+    let mut seen: Vec<String> = Vec::new();
+    while get(cluster, "routing")["status"]["phase"] != "Completed" {
+        let states = format!("{:?}", states(cluster));
+        if !seen.contains(&states) {
+            seen.push(states);
+            controller.kill();
+            *controller = Controller::start(cluster);
+            kills += 1;
         }
-        is_over.store(true, Ordering::Relaxed);
-        println!("states of the nodes as the controller was killed: {seen:?}");
-        kills
-    });
+        assert!(begin.elapsed() < Duration::from_secs(900), "not over: {}", get(cluster, "routing")["status"]);
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    println!("states of the nodes as the controller was killed: {seen:?}");
     assert!(kills >= 4, "{kills} kills");
-    assert_eq!(*lowest.lock().unwrap(), ASKED.map(|(_, asked)| asked), "Ready replicas, the lowest seen");
+    assert_eq!(lowest.seen(), ASKED.map(|(_, asked)| asked), "Ready replicas, the lowest seen");
     for (name, asked) in ASKED {
         assert_eq!(ready(cluster, shop, &format!("app={name},form=slim")), asked);
         assert_eq!(ready(cluster, shop, &format!("app={name},form=fat")), 0);
@@ -406,21 +209,6 @@ fn the_fleet_goes_over_while_its_controller_is_killed(cluster: &Cluster, shop: &
         cluster.kubectl(&["get", "events", "-A", "--field-selector=involvedObject.kind=Node", "-o", "json"]).unwrap();
     for state in ["Preparing", "Migrating", "Done"] {
         assert!(events.contains(&format!("\"reason\": \"{state}\"")), "{state}");
-    }
-}
-
-/// The fleet as it was before.
-fn business_as_before(cluster: &Cluster, shop: &Space) {
-    cluster.kubectl(&["delete", "agentrollout", "--all"]).unwrap();
-    for (name, asked) in ASKED {
-        cluster.within(shop, &["delete", "deployment", &format!("{name}-slim")]).unwrap();
-        cluster.within(shop, &["scale", "deployment", name, &format!("--replicas={asked}")]).unwrap();
-        cluster.within(shop, &["annotate", "deployment", name, "rollout.podshm.dev/asked-"]).unwrap();
-        cluster.rolled_out(shop, &format!("deployment/{name}")).unwrap();
-    }
-    for node in nodes() {
-        cluster.kubectl(&["label", "node", node, "AgentsDaemonSet-"]).unwrap();
-        cluster.kubectl(&["annotate", "node", node, "rollout.podshm.dev/node-"]).unwrap();
     }
 }
 

@@ -3,6 +3,7 @@
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Bytes;
 use hyper_rustls::HttpsConnector;
+use hyper_rustls::builderstates::WantsSchemes;
 use hyper_util::client::legacy::Client as Http;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
@@ -21,37 +22,42 @@ const MOST: usize = 4 << 20;
 /// Asks Prometheus, by HTTP, or by HTTPS with the certificates that there are here.
 #[derive(Clone)]
 pub(super) struct Asker {
-    plain: Http<HttpConnector, Empty<Bytes>>,
-    /// None where there are no certificates, as in an image that has one program in it.
-    secure: Option<Http<HttpsConnector<HttpConnector>, Empty<Bytes>>>,
+    http: Http<HttpConnector, Empty<Bytes>>,
+    /// None where the machine has no certificates, as an image with one program in it has not; why.
+    https: Result<Http<HttpsConnector<HttpConnector>, Empty<Bytes>>, String>,
 }
 
 impl Asker {
-    /// With the machine's certificates, or those that SSL_CERT_FILE names.
+    /// With the machine's own certificates. Where there are none, it is https that can't be asked.
     pub fn new() -> Self {
-        let secure = match hyper_rustls::HttpsConnectorBuilder::new().with_native_roots() {
-            Ok(builder) => {
-                let connector = builder.https_or_http().enable_http1().build();
-                Some(Http::builder(TokioExecutor::new()).build(connector))
-            }
-            Err(error) => {
-                tracing::info!(%error, "gates can't ask by https here: rollouts.caConfigMap of the chart gives certificates");
-                None
-            }
+        Asker::with(hyper_rustls::HttpsConnectorBuilder::new().with_native_roots())
+    }
+
+    fn with(builder: std::io::Result<hyper_rustls::HttpsConnectorBuilder<WantsSchemes>>) -> Self {
+        let build = |builder: hyper_rustls::HttpsConnectorBuilder<WantsSchemes>| {
+            Http::builder(TokioExecutor::new()).build(builder.https_only().enable_http1().build())
         };
-        Asker { plain: Http::builder(TokioExecutor::new()).build_http(), secure }
+        Asker {
+            http: Http::builder(TokioExecutor::new()).build_http(),
+            https: builder.map(build).map_err(|error| error.to_string()),
+        }
+    }
+
+    async fn get(&self, url: &str) -> anyhow::Result<hyper::Response<hyper::body::Incoming>> {
+        let request = hyper::Request::get(url).body(Empty::new())?;
+        if request.uri().scheme_str() != Some("https") {
+            return Ok(self.http.request(request).await?);
+        }
+        match &self.https {
+            Ok(https) => Ok(https.request(request).await?),
+            Err(why) => anyhow::bail!(
+                "https can't be asked: {why}; give the chart rollouts.caConfigMap, a ConfigMap with the authorities' certificates (elsewhere: a file that SSL_CERT_FILE names), or use http"
+            ),
+        }
     }
 
     async fn json(&self, url: &str) -> anyhow::Result<Value> {
-        let request = hyper::Request::get(url).body(Empty::new())?;
-        let asked = match &self.secure {
-            Some(secure) => secure.request(request),
-            None if request.uri().scheme_str() == Some("https") => anyhow::bail!(
-                "the controller has no CA certificates for https; set rollouts.caConfigMap of the chart to a ConfigMap with ca.crt, or give an http URL"
-            ),
-            None => self.plain.request(request),
-        };
-        let response = tokio::time::timeout(PATIENCE, asked).await??;
+        let response = tokio::time::timeout(PATIENCE, self.get(url)).await??;
         let status = response.status();
         let body = Limited::new(response.into_body(), MOST).collect();
         let body = tokio::time::timeout(PATIENCE, body).await?.map_err(|error| anyhow::anyhow!("{error}"))?.to_bytes();
@@ -199,24 +205,27 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn without_certificates_http_is_asked_all_the_same_and_https_says_what_to_give() {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-        let at = listener.local_addr().expect("its address");
+    /// The controller's image has one program in it, and nothing else.
+    #[test]
+    fn where_there_are_no_certificates_http_is_asked_and_https_says_what_is_missing() {
+        use std::io::{Read, Write};
+        let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = server.local_addr().unwrap();
         let answers = std::thread::spawn(move || {
-            use std::io::{Read, Write};
-            let (mut stream, _) = listener.accept().expect("somebody asks");
-            let _ = stream.read(&mut [0; 4096]);
-            let body = r#"{"data": {"resultType": "scalar", "result": [1, "0.5"]}}"#;
-            let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
-            stream.write_all(answer.as_bytes()).expect("an answer");
+            let (mut stream, _) = server.accept().unwrap();
+            let _ = stream.read(&mut [0; 4096]).unwrap();
+            let body = r#"{"data":{"resultType":"scalar","result":[0,"0.5"]}}"#;
+            write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
         });
-        let asker = Asker { secure: None, ..Asker::new() };
-        let verdict = asker.query(&QueryGate { url: format!("http://{at}"), ..gate(None, Some(1.0)) }).await;
-        assert_eq!(verdict.result, VerdictResult::Passed, "{verdict:?}");
-        answers.join().expect("it has answered");
-        let verdict = asker.query(&QueryGate { url: format!("https://{at}"), ..gate(None, Some(1.0)) }).await;
-        assert!(verdict.result == VerdictResult::Waiting && verdict.message.contains("caConfigMap"), "{verdict:?}");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (plain, secure) = runtime.block_on(async {
+            let asker = Asker::with(Err(std::io::Error::other("no certificates found")));
+            let at = |scheme: &str| QueryGate { url: format!("{scheme}://{address}"), ..gate(None, Some(1.0)) };
+            (asker.query(&at("http")).await, asker.query(&at("https")).await)
+        });
+        answers.join().unwrap();
+        assert_eq!((plain.result, secure.result), (VerdictResult::Passed, VerdictResult::Waiting), "{plain:?}");
+        assert!(secure.message.contains("SSL_CERT_FILE"), "{secure:?}");
     }
 
     #[test]

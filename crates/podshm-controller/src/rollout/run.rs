@@ -6,15 +6,17 @@ use super::rights::missing;
 use super::view::{Rollouts, Stores};
 use crate::daemons::{DAEMONS, Daemon, Daemons};
 use crate::lease::Lead;
+use anyhow::Context;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, Patch, PatchParams};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Client, Resource, ResourceExt};
 use podshm_api::rollout::{AgentRollout, AgentRolloutStatus, FIELD_MANAGER, NodeMark, NodeState, Phase};
-use podshm_rollout::{Action, World, step};
+use podshm_rollout::{Action, Step, World, step};
 use serde_json::json;
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Soaks and deadlines end without anything that changes.
@@ -67,9 +69,11 @@ async fn carry_out(client: Client, namespace: &str, lead: &Lead) -> anyhow::Resu
         } else {
             let stores = stores.get_or_insert_with(|| Stores::watch(&client, &changed));
             stores.ready().await?;
-            let mut world = stores.world(all, Timestamp::now().as_second());
+            let held = stores.held();
+            let mut world = aside(move || held.world(all, Timestamp::now().as_second())).await?;
             for rollout in &due {
-                let ended = controller.carry_on(rollout, &mut world).await;
+                let ended;
+                (ended, world) = controller.carry_on(rollout, world).await;
                 controller.note(rollout, ended.err()).await;
             }
         }
@@ -79,6 +83,15 @@ async fn carry_out(client: Client, namespace: &str, lead: &Lead) -> anyhow::Resu
         tokio::time::sleep(CALM).await;
         while changes.try_recv().is_ok() {}
     }
+}
+
+/// Work that waits for nothing, in a thread of its own: what keeps the lease goes on meanwhile, however long it takes.
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> anyhow::Result<T> {
+    tokio::task::spawn_blocking(work).await.context("work over the whole cluster broke off")
+}
+
+fn version_of(rollout: &AgentRollout) -> (String, String) {
+    (rollout.uid().unwrap_or_default(), rollout.resource_version().unwrap_or_default())
 }
 
 fn is_due(rollout: &AgentRollout) -> bool {
@@ -104,21 +117,43 @@ struct Controller {
 }
 
 impl Controller {
-    async fn carry_on(&mut self, rollout: &AgentRollout, world: &mut World) -> anyhow::Result<()> {
-        let (uid, version) = (rollout.uid().unwrap_or_default(), rollout.resource_version().unwrap_or_default());
+    /// Looks, decides and acts; gives the world back, for the next one.
+    async fn carry_on(&mut self, rollout: &AgentRollout, mut world: World) -> (anyhow::Result<()>, World) {
+        match self.look(rollout, &mut world).await {
+            Ok(true) => {}
+            other => return (other.map(drop), world),
+        }
+        // A step over a large cluster takes its time, and waits for nothing.
+        let (theirs, world) = (rollout.clone(), Arc::new(world));
+        let seen = Arc::clone(&world);
+        let ended = match aside(move || step(&theirs, &seen)).await {
+            Ok(next) => self.take(rollout, &world, next).await,
+            Err(error) => Err(error),
+        };
+        // Whoever decided is done with it.
+        (ended, Arc::unwrap_or_clone(world))
+    }
+
+    /// What is not in the stores. False where what was done last is not seen yet.
+    async fn look(&mut self, rollout: &AgentRollout, world: &mut World) -> anyhow::Result<bool> {
+        let (uid, version) = version_of(rollout);
         if self.written.get(&uid).is_some_and(|(seen, at)| *seen == version && at.elapsed() < LAG) {
-            return Ok(());
+            return Ok(false);
         }
         let is_new =
             rollout.status.as_ref().is_none_or(|status| matches!(status.phase, Phase::Pending | Phase::Refused));
         world.denied = if is_new { missing(&self.client, rollout).await? } else { Vec::new() };
         self.ask(rollout, world).await;
-        let next = step(rollout, world);
-        // A step over a large cluster takes its time, and waits for nothing.
+        Ok(true)
+    }
+
+    /// Writes down and does what was decided, while this process leads.
+    async fn take(&mut self, rollout: &AgentRollout, world: &World, next: Step) -> anyhow::Result<()> {
         self.lead_on()?;
         let before = rollout.status.clone().unwrap_or_default();
         if next.status != before {
             self.write(rollout, &next.status).await?;
+            let (uid, version) = version_of(rollout);
             self.written.insert(uid, (version, Instant::now()));
             self.tell(rollout, &before, &next.status).await;
         }
@@ -175,7 +210,7 @@ impl Controller {
             at.elapsed() < ASK && said.rollouts.first().and_then(|one| one.metadata.uid.clone()) == rollout.metadata.uid
         });
         if !is_fresh {
-            let mut said = World { rollouts: vec![rollout.clone()], ..World::default() };
+            let mut said = World { rollouts: vec![rollout.clone()], asked: world.now, ..World::default() };
             if rollout.spec.domain.is_some() {
                 said.reports = self.daemons.round(daemons(rollout, world, &self.namespace)).await.reports;
             }
@@ -188,7 +223,7 @@ impl Controller {
             self.asked = Some((Instant::now(), said));
         }
         if let Some((_, said)) = &self.asked {
-            (world.reports, world.outside) = (said.reports.clone(), said.outside.clone());
+            (world.reports, world.outside, world.asked) = (said.reports.clone(), said.outside.clone(), said.asked);
         }
     }
 
@@ -247,6 +282,25 @@ fn daemons(rollout: &AgentRollout, world: &World, namespace: &str) -> Vec<Daemon
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_keeps_the_lease_goes_on_while_a_step_is_computed() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            // A step that ends no sooner than the lease was renewed: on this one thread both would wait for good.
+            let (renewed, is_renewed) = std::sync::mpsc::channel();
+            let keep = async {
+                let _ = renewed.send(());
+                std::future::pending::<anyhow::Result<bool>>().await
+            };
+            let work = aside(move || is_renewed.recv_timeout(Duration::from_secs(60)).is_ok());
+            tokio::select! {
+                biased;
+                done = work => assert!(done.unwrap(), "the lease was not renewed meanwhile"),
+                _ = keep => unreachable!("it waits for good"),
+            }
+        });
+    }
 
     #[test]
     fn only_podshmds_own_pods_on_nodes_that_are_touched_are_asked() {

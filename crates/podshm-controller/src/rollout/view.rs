@@ -93,6 +93,14 @@ impl Rollouts {
 
 /// Everything else that a rollout looks at, kept up to date: one watch a kind, whatever the number of nodes and rollouts.
 pub struct Stores {
+    held: Held,
+    /// What keeps it up to date; it ends with them.
+    _watches: JoinSet<()>,
+}
+
+/// What is held of it. Clones share it.
+#[derive(Clone)]
+pub struct Held {
     nodes: Store<Node>,
     pods: Store<Pod>,
     daemon_sets: Store<DaemonSet>,
@@ -102,8 +110,6 @@ pub struct Stores {
     budgets: Store<PodDisruptionBudget>,
     services: Store<Service>,
     autoscalers: Store<HorizontalPodAutoscaler>,
-    /// What keeps them up to date; it ends with them.
-    _watches: JoinSet<()>,
 }
 
 impl Stores {
@@ -111,7 +117,7 @@ impl Stores {
     pub fn watch(client: &Client, changed: &UnboundedSender<()>) -> Self {
         let mut watches = JoinSet::new();
         let all = &mut watches;
-        Stores {
+        let held = Held {
             nodes: watch(client, changed, all),
             pods: watch(client, changed, all),
             daemon_sets: watch(client, changed, all),
@@ -121,25 +127,32 @@ impl Stores {
             budgets: watch(client, changed, all),
             services: watch(client, changed, all),
             autoscalers: watch(client, changed, all),
-            _watches: watches,
-        }
+        };
+        Stores { held, _watches: watches }
     }
 
     /// Waits until all of it is there.
     pub async fn ready(&self) -> anyhow::Result<()> {
-        self.nodes.wait_until_ready().await?;
-        self.pods.wait_until_ready().await?;
-        self.daemon_sets.wait_until_ready().await?;
-        self.revisions.wait_until_ready().await?;
-        self.deployments.wait_until_ready().await?;
-        self.replica_sets.wait_until_ready().await?;
-        self.budgets.wait_until_ready().await?;
-        self.services.wait_until_ready().await?;
-        self.autoscalers.wait_until_ready().await?;
+        self.held.nodes.wait_until_ready().await?;
+        self.held.pods.wait_until_ready().await?;
+        self.held.daemon_sets.wait_until_ready().await?;
+        self.held.revisions.wait_until_ready().await?;
+        self.held.deployments.wait_until_ready().await?;
+        self.held.replica_sets.wait_until_ready().await?;
+        self.held.budgets.wait_until_ready().await?;
+        self.held.services.wait_until_ready().await?;
+        self.held.autoscalers.wait_until_ready().await?;
         Ok(())
     }
 
-    /// As it is now. What node daemons and queries say is not in it.
+    /// What is held now, and goes on being kept up to date as long as this is.
+    pub fn held(&self) -> Held {
+        self.held.clone()
+    }
+}
+
+impl Held {
+    /// As it is now, copied, which takes its time where there is much. What node daemons and queries say is not in it.
     pub fn world(&self, rollouts: Vec<AgentRollout>, now: i64) -> World {
         World {
             now,

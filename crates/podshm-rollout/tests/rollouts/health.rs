@@ -64,6 +64,26 @@ fn each_counter_of_a_node_daemon_stops_the_rollout_and_names_node_and_number() {
     }
 }
 
+/// The kubelet tells of a container that it has started anew a moment after that serves.
+#[test]
+fn an_agent_that_came_a_moment_ago_is_judged_once_its_restart_would_be_known() {
+    let (mut cluster, done) = midway();
+    let one_step = |cluster: &mut Cluster| {
+        let next = podshm_rollout::step(&cluster.rollout, &cluster.world);
+        cluster.apply(next, usize::MAX, true);
+    };
+    one_step(&mut cluster);
+    cluster.domain(&done).epoch += 2;
+    cluster.world.asked = cluster.world.now;
+    one_step(&mut cluster);
+    let (result, said) = gate(&cluster);
+    assert!(result == VerdictResult::Waiting && said.contains(&format!("an agent came to node {done}")), "{said}");
+    cluster.world.asked = cluster.world.now - 3;
+    one_step(&mut cluster);
+    let (result, said) = gate(&cluster);
+    assert!(result == VerdictResult::Failed && said.contains("1 returns of the agent"), "{said}");
+}
+
 #[test]
 fn what_was_counted_before_stops_nothing_and_what_a_person_has_looked_at_is_counted_anew() {
     let mut cluster = cluster(4);

@@ -4,7 +4,7 @@ use crate::simulated::fleet::{
     cluster, is_as_before, is_converted, message, nobody_was_hurt, phase, spec, until, until_batch, with_sick,
 };
 use crate::simulated::{Cluster, daemon_set, object};
-use podshm_api::rollout::{NodeState, OnFailure, Phase, Stop};
+use podshm_api::rollout::{NodeState, OnFailure, Phase, Stop, VerdictResult};
 use podshm_rollout::{plan, step};
 use proptest::prelude::*;
 use serde_json::json;
@@ -253,6 +253,47 @@ fn a_status_stays_small_with_ten_thousand_nodes() {
     full.history.iter_mut().for_each(|record| record.gates.clone_from(&status.gates));
     let bytes = serde_json::to_vec(&full).unwrap().len();
     assert!(bytes < 100_000, "{bytes} bytes");
+}
+
+/// As many gates and workloads as there may be, each with the longest name, and gates that say more than anybody reads.
+#[test]
+fn a_status_stays_small_whatever_gates_say_and_however_often_it_was_resumed() {
+    let mut cluster = Cluster::new(0, spec());
+    cluster.add_agent("RollingUpdate");
+    (0..30).for_each(|number| cluster.add_node(&format!("{:0>253}", format!("n{number}")), "z0"));
+    let workload = |number: usize| {
+        let mut workload = cluster.rollout.spec.workloads[0].clone();
+        workload.name = format!("{number:0>248}");
+        workload.namespace = format!("{number:0>63}");
+        workload
+    };
+    cluster.rollout.spec.workloads = (0..64).map(workload).collect();
+    cluster.rollout.spec.max_unavailable = 30;
+    let says = |number: usize| podshm_api::rollout::Verdict {
+        gate: format!("{number:0>63}"),
+        result: [VerdictResult::Failed, VerdictResult::Waiting][number % 2],
+        message: "no number: ".repeat(100_000),
+    };
+    let outside: Vec<_> = (0..32).map(says).collect();
+    // Begun, and then somebody deleted all of them.
+    cluster.rollout.status = Some(object(json!({"phase": "Running"})));
+    for _ in 0..300 {
+        cluster.world.outside.clone_from(&outside);
+        let next = step(&cluster.rollout, &cluster.world);
+        cluster.apply(next, usize::MAX, true);
+        let status = cluster.rollout.status.clone().unwrap();
+        if let Some(last) = status.history.last().cloned() {
+            // As if each batch had been tried many times.
+            let status = cluster.rollout.status.as_mut().unwrap();
+            status.history.resize(70, last);
+        }
+        let bytes = serde_json::to_vec(&status).unwrap().len();
+        assert!(bytes < 100_000, "{bytes} bytes: {:?}", status.phase);
+        cluster.rollout.spec.resumed_failures = status.failures;
+        cluster.tick();
+    }
+    let status = cluster.rollout.status.unwrap();
+    assert!(status.failures > 10 && status.gates.len() > 30, "{} failures", status.failures);
 }
 
 proptest! {

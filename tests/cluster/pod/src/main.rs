@@ -16,12 +16,18 @@
 //!  podshm-cluster-pod routes join               joins, and holds that until it is told to end
 //!  podshm-cluster-pod guard ask ACTION          what the guard agent says of this pod and ACTION
 //!  podshm-cluster-pod guard load ACTION         asks until it is told to end; each has to be allowed
+//!  podshm-cluster-pod routes verify KEY ADDRESSES     a lookup that has to be one of these, a report, a call
+//!  podshm-cluster-pod business KEY ADDRESSES [ACTION] takes requests, each of which uses the agents
+//!  podshm-cluster-pod bad-route-agent FAULT LOG       the route agent, with a fault
+//!  podshm-cluster-pod within DOMAIN=DIRECTORY…        a broker for agents and business of this pod
 //!  podshm-cluster-pod broker                    a broker of this pod's own: what an agent in each pod would have
 //!  podshm-cluster-pod ready                     whether this pod's socket is answered
 //! ```
 //! An agent leaves its tally to its successor.
 #![forbid(unsafe_code)]
 
+mod bad;
+mod business;
 mod guard;
 mod routes;
 
@@ -57,12 +63,17 @@ fn main() -> anyhow::Result<()> {
         ["routes", "lookup", key] => routes::lookup(key),
         ["routes", "follow", key] => routes::follow(key),
         ["routes", "load", sender, count, key] => routes::load(sender.parse()?, count.parse()?, key),
+        ["routes", "verify", key, addresses] => business::verify(key, addresses),
+        ["business", key, addresses] => business::serve(key, addresses, None),
+        ["business", key, addresses, action] => business::serve(key, addresses, Some(action)),
+        ["bad-route-agent", fault, log] => bad::route_agent(fault, log),
+        ["within", ref domains @ ..] => within(domains),
         ["guard", "ask", action] => guard::ask(action),
         ["guard", "load", action] => guard::load(action),
         ["stop"] => Ok(kill_process(Pid::INIT, Signal::TERM)?),
         ["ready"] => Client::join(SOCKETS, Duration::from_secs(2)).map(drop).context("joining"),
         _ => bail!(
-            "expected agent, sidecar, broker, hold, ready, look, fill, leak, stop, guard, routes, or exchange or load with SENDER COUNT, found {words:?}"
+            "expected agent, sidecar, broker, within, business, bad-route-agent, hold, ready, look, fill, leak, stop, guard, routes, or exchange or load with SENDER COUNT, found {words:?}"
         ),
     }
 }
@@ -89,6 +100,25 @@ fn broker() -> anyhow::Result<()> {
     let name = |text: &str| text.to_owned();
     let who = Identity { namespace: name("own"), pod: name("agent"), uid: name("agent"), service_account: name("own") };
     broker.add_socket("own", Path::new(SOCKETS), who, Rights { join: false, serve: true })?;
+    hold()
+}
+
+/// A broker of this pod's own: whoever can reach a directory is a container of the pod, and may join and serve.
+fn within(domains: &[&str]) -> anyhow::Result<()> {
+    let broker = Broker::start()?;
+    let of = |name: &str| std::env::var(name).with_context(|| format!("{name}: expected it in the environment"));
+    for domain in domains {
+        let (name, directory) =
+            domain.split_once('=').with_context(|| format!("{domain:?}: expected DOMAIN=DIRECTORY"))?;
+        broker.add_domain(DomainConfig::new(name))?;
+        let who = Identity {
+            namespace: of("POD_NAMESPACE")?,
+            pod: of("POD_NAME")?,
+            uid: of("POD_NAME")?,
+            service_account: "default".into(),
+        };
+        broker.add_socket(name, Path::new(directory), who, Rights { join: true, serve: true })?;
+    }
     hold()
 }
 

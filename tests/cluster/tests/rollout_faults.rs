@@ -1,0 +1,177 @@
+//! What happens to gray rollouts of three nodes from outside: another rollout, a person who edits nodes, an API server that is started anew,
+//! a budget that blocks, a node that dies.
+//!
+//! As in `rollout.rs`, agents and business are programs that hold still. Business under load is in `migration.rs`.
+
+use podshm_cluster::place::nodes;
+use podshm_cluster::rollouts::{
+    ASKED, Controller, Lowest, business_as_before, define, fleet, get, has_label, has_taint, message, node_that_is,
+    nodes_as_before, nodes_json, ready, rollout, rollout_says, start, states, text, wait_for, with_file,
+};
+use podshm_cluster::supervise::ask;
+use podshm_cluster::testing::{Cluster, Space, until};
+use podshm_cluster::{cgroups, control};
+use serde_json::{Value, json};
+use std::time::Duration;
+
+#[test]
+fn rollouts_survive_what_happens_around_them() {
+    assert!(nodes().len() >= 3, "expected three nodes: PODSHM_CLUSTER_NODES=3");
+    let cluster = Cluster::connect().unwrap();
+    define(&cluster);
+    let (routing, shop) =
+        (cluster.space("routing", "restricted").unwrap(), cluster.space("shop", "restricted").unwrap());
+    cluster.put(&fleet()).unwrap();
+    for (name, _) in ASKED {
+        cluster.rolled_out(&shop, &format!("deployment/{name}")).unwrap();
+    }
+    let mut controller = Controller::start(&cluster);
+
+    one_at_a_time_whatever_the_api_server_and_people_do(&cluster, &shop);
+    business_as_before(&cluster, &shop);
+    a_budget_that_blocks_is_told_of_waited_for_and_kept(&cluster, &shop);
+    business_as_before(&cluster, &shop);
+    a_node_that_dies_stops_the_rollout_and_its_removal_lets_it_go_on(&cluster, &shop);
+    assert!(controller.is_alive(), "one controller has been there all the time");
+    drop(controller);
+
+    cluster.kubectl(&["delete", "crd", "agentrollouts.podshm.dev"]).unwrap();
+    nodes_as_before(&cluster, nodes());
+    for space in [&shop, &routing] {
+        cluster.leave(space).unwrap();
+    }
+}
+
+fn begin(cluster: &Cluster, object: &Value) {
+    let said = start(cluster, object);
+    assert!(said.status.success(), "{}", text(&said));
+}
+
+fn all_are_slim(cluster: &Cluster, shop: &Space) {
+    for (name, asked) in ASKED {
+        assert_eq!(ready(cluster, shop, &format!("app={name},form=slim")), asked);
+        assert_eq!(ready(cluster, shop, &format!("app={name},form=fat")), 0);
+    }
+}
+
+fn labelled(cluster: &Cluster) -> Vec<String> {
+    let name = |node: &Value| node["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+    nodes_json(cluster).iter().filter(|node| has_label(node)).map(name).collect()
+}
+
+fn one_at_a_time_whatever_the_api_server_and_people_do(cluster: &Cluster, shop: &Space) {
+    let lowest = Lowest::watch(cluster);
+    begin(cluster, &rollout("routing", &["/probe", "size"]));
+    until("it to have begun", || Ok((get(cluster, "routing")["status"]["phase"] == "Running").then_some(()))).unwrap();
+
+    // Another one with the same agents, by the command and past it.
+    let other = rollout("other", &["/probe", "size"]);
+    let expected = "AgentRollout routing: it is under way and has DaemonSet routing/agent, too";
+    let said = start(cluster, &other);
+    assert!(!said.status.success() && text(&said).contains(expected), "{}", text(&said));
+    cluster.given(&["create", "-f", "-"], &other.to_string()).unwrap();
+    let found = wait_for(cluster, "other", "Refused");
+    assert!(message(&found).contains(expected), "{found}");
+    cluster.kubectl(&["delete", "agentrollout", "other"]).unwrap();
+
+    let at = node_that_is(cluster, "Migrating");
+    ask(&cluster.place, control::SET, "restart kube-apiserver").unwrap();
+    println!("the API server was started anew while {at} was Migrating");
+    until("the API server to be back", || Ok((cluster.kubectl(&["get", "--raw=/readyz"])? == "ok").then_some(())))
+        .unwrap();
+
+    // Somebody takes the label off a node of the second batch, and sees what comes of it.
+    until("the second batch", || Ok((get(cluster, "routing")["status"]["batch"] == 2).then_some(()))).unwrap();
+    let edited = until("a node of the second batch to be touched", || {
+        let done = |state: &str| ["Pending", "Done"].contains(&state);
+        Ok(states(cluster).into_iter().find(|(_, state)| !done(state)).map(|(node, _)| node))
+    })
+    .unwrap();
+    cluster.kubectl(&["label", "node", &edited, "AgentsDaemonSet-"]).unwrap();
+    let found = wait_for(cluster, "routing", "Paused");
+    let expected = format!("node {edited}: the label AgentsDaemonSet=YES was taken off by somebody else");
+    assert!(message(&found).contains(&expected), "{found}");
+    std::thread::sleep(Duration::from_secs(5));
+    assert!(!labelled(cluster).contains(&edited), "it is not fought over");
+    cluster.kubectl(&["label", "node", &edited, "AgentsDaemonSet=YES"]).unwrap();
+    let resumed = rollout_says(cluster, &["resume", "routing"]);
+    assert!(resumed.status.success(), "{}", text(&resumed));
+    wait_for(cluster, "routing", "Completed");
+
+    all_are_slim(cluster, shop);
+    assert!(nodes_json(cluster).iter().all(|node| has_label(node) && !has_taint(node)));
+    assert_eq!(lowest.seen(), ASKED.map(|(_, asked)| asked), "Ready replicas, the lowest seen");
+}
+
+fn a_budget_that_blocks_is_told_of_waited_for_and_kept(cluster: &Cluster, shop: &Space) {
+    let lowest = Lowest::watch(cluster);
+    let budget = |least: u64| {
+        json!({
+            "apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": "till", "namespace": "shop"},
+            "spec": {"selector": {"matchLabels": {"app": "till"}}, "minAvailable": least},
+        })
+    };
+    // One more than there are: a slim one that comes first is not enough either.
+    let (_, asked) = ASKED[1];
+    cluster.put(&[budget(asked + 1)]).unwrap();
+    until("the budget to be looked at", || {
+        let seen = ["get", "pdb", "till", "-o", "jsonpath={.status.desiredHealthy}"];
+        Ok((cluster.within(shop, &seen)? == (asked + 1).to_string()).then_some(()))
+    })
+    .unwrap();
+    let object = rollout("blocked", &["/probe", "size"]);
+    let said = with_file(cluster, "plan", &object);
+    let expected = "PodDisruptionBudget till allows no disruption now";
+    assert!(text(&said).contains(expected), "{}", text(&said));
+    begin(cluster, &object);
+    until("it to wait for the budget", || {
+        let expected = "PodDisruptionBudget till allows no disruption of shop/till now";
+        let found = get(cluster, "blocked");
+        anyhow::ensure!(found["status"]["phase"] == "Running", "{}", found["status"]);
+        Ok(message(&found).contains(expected).then_some(()))
+    })
+    .unwrap();
+    let fat = || cluster.within(shop, &["get", "deployment", "till", "-o", "jsonpath={.spec.replicas}"]).unwrap();
+    let before = fat();
+    std::thread::sleep(Duration::from_secs(8));
+    assert_eq!(fat(), before, "no pod of it went");
+    cluster.put(&[budget(asked)]).unwrap();
+    wait_for(cluster, "blocked", "Completed");
+    all_are_slim(cluster, shop);
+    assert_eq!(lowest.seen(), ASKED.map(|(_, asked)| asked), "Ready replicas, the lowest seen");
+    cluster.within(shop, &["delete", "pdb", "till"]).unwrap();
+}
+
+fn a_node_that_dies_stops_the_rollout_and_its_removal_lets_it_go_on(cluster: &Cluster, shop: &Space) {
+    begin(cluster, &rollout("dies", &["/probe", "size"]));
+    let dead = node_that_is(cluster, "Migrating");
+    for program in ["kubelet", "containerd"] {
+        ask(&cluster.place, &dead, &format!("stop {program}")).unwrap();
+    }
+    let killed = cgroups::kill_pods(&dead).unwrap();
+    println!("node {dead} is dead, {killed} processes of its pods with it");
+    let found = wait_for(cluster, "dies", "Paused");
+    assert!(message(&found).contains(&format!("node {dead}: the node is not Ready")), "{found}");
+    let touched = labelled(cluster);
+    std::thread::sleep(Duration::from_secs(5));
+    assert_eq!(labelled(cluster), touched, "no other node is touched");
+
+    cluster.kubectl(&["delete", "node", &dead]).unwrap();
+    let resumed = rollout_says(cluster, &["resume", "dies"]);
+    assert!(resumed.status.success(), "{}", text(&resumed));
+    wait_for(cluster, "dies", "Completed");
+    all_are_slim(cluster, shop);
+    let left: Vec<String> = labelled(cluster);
+    assert!(left.len() == nodes().len() - 1 && !left.contains(&dead), "{left:?}");
+
+    // It comes back as a new one that no rollout has touched.
+    for program in ["containerd", "kubelet"] {
+        ask(&cluster.place, &dead, &format!("start {program}")).unwrap();
+    }
+    until("the node to be back", || {
+        let ready = "jsonpath={.status.conditions[?(@.type=='Ready')].status}";
+        Ok((cluster.kubectl(&["get", "node", &dead, "-o", ready])? == "True").then_some(()))
+    })
+    .unwrap();
+    assert!(!labelled(cluster).contains(&dead));
+}
