@@ -3,7 +3,7 @@
 //! Agents and business are the probe, which holds still: what is tried here is what the API server, the scheduler and kubelets make of a
 //! rollout's steps. That nobody is hurt at any moment, and that a controller may die between any two actions, is in `podshm-rollout`.
 
-use podshm_cluster::images::{CONTROLLER};
+use podshm_cluster::images::CONTROLLER;
 use podshm_cluster::place::nodes;
 use podshm_cluster::rollouts::{
     ASKED, Controller, Lowest, business_as_before, define, fleet, get, has_label, has_taint, nodes_as_before,
