@@ -17,7 +17,7 @@ pub const POLICY: &str = r#"@id("shop-reads") permit (principal, action == Actio
 /// What business asks it.
 const ACTION: &str = r#"Action::"read""#;
 /// The part of requests that may be slow.
-const MAY_BE_SLOW: f64 = 0.15;
+const MAY_BE_SLOW: f64 = 0.12;
 
 fn container(name: &str, image: &str, arguments: &[&str], mounts: &[(&str, &str)]) -> Value {
     let from = |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}});
