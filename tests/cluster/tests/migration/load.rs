@@ -32,6 +32,8 @@ use tokio::task::JoinSet;
 pub const SERVICES: [&str; 2] = ["cart", "till"];
 /// A request each so often: 250 a second.
 const EVERY: Duration = Duration::from_millis(4);
+/// How many are out at most: more than an agent that is slow on one node has waiting.
+const AT_ONCE: usize = 800;
 /// How long somebody waits for an answer.
 const PATIENCE: Duration = Duration::from_secs(45);
 /// Where queries are answered.
@@ -151,6 +153,10 @@ async fn run(shared: Arc<Shared>, kubeconfig: PathBuf) {
         number += 1;
         requests.spawn(request(Arc::clone(&shared), service, to));
         while requests.try_join_next().is_some() {}
+        // A machine that is too busy to answer is not made busier.
+        while requests.len() >= AT_ONCE {
+            requests.join_next().await;
+        }
     }
     while requests.join_next().await.is_some() {}
 }
