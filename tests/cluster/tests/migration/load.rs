@@ -99,6 +99,15 @@ impl Load {
         self.shared.log.lock().unwrap().failed.iter().take(10).cloned().collect()
     }
 
+    /// Waits until nothing is slow of itself: what a gate finds then is the agent's.
+    pub fn calm(&self) {
+        let begin = Instant::now();
+        while slow_share(&self.shared.log.lock().unwrap().done, Instant::now()) > 0.01 {
+            assert!(begin.elapsed() < PATIENCE * 10, "the machine is too busy for a judgement of who is slow");
+            std::thread::sleep(Duration::from_millis(500));
+        }
+    }
+
     /// What a phase of the test has to say of the load: nothing has failed.
     pub fn is_unhurt(&self, what: &str) {
         let (done, failed) = {
