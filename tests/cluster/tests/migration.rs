@@ -51,6 +51,7 @@ fn two_workloads_go_over_under_load_and_bad_agents_are_stopped_at_the_canary() {
     the_fleet_goes_over(&cluster, &shop);
     load.is_unhurt("all are slim");
     for (fault, gate) in [("crashes", "agents"), ("gets-slow", "latency"), ("leaks", "podshm")] {
+        load.calm();
         a_bad_version_is_stopped_at_the_canary(&cluster, &system, &shop, fault, gate);
         load.is_unhurt(&format!("an agent that {fault} was stopped"));
     }

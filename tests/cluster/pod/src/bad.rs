@@ -18,7 +18,7 @@ const PROBES: u16 = 9479;
 /// How long all is well: what is verified when it comes passes.
 const WELL: Duration = Duration::from_secs(18);
 /// How long a slow one takes for a round.
-const SLOW: Duration = Duration::from_secs(4);
+const SLOW: Duration = Duration::from_secs(8);
 /// What a leaking one takes of its domain's /dev/shm, each second.
 const LEAK: usize = 2 << 20;
 

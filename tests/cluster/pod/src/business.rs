@@ -9,7 +9,7 @@
 use crate::{PATIENCE, SOCKETS, told};
 use anyhow::{Context, ensure};
 use guard_client::{Decision, GuardClient, Question};
-use route_client::{Outcome, RouteClient, SmallRandom, Trailer};
+use route_client::{ClientError, ClientErrorKind, Outcome, RouteClient, SmallRandom, Trailer};
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -21,6 +21,8 @@ use std::time::{Duration, Instant, SystemTime};
 const PORT: u16 = 8080;
 /// How long an agent may be away: longer than it takes to be followed by the next.
 const AWAY: Duration = Duration::from_secs(20);
+/// How long somebody who has connected may take to ask: longer than anybody waits for an answer.
+const IDLE: Duration = Duration::from_secs(60);
 /// Where the guard's sockets are, where it is asked.
 const GUARD: &str = "/run/guard";
 
@@ -81,6 +83,21 @@ fn sender() -> anyhow::Result<u32> {
     Ok(name.bytes().fold(0x811c_9dc5, |hash: u32, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)))
 }
 
+/// While no agent is there a call is not sent, and says so: whoever can wait tries again.
+fn patiently<T>(call: impl Fn() -> Result<T, ClientError>) -> Result<T, ClientError> {
+    let begin = Instant::now();
+    loop {
+        match call() {
+            Err(error) if error.kind() == NOBODY_THERE && begin.elapsed() < AWAY => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            other => return other,
+        }
+    }
+}
+
+const NOBODY_THERE: ClientErrorKind = ClientErrorKind::Podshm(podshm::ErrorKind::AgentAway);
+
 impl Business {
     /// Lookup, report, call. The number of the record that was reported.
     fn work(&self, action: Option<&str>) -> anyhow::Result<u64> {
@@ -106,13 +123,13 @@ impl Business {
 
     fn echo(&self, seq: u64) -> anyhow::Result<()> {
         let asked = format!("echo:{} {seq}", self.sender);
-        let answer = self.routes.ask(asked.as_bytes(), AWAY).context("calling the route agent")?;
+        let answer = patiently(|| self.routes.ask(asked.as_bytes(), AWAY)).context("calling the route agent")?;
         ensure!(answer == asked.as_bytes(), "the route agent answers {:?}", String::from_utf8_lossy(&answer));
         Ok(())
     }
 
     fn answer(&self, mut stream: TcpStream, action: Option<&str>) -> anyhow::Result<()> {
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        stream.set_read_timeout(Some(IDLE))?;
         let mut request = Vec::new();
         let mut part = [0; 512];
         while !request.ends_with(b"\r\n\r\n") && request.len() < 4096 {
@@ -160,7 +177,7 @@ pub fn verify(key: &str, addresses: &str) -> anyhow::Result<()> {
         let address = picked.socket_addr().context("the route has a name in place of an address")?.to_string();
         ensure!(expected.contains(&address.as_str()), "lookup: {key} has {address}, expected one of {addresses}");
         client.report_wait(&route, picked.record.id, Outcome::Success, Duration::from_millis(1), AWAY)?;
-        let answer = client.ask(b"echo:verified", AWAY).context("call")?;
+        let answer = patiently(|| client.ask(b"echo:verified", AWAY)).context("call")?;
         ensure!(answer == b"echo:verified", "call: found {:?}", String::from_utf8_lossy(&answer));
     }
     println!("all as expected, in {} ms", begin.elapsed().as_millis());
