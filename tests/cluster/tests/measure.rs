@@ -8,6 +8,7 @@ use kube::runtime::conditions::is_deleted;
 use kube::runtime::wait::{Condition, await_condition};
 use kube::{Api, Client, Config, ResourceExt};
 use podshm_cluster::images::{POD, ROUTE_AGENT};
+use podshm_cluster::scene::report;
 use podshm_cluster::supervise::alive;
 use podshm_cluster::testing::{Cluster, PATIENCE, Space, until};
 use serde_json::{Value, json};
@@ -134,6 +135,7 @@ fn lines<'a>(text: &'a str, name: &'a str, labels: &'a [&str]) -> impl Iterator<
 fn histogram(what: &str, text: &str, name: &str, labels: &[&str]) {
     let one = |suffix: &str| lines(text, &format!("{name}{suffix}"), labels).map(|(_, value)| value).sum::<f64>();
     let (count, sum) = (one("_count"), one("_sum"));
+    assert!(count > 0.0, "{what}: no {name} with {labels:?} in\n{text}");
     let bucket = format!("{name}_bucket");
     let bound = |head: &str| head.split("le=\"").nth(1).and_then(|rest| rest.split('"').next()).map(str::to_owned);
     let mut buckets: Vec<(f64, f64)> =
@@ -158,7 +160,7 @@ async fn fetched(client: &Client, uri: &str) -> String {
 async fn publish_times(cluster: &Cluster, client: &Client, system: &Space) {
     let daemon = cluster.pod_of(system, "app=podshmd", Some("a")).unwrap();
     let text = fetched(client, &format!("/api/v1/namespaces/{}/pods/{daemon}:9478/proxy/metrics", system.name)).await;
-    histogram("podshmd's publish", &text, "podshm_csi_call_duration_seconds", &["call=\"publish\"", "result=\"ok\""]);
+    histogram("podshmd's publish", &text, "podshm_csi_call_duration_seconds", &["call=\"publish\"", "result=\"done\""]);
     let text = fetched(client, "/api/v1/nodes/a/proxy/metrics").await;
     histogram("the kubelet's NodePublishVolume", &text, "csi_operations_seconds", &["podshm.dev", "NodePublishVolume"]);
 }
@@ -263,9 +265,9 @@ fn daemons(cluster: &Cluster) -> Vec<u32> {
     all.filter(is_daemon).filter(|pid| is_below(*pid)).collect()
 }
 
-/// KiB of memory of its own, KiB of regions that it has touched, and clock ticks that it has run.
-fn used(cluster: &Cluster) -> (u64, u64, u64) {
-    let (mut own, mut shared, mut ticks) = (0, 0, 0);
+/// KiB of memory of its own, and clock ticks that it has run.
+fn used(cluster: &Cluster) -> (u64, u64) {
+    let (mut own, mut ticks) = (0, 0);
     for pid in daemons(cluster) {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
         let kib = |name: &str| {
@@ -273,13 +275,12 @@ fn used(cluster: &Cluster) -> (u64, u64, u64) {
             line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or_default()
         };
         own += kib("RssAnon:");
-        shared += kib("RssShmem:");
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         let words: Vec<&str> =
             stat.rsplit_once(')').map(|(_, rest)| rest.split_whitespace().collect()).unwrap_or_default();
         ticks += [11, 12].iter().filter_map(|at| words.get(*at)?.parse::<u64>().ok()).sum::<u64>();
     }
-    (own, shared, ticks)
+    (own, ticks)
 }
 
 /// The daemon with so many pods on its node that have a volume and a client in it, all idle.
@@ -300,13 +301,14 @@ async fn crowds(cluster: &Cluster, client: &Client, shop: &Space) {
         there = crowd;
         // What their start brought has passed.
         tokio::time::sleep(Duration::from_secs(10)).await;
-        let (_, _, before) = used(cluster);
+        let (_, before) = used(cluster);
         tokio::time::sleep(IDLE).await;
-        let (own, shared, after) = used(cluster);
+        let (own, after) = used(cluster);
+        let regions = report(cluster, "a").unwrap()["domains"][0]["regionBytes"].as_u64().unwrap();
         println!(
-            "podshmd with {crowd} pods: {:.1} MiB of its own, {:.1} MiB of regions mapped, {:.2} % of a core idle ({new} pods started in {:.0} s)",
+            "podshmd with {crowd} pods: {:.1} MiB of its own, {:.1} MiB of regions, {:.2} % of a core idle ({new} pods started in {:.0} s)",
             own as f64 / 1024.0,
-            shared as f64 / 1024.0,
+            regions as f64 / f64::from(1 << 20),
             (after - before) as f64 / IDLE.as_secs_f64(),
             started.as_secs_f64()
         );
