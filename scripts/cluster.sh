@@ -58,11 +58,15 @@ finish() {
 FROM_OUTSIDE="chart doctor guard routes"
 # Rollouts: of two nodes there is no middle.
 OF_THREE_NODES="rollout rollout_faults migration"
-# What `make test` has: two lanes, of about as long each. The others are rollouts and the guard agent.
+# What `make test` has: two lanes, of about as long each; and what it leaves to `make cluster-test`.
 LANES=("podshmd routes csi mount_helper volumes sysv_volumes" "chart doctor admission domains schemes sysv sysv_native faults")
+NOT_BRIEF="guard measure $OF_THREE_NODES"
 
 skipped=()
 on_a_cluster_that_is_there() { [ -n "${KUBECONFIG:-}" ] && [ -n "${IMAGE_REGISTRY:-}" ]; }
+
+# What needs no cluster: the tests of what clusters are made with.
+of_its_own() { cargo test "${CARGO_LOCKED[@]}" -p podshm-cluster --lib; }
 
 # tested INSTANCE GROUP...: these groups, on the cluster of an instance.
 tested() {
@@ -92,6 +96,7 @@ case $verb in
         build_programs
         "$cluster" build
         cargo test "${CARGO_LOCKED[@]}" -p podshm-cluster --tests --no-run
+        of_its_own
         if on_a_cluster_that_is_there; then
             export PODSHM_FOREIGN_KUBECONFIG=$KUBECONFIG PODSHM_CLUSTER_DIR
             PODSHM_CLUSTER_DIR=$(mktemp -d "${TMPDIR:-/tmp}/podshm-foreign.XXXXXX")
@@ -109,10 +114,14 @@ case $verb in
         tested "${instances[0]}" "${groups[@]}"
         ;;
     brief)
+        for group in $(basename -s .rs tests/cluster/tests/*.rs); do
+            [[ " ${LANES[*]} $NOT_BRIEF " == *" $group "* ]] || die "tests/cluster/tests/$group.rs is in no lane of make test; add it to LANES, or to NOT_BRIEF"
+        done
         build
         build_programs
         "$cluster" build
         cargo test "${CARGO_LOCKED[@]}" -p podshm-cluster --tests --no-run
+        of_its_own
         # Pods that come and go for minutes are for `make cluster-test`.
         export PODSHM_CHURN=0
         instances+=("$((${instances[0]} + 1))")

@@ -12,7 +12,6 @@
 //!
 //! Elsewhere, and in the x32 ABI, it is a thread-local number, which no other thread of the process ever has.
 
-#[cfg(any(test, miri, not(all(target_arch = "x86_64", target_os = "linux", target_pointer_width = "64"))))]
 use std::{
     cell::Cell,
     sync::atomic::{AtomicU64, Ordering},
@@ -34,16 +33,15 @@ pub fn this_place() -> u64 {
     this_number()
 }
 
-/// A number from 4096 on that no other thread of the process ever has.
+/// A number from 4096 on that no other thread of the process ever has, not even one that begins after this one has ended: for what must never
+/// be taken over.
 #[inline(always)]
-#[cfg(any(test, miri, not(all(target_arch = "x86_64", target_os = "linux", target_pointer_width = "64"))))]
-fn this_number() -> u64 {
+pub fn this_number() -> u64 {
     thread_local! { static NUMBER: Cell<u64> = const { Cell::new(0) } }
     NUMBER.with(|number| if number.get() != 0 { number.get() } else { numbered(number) })
 }
 
 #[cold]
-#[cfg(any(test, miri, not(all(target_arch = "x86_64", target_os = "linux", target_pointer_width = "64"))))]
 fn numbered(number: &Cell<u64>) -> u64 {
     static LAST: AtomicU64 = AtomicU64::new(4095);
     number.set(LAST.fetch_add(1, Ordering::Relaxed) + 1);

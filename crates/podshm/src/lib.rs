@@ -32,7 +32,7 @@ pub use client::{Caller, Client, Key, QueueSender, Spin, Table};
 pub use error::{Error, ErrorKind};
 pub use podshm_proto::ServiceKind;
 #[doc(hidden)]
-pub use podshm_region::place::this_place;
+pub use podshm_region::place::{this_number, this_place};
 /// Named steps at which a test can stop or kill this process.
 #[cfg(feature = "steps")]
 pub use podshm_region::steps;

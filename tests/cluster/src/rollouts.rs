@@ -22,7 +22,7 @@ const OVER: [&str; 3] = ["RolledBack", "Aborted", "Completed"];
 pub const ASKED: [(&str, u64); 2] = [("cart", 4), ("till", 2)];
 
 /// A program of this workspace, as it goes into its image.
-pub fn program(name: &str) -> PathBuf {
+fn program(name: &str) -> PathBuf {
     built_statically(name).unwrap()
 }
 
@@ -80,7 +80,7 @@ pub fn text(output: &Output) -> String {
 }
 
 /// A container of the probe, as `restricted` wants it.
-pub fn container(name: &str, command: &[&str]) -> Value {
+fn container(name: &str, command: &[&str]) -> Value {
     json!({
         "name": name, "image": PROBE, "imagePullPolicy": "Never", "command": command,
         "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}},
@@ -88,7 +88,7 @@ pub fn container(name: &str, command: &[&str]) -> Value {
 }
 
 /// A pod's spec with such containers.
-pub fn pod_of(containers: &[Value]) -> Value {
+fn pod_of(containers: &[Value]) -> Value {
     json!({
         "automountServiceAccountToken": false, "terminationGracePeriodSeconds": 1,
         "securityContext": {"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}},
@@ -96,12 +96,17 @@ pub fn pod_of(containers: &[Value]) -> Value {
     })
 }
 
-/// An agent for each converted node; fat business with an agent of its own, and a budget.
-pub fn fleet() -> Vec<Value> {
-    let mut agent = pod_of(&[container("agent", &["/probe", "hold"])]);
-    agent["nodeSelector"] = json!({"AgentsDaemonSet": "YES"});
-    agent["tolerations"] =
+/// A pod's spec, on nodes with a rollout's label alone, whether or not they have its taint.
+pub fn for_converted_nodes(mut pod: Value) -> Value {
+    pod["nodeSelector"] = json!({"AgentsDaemonSet": "YES"});
+    pod["tolerations"] =
         json!([{"key": "AgentsDaemonSet", "operator": "Equal", "value": "YES", "effect": "NoSchedule"}]);
+    pod
+}
+
+/// An agent for each converted node; fat business with an agent of its own, and a budget.
+fn fleet() -> Vec<Value> {
+    let agent = for_converted_nodes(pod_of(&[container("agent", &["/probe", "hold"])]));
     let mut all = vec![json!({
         "apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "agent", "namespace": "routing"},
         "spec": {
@@ -150,12 +155,34 @@ pub fn rollout(name: &str, verify: &[&str]) -> Value {
 }
 
 /// The definition of AgentRollouts, where the chart is not installed.
-pub fn define(cluster: &Cluster) {
+fn define(cluster: &Cluster) {
     let crds = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/chart/files/agentrollouts.json");
     cluster.kubectl(&["apply", "-f", crds]).unwrap();
     cluster
         .kubectl(&["wait", "--for=condition=Established", "crd/agentrollouts.podshm.dev", "--timeout=120s"])
         .unwrap();
+}
+
+/// The fleet in its namespaces `routing` and `shop`, and a controller that carries rollouts of it out. Needs three nodes.
+pub fn scene(cluster: &Cluster) -> (Space, Space, Controller) {
+    assert!(nodes().len() >= 3, "expected three nodes: PODSHM_CLUSTER_NODES=3");
+    define(cluster);
+    let (routing, shop) =
+        (cluster.space("routing", "restricted").unwrap(), cluster.space("shop", "restricted").unwrap());
+    cluster.put(&fleet()).unwrap();
+    for (name, _) in ASKED {
+        cluster.rolled_out(&shop, &format!("deployment/{name}")).unwrap();
+    }
+    (routing, shop, Controller::start(cluster))
+}
+
+/// Takes all of that away, and what rollouts have left on nodes.
+pub fn leave(cluster: &Cluster, spaces: [&Space; 2]) {
+    cluster.kubectl(&["delete", "crd", "agentrollouts.podshm.dev"]).unwrap();
+    nodes_as_before(cluster, nodes());
+    for space in spaces {
+        cluster.leave(space).unwrap();
+    }
 }
 
 /// `podshm rollout start`

@@ -3,6 +3,7 @@
 
 use podshm_node::helper::{Helper, Mounter, drop_privileges};
 use podshm_node::mounts::{Ask, Found, MountError, Mounts, PodVolume, is_mounted};
+use podshm_unmodified::Limits;
 use podshm_unmodified::place::{FileSystem, Part};
 use rustix::fs::{Gid, Uid};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
@@ -143,6 +144,23 @@ fn what_podshmd_needs_is_done_and_done_before_is_done() {
         assert!(!target.exists() && node.mounts() < before);
         assert_eq!(fs::read(node.path("run/domains/routing/shm/routes")).unwrap(), b"10.0.0.1", "it is the domain's");
         assert_eq!(node.ask(&Ask::Look { at }).unwrap(), Found { pod: true, mounted: false });
+        // Nothing of the domain stays but the directories, which podshmd removes itself; not its IPC namespace either.
+        fs::write(node.path("run/domains/routing/ipc"), "").unwrap();
+        let below = node.path("run/domains/routing");
+        let of_domain = || {
+            let all = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+            all.lines()
+                .filter(|line| line.split(' ').nth(4).is_some_and(|at| Path::new(at).starts_with(&below)))
+                .count()
+        };
+        node.ask(&Ask::Ipc { domain: "routing".into(), limits: Limits { shmmax: 1 << 20, shmall: 256, shmmni: 16 } })
+            .unwrap();
+        assert_eq!(of_domain(), 3);
+        for _ in 0..2 {
+            node.ask(&Ask::EndDomain { domain: "routing".into() }).unwrap();
+            assert_eq!(of_domain(), 0);
+        }
+        node.ask(&Ask::EndDomain { domain: "nobody".into() }).unwrap();
     });
 }
 
@@ -173,6 +191,7 @@ fn whatever_is_no_name_or_not_ours_is_refused_by_name_and_nothing_is_mounted() {
             asked.push((publish(bad, &ours), "the volume's directory"));
             asked.push((Ask::Withdraw { volume: bad.into() }, "the volume's directory"));
             asked.push((Ask::FileSystem { domain: bad.into(), what: shm(1) }, "the domain"));
+            asked.push((Ask::EndDomain { domain: bad.into() }, "the domain"));
             let (shm_of, lib_of) = (Some(bad.into()), None);
             asked.push((Ask::Publish { volume: VOLUME.into(), at: ours.clone(), shm_of, lib_of }, "the domain"));
         }

@@ -6,8 +6,8 @@
 use podshm_cluster::images::CONTROLLER;
 use podshm_cluster::place::nodes;
 use podshm_cluster::rollouts::{
-    ASKED, Controller, Lowest, business_as_before, define, fleet, get, has_label, has_taint, nodes_as_before,
-    nodes_json, ready, rollout, rollout_says, start, states, text, wait_for,
+    ASKED, Controller, Lowest, business_as_before, get, has_label, has_taint, leave, nodes_json, ready, rollout,
+    rollout_says, scene, start, states, text, wait_for,
 };
 use podshm_cluster::testing::{Cluster, Space, until};
 use serde_json::{Value, json};
@@ -15,16 +15,8 @@ use std::time::{Duration, Instant};
 
 #[test]
 fn a_fleet_goes_over_and_back_by_the_controller_and_the_command() {
-    assert!(nodes().len() >= 3, "expected three nodes: PODSHM_CLUSTER_NODES=3");
     let cluster = Cluster::connect().unwrap();
-    define(&cluster);
-    let (routing, shop) =
-        (cluster.space("routing", "restricted").unwrap(), cluster.space("shop", "restricted").unwrap());
-    cluster.put(&fleet()).unwrap();
-    for (name, _) in ASKED {
-        cluster.rolled_out(&shop, &format!("deployment/{name}")).unwrap();
-    }
-    let mut controller = Controller::start(&cluster);
+    let (routing, shop, mut controller) = scene(&cluster);
 
     what_the_schema_refuses_and_in_which_words(&cluster);
     what_cannot_be_is_refused_before_anything_is_touched(&cluster);
@@ -34,11 +26,7 @@ fn a_fleet_goes_over_and_back_by_the_controller_and_the_command() {
     business_as_before(&cluster, &shop);
     the_charts_controllers_do_it_too_and_one_follows_the_other(&cluster, &shop);
 
-    cluster.kubectl(&["delete", "crd", "agentrollouts.podshm.dev"]).unwrap();
-    nodes_as_before(&cluster, nodes());
-    for space in [&shop, &routing] {
-        cluster.leave(space).unwrap();
-    }
+    leave(&cluster, [&shop, &routing]);
 }
 
 /// What the API server says of a rollout, without taking it.

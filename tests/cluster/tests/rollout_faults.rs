@@ -5,8 +5,8 @@
 
 use podshm_cluster::place::nodes;
 use podshm_cluster::rollouts::{
-    ASKED, Controller, Lowest, business_as_before, define, fleet, get, has_label, has_taint, message, node_that_is,
-    nodes_as_before, nodes_json, ready, rollout, rollout_says, start, states, text, wait_for, with_file,
+    ASKED, Lowest, business_as_before, get, has_label, has_taint, leave, message, node_that_is, nodes_json, ready,
+    rollout, rollout_says, scene, start, states, text, wait_for, with_file,
 };
 use podshm_cluster::supervise::ask;
 use podshm_cluster::testing::{Cluster, Space, until};
@@ -16,16 +16,8 @@ use std::time::Duration;
 
 #[test]
 fn rollouts_survive_what_happens_around_them() {
-    assert!(nodes().len() >= 3, "expected three nodes: PODSHM_CLUSTER_NODES=3");
     let cluster = Cluster::connect().unwrap();
-    define(&cluster);
-    let (routing, shop) =
-        (cluster.space("routing", "restricted").unwrap(), cluster.space("shop", "restricted").unwrap());
-    cluster.put(&fleet()).unwrap();
-    for (name, _) in ASKED {
-        cluster.rolled_out(&shop, &format!("deployment/{name}")).unwrap();
-    }
-    let mut controller = Controller::start(&cluster);
+    let (routing, shop, mut controller) = scene(&cluster);
 
     one_at_a_time_whatever_the_api_server_and_people_do(&cluster, &shop);
     business_as_before(&cluster, &shop);
@@ -35,11 +27,7 @@ fn rollouts_survive_what_happens_around_them() {
     assert!(controller.is_alive(), "one controller has been there all the time");
     drop(controller);
 
-    cluster.kubectl(&["delete", "crd", "agentrollouts.podshm.dev"]).unwrap();
-    nodes_as_before(&cluster, nodes());
-    for space in [&shop, &routing] {
-        cluster.leave(space).unwrap();
-    }
+    leave(&cluster, [&shop, &routing]);
 }
 
 fn begin(cluster: &Cluster, object: &Value) {

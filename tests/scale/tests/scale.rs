@@ -10,6 +10,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use podshm_cluster::control::audit;
 use podshm_cluster::place::nodes;
+use podshm_cluster::rollouts::for_converted_nodes;
 use podshm_cluster::testing::Cluster;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -90,10 +91,7 @@ fn fleet() -> Vec<Value> {
         let of = |name: &&str| json!({"name": name, "image": "registry.example/it:1", "resources": {"requests": {"cpu": "50m"}}});
         json!({"automountServiceAccountToken": false, "containers": containers.iter().map(of).collect::<Vec<_>>()})
     };
-    let mut agent = pod(&["agent"]);
-    agent["nodeSelector"] = json!({"AgentsDaemonSet": "YES"});
-    agent["tolerations"] =
-        json!([{"key": "AgentsDaemonSet", "operator": "Equal", "value": "YES", "effect": "NoSchedule"}]);
+    let agent = for_converted_nodes(pod(&["agent"]));
     let mut all = vec![json!({
         "apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "agent", "namespace": "routing"},
         "spec": {

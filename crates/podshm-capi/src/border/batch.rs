@@ -1,9 +1,9 @@
 //! A batch that keeps its queue, and knows its thread.
 
-use super::bound::this_thread;
 use crate::last::Fault;
 use podshm::QueueSender;
 use podshm::client::QueueBatch;
+use podshm::this_number;
 use std::cell::UnsafeCell;
 
 /// An open batch and the queue that it borrows. It holds the queue's lock, which the thread that took it must leave.
@@ -26,7 +26,7 @@ impl OwnedBatch {
         match unsafe { &*queue }.batch() {
             Ok(batch) => {
                 let batch = Box::into_raw(Box::new(UnsafeCell::new(batch)));
-                Ok(OwnedBatch { thread: this_thread(), batch, queue })
+                Ok(OwnedBatch { thread: this_number(), batch, queue })
             }
             Err(error) => {
                 // SAFETY: made above by Box::into_raw; the batch that would borrow from it is not there.
@@ -38,7 +38,7 @@ impl OwnedBatch {
 
     /// Whether this is the thread that may use it.
     pub(crate) fn is_here(&self) -> Result<(), Fault> {
-        if self.thread == this_thread() { Ok(()) } else { Err(Fault::Thread { what: "batch" }) }
+        if self.thread == this_number() { Ok(()) } else { Err(Fault::Thread { what: "batch" }) }
     }
 
     /// Uses it. For every lifetime, so that no other batch can take its place.

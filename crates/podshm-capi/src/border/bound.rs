@@ -5,20 +5,6 @@ use podshm::{Key, this_place};
 use std::cell::{Cell, UnsafeCell};
 use std::sync::atomic::{AtomicU64, Ordering, compiler_fence};
 
-/// A number of this thread that no other thread of the process ever has.
-#[inline(always)]
-pub(crate) fn this_thread() -> u64 {
-    thread_local! { static NUMBER: Cell<u64> = const { Cell::new(0) } }
-    NUMBER.with(|number| if number.get() != 0 { number.get() } else { numbered(number) })
-}
-
-#[cold]
-fn numbered(number: &Cell<u64>) -> u64 {
-    static LAST: AtomicU64 = AtomicU64::new(0);
-    number.set(LAST.fetch_add(1, Ordering::Relaxed) + 1);
-    number.get()
-}
-
 /// A value that belongs to the thread which uses it first.
 pub(crate) struct Bound<T> {
     /// The place of its thread; 0 as long as nobody has used it.

@@ -1,12 +1,12 @@
 //! A handler's functions, and the answers that they are lent.
 
-use super::bound::this_thread;
 use super::handle::Handle;
 use super::pointers;
 use crate::answer::podshm_answer;
 use crate::handler::{podshm_handler, podshm_record, podshm_request};
 use crate::last::Fault;
 use podshm::Answer;
+use podshm::this_number;
 use std::cell::Cell;
 use std::mem::offset_of;
 use std::ptr;
@@ -72,7 +72,7 @@ impl Offered {
     /// Uses it. For every lifetime, so that no other answer can take its place.
     #[inline(always)]
     pub(crate) fn with<R>(&self, work: impl for<'a> FnOnce(&mut Answer<'a>) -> R) -> Result<R, Fault> {
-        if self.thread != this_thread() {
+        if self.thread != this_number() {
             return Err(Fault::Thread { what: "answer" });
         }
         let answer = self.answer.replace(ptr::null_mut());
@@ -96,7 +96,7 @@ fn offer(answer: &mut Answer<'_>, show: impl FnOnce(*mut podshm_answer)) {
             self.0.end_here();
         }
     }
-    let offered = Offered { thread: this_thread(), answer: Cell::new((&raw mut *answer).cast()) };
+    let offered = Offered { thread: this_number(), answer: Cell::new((&raw mut *answer).cast()) };
     let mut handle = Ends(Handle::new(podshm_answer(offered)));
     show(handle.0.pointer());
 }

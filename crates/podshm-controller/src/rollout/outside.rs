@@ -23,7 +23,7 @@ const MOST: usize = 4 << 20;
 #[derive(Clone)]
 pub(super) struct Asker {
     http: Http<HttpConnector, Empty<Bytes>>,
-    /// None where the machine has no certificates, as an image with one program in it has not; why.
+    /// An error where there are no certificates, as in an image with one program in it: why.
     https: Result<Http<HttpsConnector<HttpConnector>, Empty<Bytes>>, String>,
 }
 

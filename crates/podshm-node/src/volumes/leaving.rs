@@ -4,6 +4,7 @@
 use super::{VolumeError, Volumes};
 use crate::domains::{DomainError, DomainSpec, Mode};
 use crate::mounts::Ask;
+use crate::report::condition;
 use podshm_broker::{BrokerError, DomainConfig};
 use podshm_unmodified::Place;
 use std::collections::BTreeSet;
@@ -35,7 +36,13 @@ impl Volumes {
                 Err(VolumeError::Broker(error @ BrokerError::InUse { .. })) => {
                     tracing::debug!(%error, "a domain stays")
                 }
-                Err(error) => tracing::error!(domain = name, %error, "a domain that nobody has can't be ended"),
+                Err(error) => {
+                    let found = condition("NotEnded", error.to_string());
+                    if self.failed.get(&name) != Some(&found) {
+                        tracing::error!(domain = name, %error, "a domain that nobody has can't be ended; trying on");
+                        self.failed.insert(name, found);
+                    }
+                }
             }
         }
     }
