@@ -4,7 +4,6 @@
 //! rollout's steps. That nobody is hurt at any moment, and that a controller may die between any two actions, is in `podshm-rollout`.
 
 use podshm_cluster::images::CONTROLLER;
-use podshm_cluster::place::nodes;
 use podshm_cluster::rollouts::{
     ASKED, Controller, Lowest, business_as_before, get, has_label, has_taint, leave, nodes_json, ready, rollout,
     rollout_says, scene, start, states, text, wait_for,
