@@ -11,6 +11,8 @@ podshm=${PODSHM:-$(dirname "$0")/../../target/debug/podshm}
 bin=$(ls -d /usr/lib/postgresql/*/bin | tail -n1)
 work=$(mktemp -d /tmp/podshm-pg.XXXXXX)
 data=$work/data root=$work/root port=$((20000 + $$ % 10000))
+# In the titles of the server's processes: several tests, each with a server of its own, run at a time.
+name=pg$port
 started=()
 
 cleanup() {
@@ -42,7 +44,7 @@ ok "initdb"
 # serve DYNAMIC: a server as a member of its own.
 serve() {
     "${run[@]}" --member server -- "$bin/postgres" -D "$data" -k "$work" -p "$port" -c listen_addresses= \
-        -c shared_memory_type=sysv -c dynamic_shared_memory_type="$1" -c shared_buffers=64MB \
+        -c cluster_name="$name" -c shared_memory_type=sysv -c dynamic_shared_memory_type="$1" -c shared_buffers=64MB \
         -c max_parallel_workers_per_gather=2 -c fsync=off >>"$work/server.log" 2>&1 &
     server=$!
     started+=("$server")
@@ -79,8 +81,9 @@ ok "a second member sees and stats the server's segment: $stat attachments"
 backend=$(sql "select pg_backend_pid()") # as the member counts; on this machine the child of the postmaster that is idle
 "${run[@]}" --member sleeper -- "$bin/psql" -h "$work" -p "$port" -d postgres -c 'select pg_sleep(60)' >/dev/null 2>&1 &
 started+=($!)
-until_true pgrep -f "postgres: postgres postgres .*SELECT" || die "no backend to kill (last was $backend)"
-kill -9 "$(pgrep -f 'postgres: postgres postgres .*SELECT' | head -n1)"
+asleep="postgres: $name: postgres postgres .*SELECT"
+until_true pgrep -f "$asleep" || die "no backend to kill (last was $backend)"
+kill -9 "$(pgrep -f "$asleep" | head -n1)" || die "the backend is gone by itself"
 until_true grep -q "all server processes terminated; reinitializing" "$work/server.log" || die "no recovery after kill -9 of a backend"
 until_true ready || die "not ready after the recovery"
 [ "$(sql 'select count(*) from t')" = 400000 ] || die "rows were lost"
