@@ -200,6 +200,8 @@ static void call(void *user, const podshm_request *request, podshm_answer *answe
     (void)user;
     if (request->len != 2 || memcmp(request->data, "ab", 2) || request->service.len != 6)
         DIE("another request");
+    if (request->time_left_ns != PODSHM_FOREVER)
+        DIE("its caller waits for %llu ns", (unsigned long long)request->time_left_ns);
     handles[ANSWER] = answer;
     with('R');
     in_another_thread();
@@ -258,6 +260,7 @@ static void begin(const char *agent, char *client)
     IS(podshm_agent_inherited_state(handles[AGENT], room, ROOM, (size_t *)room), PODSHM_NOT_YET);
     OK(podshm_writer_new(handles[AGENT], "routes", (podshm_writer **)&handles[WRITER]));
     OK(podshm_writer_put(handles[WRITER], "k", 1, "value", 5));
+    OK(podshm_waker_new(handles[AGENT], (podshm_waker **)&handles[WAKER]));
     OK(podshm_agent_ready(handles[AGENT]));
     if (pthread_create(&thread, NULL, joins, client))
         DIE("no thread");
@@ -365,6 +368,8 @@ int main(int argc, char **argv)
     frees(CLIENT);
     OK(podshm_table_get(handles[TABLE], "k", 1, room, ROOM, &len));
     frees(WRITER);
+    OK(podshm_waker_wake(handles[WAKER]));
+    frees(WAKER);
     frees(PENDING);
     frees(CALLER);
     frees(QUEUE);

@@ -174,6 +174,7 @@ int main(int argc, char **argv)
     connect_agent(&serving);
     handles[AGENT] = serving.agent;
     handles[WRITER] = serving.writer;
+    OK(podshm_waker_new(serving.agent, (podshm_waker **)&handles[WAKER]));
     OK(podshm_writer_new(serving.agent, "routes", &busy_writer));
     OK(podshm_builder_new(&busy_builder));
     for (int n = 0; n < 2000; n++)
@@ -221,6 +222,7 @@ int main(int argc, char **argv)
     OK(podshm_table_free(handles[TABLE]));
     OK(podshm_client_free(handles[CLIENT]));
     OK(podshm_builder_free(handles[BUILDER]));
+    OK(podshm_waker_free(handles[WAKER]));
     OK(podshm_writer_free(busy_writer));
     OK(podshm_builder_free(busy_builder));
     stop_serving(&serving);

@@ -4,7 +4,7 @@
 
 #include "pair.h"
 
-enum kind { CLIENT, TABLE, KEY, SNAPSHOT, VALUE, QUEUE, BATCH, CALLER, PENDING, BUILDER, AGENT, WRITER, DEFERRED, ANSWER, KINDS };
+enum kind { CLIENT, TABLE, KEY, SNAPSHOT, VALUE, QUEUE, BATCH, CALLER, PENDING, BUILDER, AGENT, WRITER, DEFERRED, ANSWER, WAKER, KINDS };
 static void *handles[KINDS];
 static uint64_t aligned[1024];
 static unsigned char *const room = (unsigned char *)aligned;
@@ -25,7 +25,7 @@ struct function {
 };
 #define F(name, arguments) {#name, (any)(void (*)(void))name, arguments}
 
-static const char LETTERS[] = "CTKSVQBAPUGWDR"; /* by kind */
+static const char LETTERS[] = "CTKSVQBAPUGWDRX"; /* by kind */
 
 static const struct function FUNCTIONS[] = {
     F(podshm_abi, "o"), F(podshm_client_new, "wio"), F(podshm_client_free, "C"), F(podshm_client_id, "Co"),
@@ -54,6 +54,7 @@ static const struct function FUNCTIONS[] = {
     F(podshm_writer_touch, "W"), F(podshm_writer_keys, "Wo"), F(podshm_answer_reply, "Rdl"),
     F(podshm_answer_reply_with, "Rnfzz"), F(podshm_answer_fail, "Rn"), F(podshm_answer_defer, "Ro"),
     F(podshm_deferred_reply, "Ddl"), F(podshm_deferred_fail, "Dn"), F(podshm_deferred_free, "D"),
+    F(podshm_batch_try_push_with, "Bmfzp"), F(podshm_waker_new, "Go"), F(podshm_waker_wake, "X"), F(podshm_waker_free, "X"),
 };
 #define COUNT (sizeof FUNCTIONS / sizeof *FUNCTIONS)
 

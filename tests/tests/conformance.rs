@@ -51,6 +51,19 @@ fn c_under_valgrind() {
     }
 }
 
+/// The same for C++, and its client's half with the sanitizers: the agent's has them in [`c_joins_cpp`].
+#[test]
+fn cpp_under_valgrind_and_with_sanitizers() {
+    let plain = under_valgrind(&conform_in_cpp(&of("conform-cpp-vg"), &[]));
+    let sanitized = conform_in_cpp(&of("conform-cpp-san"), SANITIZED);
+    for (name, program) in [("cpp-vg", &plain), ("cpp-san", &sanitized)] {
+        for case in ["values go round", "records arrive in order", "answers of every kind", "calls that are out"] {
+            let Some(found) = fault(name, Pair { agent: program, client: program }, case) else { return };
+            assert_eq!(found, "", "{name}: {case}");
+        }
+    }
+}
+
 #[test]
 #[ignore = "minutes: make conformance"]
 fn all_of_it_under_valgrind() {

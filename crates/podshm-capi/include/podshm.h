@@ -198,6 +198,10 @@ typedef struct podshm_table podshm_table;
 // One value, at one moment. For any number of threads.
 typedef struct podshm_value podshm_value;
 
+// Ends an agent's sleep from another thread, where that has brought it something to do. For any number of threads; it may outlive the agent, and
+// wakes nobody then.
+typedef struct podshm_waker podshm_waker;
+
 // The writer of one table. For one thread at a time, together with its agent. Every publication is atomic: readers see the old value or the
 // new one, at every instant, wherever this process dies.
 typedef struct podshm_writer podshm_writer;
@@ -337,6 +341,9 @@ typedef void (*podshm_release)(void *user);
 
 // A place for a result.
 // A handle that a function does something with: without `const` in C. To Rust it is shared all the same; its kind sees to the rest.
+// A handle that a function may take over.
+// A place for a result.
+// A handle that a function uses.
 // A handle that a function may take over.
 // A place for a result.
 // A handle that a function may take over.
@@ -504,6 +511,14 @@ podshm_result podshm_batch_new(podshm_queue *queue, podshm_batch **batch);
 
 // Adds a record, or says PODSHM_FULL. It is accepted once the batch is published or freed.
 podshm_result podshm_batch_try_push(podshm_batch *batch, const void *record, size_t len, uint64_t *position);
+
+// Adds a record of `len` bytes that `fill` writes in place, or says PODSHM_FULL. `fill` is called once, and may not use the batch:
+// PODSHM_BUSY.
+podshm_result podshm_batch_try_push_with(podshm_batch *batch,
+                                         size_t len,
+                                         podshm_fill fill,
+                                         void *user,
+                                         uint64_t *position);
 
 // Accepts everything so far and wakes the agent if it sleeps.
 podshm_result podshm_batch_publish(podshm_batch *batch);
@@ -695,6 +710,16 @@ podshm_result podshm_deferred_fail(podshm_deferred *deferred, uint32_t status);
 
 // Frees it. Null is nothing to do.
 podshm_result podshm_deferred_free(podshm_deferred *deferred);
+
+// What other threads wake the agent by; to be made before one of them runs it. On failure `*waker` is null.
+podshm_result podshm_waker_new(podshm_agent *agent, podshm_waker **waker);
+
+// Has podshm_agent_wait() return, or the next one if none is under way. In an event loop podshm_agent_event_fd() becomes readable. One system
+// call.
+podshm_result podshm_waker_wake(const podshm_waker *waker);
+
+// Frees it. Null is nothing to do.
+podshm_result podshm_waker_free(podshm_waker *waker);
 
 // The writer of the agent's table `name`. It may outlive the agent, and then says PODSHM_ENDED. On failure `*writer` is null.
 podshm_result podshm_writer_new(podshm_agent *agent,

@@ -5,6 +5,7 @@ use crate::client::podshm_client;
 use crate::last::entry;
 use crate::result::podshm_result;
 use podshm::QueueSender;
+use podshm::client::QueueBatch;
 use std::time::Duration;
 
 /// The way to a queue of the agent's. For any number of threads; the first one that pushes has it cheapest.
@@ -144,6 +145,24 @@ pub extern "C" fn podshm_batch_try_push(
     })
 }
 
+/// Adds a record of `len` bytes that `fill` writes in place, or says PODSHM_FULL. `fill` is called once, and may not use the batch:
+/// PODSHM_BUSY.
+#[unsafe(no_mangle)]
+pub extern "C" fn podshm_batch_try_push_with(
+    batch: Mut<podshm_batch>,
+    len: usize,
+    fill: podshm_fill,
+    user: User,
+    position: Out<u64>,
+) -> podshm_result {
+    entry(|| {
+        position.check_if_wanted()?;
+        let mut fill = Fill::new(fill, user, None)?;
+        let push = |batch: &mut QueueBatch<'_>| batch.try_push_with(len, |part| fill.part(0, part));
+        position.set_if_wanted(batch.here()?.0.with(push)??)
+    })
+}
+
 /// Accepts everything so far and wakes the agent if it sleeps.
 #[unsafe(no_mangle)]
 pub extern "C" fn podshm_batch_publish(batch: Mut<podshm_batch>) -> podshm_result {
@@ -154,5 +173,5 @@ pub extern "C" fn podshm_batch_publish(batch: Mut<podshm_batch>) -> podshm_resul
 /// nothing is freed.
 #[unsafe(no_mangle)]
 pub extern "C" fn podshm_batch_free(batch: Own<podshm_batch>) -> podshm_result {
-    entry(|| batch.free_unless(|batch| batch.0.is_here()))
+    entry(|| batch.free_unless(|batch| batch.0.is_free()))
 }

@@ -47,6 +47,7 @@ kinds! {
     crate::pending::podshm_pending = "podshm_pending",
     crate::builder::podshm_builder = "podshm_builder",
     crate::agent::podshm_agent = "podshm_agent",
+    crate::waker::podshm_waker = "podshm_waker",
     crate::writer::podshm_writer = "podshm_writer",
     crate::answer::podshm_answer = "podshm_answer",
     crate::answer::podshm_deferred = "podshm_deferred",
