@@ -22,6 +22,9 @@ mod frames;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+mod process;
+#[doc(hidden)]
+pub mod stop;
 mod wakes;
 
 pub use agent::{
@@ -36,4 +39,6 @@ pub use podshm_region::place::{this_number, this_place};
 /// Named steps at which a test can stop or kill this process.
 #[cfg(feature = "steps")]
 pub use podshm_region::steps;
+#[doc(hidden)]
+pub use process::Process;
 pub use wakes::WakeStats;

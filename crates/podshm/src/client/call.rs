@@ -6,6 +6,7 @@ use super::waiting::{Patience, Spin};
 use super::{Client, Shared};
 use crate::clock;
 use crate::error::Error;
+use crate::stop;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -170,7 +171,7 @@ impl Caller {
                 }
                 looks += 1;
                 // A look at the clock costs more than a look at the ring.
-                if looks.is_multiple_of(64) && !patience.spins(&line.outlet.channel) {
+                if looks.is_multiple_of(64) && (!patience.spins(&line.outlet.channel) || stop::is_due()) {
                     break;
                 }
                 if looks > LOOKS_AT_ONCE {
@@ -216,6 +217,10 @@ impl Caller {
             }
             let channel = Arc::clone(&line.outlet.channel);
             drop(line);
+            if let Err(stopped) = stop::check() {
+                sending.give_up(&mut *self.service.enter()?);
+                return Err(stopped);
+            }
             if patience.spins(&channel) || patience.spins_for_room() {
                 std::hint::spin_loop();
                 continue;
@@ -251,6 +256,10 @@ impl Caller {
                 }
                 self.service.known(&line, shared)
             };
+            if let Err(stopped) = stop::check() {
+                self.service.enter()?.inbox.forget(id);
+                return Err(stopped);
+            }
             self.wait_for_change(id, &known, patience);
         }
     }
@@ -259,6 +268,9 @@ impl Caller {
     fn wait_for_change(&self, id: u64, known: &super::line::Known, patience: &mut Patience) {
         let shared = &*self.client.shared;
         while patience.spins(known.channel()) {
+            if stop::is_due() {
+                return;
+            }
             for _ in 0..32 {
                 if self.service.has_changed(known, shared) {
                     return;
@@ -342,6 +354,7 @@ impl Pending {
                 }
                 self.caller.service.known(&line, shared)
             };
+            stop::check()?;
             self.caller.wait_for_change(self.id, &known, &mut patience);
         }
     }
