@@ -2,7 +2,7 @@
 
 use podshm_broker::Limits;
 use podshm_tests::Node;
-use podshm_tests::programs::{ABSURD, over_the_library};
+use podshm_tests::programs::{ABSURD, SANITIZED, cpp_over_the_library, over_the_library};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -98,11 +98,11 @@ fn absurd(name: &str, more: &[&str], how: impl FnOnce(&Path) -> Command) -> Stri
 
 #[test]
 fn what_is_no_argument_is_an_error() {
-    let source = std::fs::read_to_string(manifest().join("c/absurd.c")).unwrap();
+    let source = std::fs::read_to_string(manifest().join("c/functions.h")).unwrap();
     for name in declared() {
         assert!(
             source.contains(&format!("F({name}, ")) || ABSURD.contains(&name.as_str()),
-            "absurd.c does not call {name}"
+            "functions.h does not list {name}"
         );
     }
     // Freed handles, too: as a program without a sanitizer finds them.
@@ -111,6 +111,37 @@ fn what_is_no_argument_is_an_error() {
     let program = over_the_library("absurd", &["absurd.c"], &directory, &[]);
     let node = Node::new(Limits::default());
     output(Command::new(program).arg(node.pod("agent")).arg(node.pod("client")).arg("freed"));
+}
+
+/// Runs a program of `tests/c` with a pod that serves and one that joins.
+fn run(name: &str, more: &[&str]) {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    std::fs::create_dir_all(&directory).unwrap();
+    let program = over_the_library(name, &[&format!("{name}.c")], &directory, more);
+    let node = Node::new(Limits::default());
+    assert_eq!(output(Command::new(program).arg(node.pod("agent")).arg(node.pod("client"))), "done\n");
+}
+
+#[test]
+fn callbacks_lose_no_other_call() {
+    run("callbacks", &[]);
+}
+
+/// Every function, in children of a process whose other threads are at it.
+#[test]
+fn a_forked_child_is_told_so_by_every_function() {
+    run("forked", &[]);
+}
+
+/// Bytes in C++ are as many as there are.
+#[test]
+fn views_show_what_is_there() {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("views");
+    std::fs::create_dir_all(&directory).unwrap();
+    assert_eq!(
+        output(&mut Command::new(cpp_over_the_library("views", &["views.cpp"], &directory, SANITIZED))),
+        "done\n"
+    );
 }
 
 #[test]

@@ -10,7 +10,9 @@
  *     returns, and not kept. Text is UTF-8 and ends with a zero byte, unless it is a podshm_text.
  *   - Timeouts are in nanoseconds, on the monotonic clock.
  *   - Out-parameters are written on success, handles also (to null) on failure; others are left alone, unless it is said.
- *   - After fork() the child's handles are its parent's: each says PODSHM_FORKED, and may be freed. Join again.
+ *   - After fork() the child's handles are its parent's: each says PODSHM_FORKED to every function, whatever other threads were
+ *     doing with it, and may be freed. Join again. Two kinds of functions do what they always do: those of a podshm_builder, which
+ *     is memory of the program's own, and podshm_client_agent_present(), which says no.
  *   - A callback must return: no exception, no longjmp.
  */
 
@@ -164,7 +166,7 @@ typedef struct podshm_answer podshm_answer;
 // other ways to push. For the thread that made it.
 typedef struct podshm_batch podshm_batch;
 
-// What an agent offers. For any number of threads.
+// What an agent offers. For any number of threads; in a forked child, too, unless another thread was using it at that moment: PODSHM_FORKED.
 typedef struct podshm_builder podshm_builder;
 
 // The way to a call of the agent's. For any number of threads; any number of calls may be out.
@@ -562,7 +564,8 @@ podshm_result podshm_caller_event_fd(const podshm_caller *caller,
 podshm_result podshm_pending_free(podshm_pending *pending);
 
 // Copies the response into `buffer`, and its length into `*len` (may be null), if it has come: PODSHM_NOT_YET if not. Where the buffer is too
-// small `*len` says what it takes, and the response stays.
+// small `*len` says what it takes, and the response stays. From within a callback of the same call: PODSHM_REENTERED, and the call is still
+// out.
 podshm_result podshm_pending_try_take(podshm_pending *pending,
                                       void *buffer,
                                       size_t size,
@@ -686,6 +689,9 @@ podshm_result podshm_answer_defer(podshm_answer *answer, podshm_deferred **defer
 
 // Answers. Once: then PODSHM_ENDED. Free it after that.
 podshm_result podshm_deferred_reply(podshm_deferred *deferred, const void *response, size_t len);
+
+// Says that the call failed, with a status as podshm_answer_fail() has it. Once: then PODSHM_ENDED. Free it after that.
+podshm_result podshm_deferred_fail(podshm_deferred *deferred, uint32_t status);
 
 // Frees it. Null is nothing to do.
 podshm_result podshm_deferred_free(podshm_deferred *deferred);

@@ -64,6 +64,9 @@ public:
 
     Done reply(Bytes response) { return detail::done(podshm_deferred_reply(raw_.get(), response.data(), response.size())); }
 
+    /* As Answer::fail(). */
+    Done fail(std::uint32_t status) { return detail::done(podshm_deferred_fail(raw_.get(), status)); }
+
 private:
     detail::Handle<podshm_deferred, podshm_deferred_free> raw_;
 };

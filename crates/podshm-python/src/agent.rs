@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, TryLockError};
 use std::time::{Duration, Instant};
 
-use podshm::{Process, Progress as Made};
+use podshm::{Progress as Made, process};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
@@ -46,15 +46,20 @@ impl From<Made> for Progress {
 
 /// Where the agent is, until it is closed. One thread at a time; its own handler finds it in use.
 pub struct Place {
-    process: Process,
+    /// Whose it is: in a forked child the lock may be held for ever, by a thread that is not there.
+    process: u32,
     agent: Mutex<Option<podshm::Agent>>,
 }
 
 impl Place {
+    fn check_fork(&self) -> PyResult<()> {
+        if process::epoch() == self.process { Ok(()) } else { Err(raised(process::forked())) }
+    }
+
     /// Uses it.
     pub fn with<R>(&self, work: impl FnOnce(&mut podshm::Agent) -> Result<R, podshm::Error>) -> PyResult<R> {
         // First: where another thread of the parent's had it, it is never let go of in the child.
-        self.process.check().map_err(raised)?;
+        self.check_fork()?;
         match self.agent.try_lock() {
             Ok(mut agent) => work(agent.as_mut().ok_or_else(|| closed("agent"))?).map_err(raised),
             Err(TryLockError::WouldBlock) => Err(busy("agent")),
@@ -74,7 +79,7 @@ impl Agent {
     fn new(py: Python<'_>, directory: PathBuf, services: &Services, timeout: Option<f64>) -> PyResult<Self> {
         let (builder, timeout) = (services.builder.clone(), duration(timeout)?);
         let agent = waiting(py, || builder.connect(directory, timeout).map_err(raised))?;
-        Ok(Agent(Arc::new(Place { process: Process::this(), agent: Mutex::new(Some(agent)) })))
+        Ok(Agent(Arc::new(Place { process: process::install(), agent: Mutex::new(Some(agent)) })))
     }
 
     /// The writer of the table of this name.
@@ -214,7 +219,7 @@ impl Agent {
                 drop(agent.take());
                 Ok(())
             }
-            Err(_) => Err(self.0.process.check().map_or_else(raised, |()| busy("agent"))),
+            Err(_) => self.0.check_fork().and(Err(busy("agent"))),
         })
     }
 }

@@ -63,7 +63,7 @@ impl Caller {
     /// A descriptor that becomes readable when responses may have come. Read 8 bytes of it before you look by `Pending.take`;
     /// `Pending.arm` asks for the next event. Programs with asyncio use `podshm.aio`.
     fn fileno(&self) -> PyResult<i32> {
-        Ok(self.call.get()?.event_fd().as_raw_fd())
+        Ok(self.call.get()?.event_fd().map_err(raised)?.as_raw_fd())
     }
 }
 
@@ -123,7 +123,7 @@ impl Pending {
     /// Waits for the response until the call's deadline.
     fn wait<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
         let slot = self.pending.get()?;
-        let pending = slot.try_lock().map_err(|_| busy("call"))?.take().ok_or_else(|| closed("call"))?;
+        let mut pending = slot.try_lock().map_err(|_| busy("call"))?.take().ok_or_else(|| closed("call"))?;
         let response = waiting(py, || pending.wait().map_err(raised))?;
         Ok(PyBytes::new(py, &response))
     }

@@ -112,7 +112,7 @@ impl Answer<'_> {
 
     /// Says that the call failed, with a status of the agent's own from [`Answer::FIRST_STATUS`] on; 1 for no more than that.
     pub fn fail(&mut self, status: u32) {
-        self.end(if status < Self::FIRST_STATUS { STATUS_FAILED } else { status });
+        self.end(failure(status));
     }
 
     /// The first status that agents may give a meaning to; callers find it in [`Error::Failed`](crate::Error::Failed).
@@ -147,6 +147,11 @@ impl Answer<'_> {
     }
 }
 
+/// What the caller is told: the agent's own status, or that of a call which failed for no reason that is said.
+fn failure(status: u32) -> u32 {
+    if status < Answer::FIRST_STATUS { STATUS_FAILED } else { status }
+}
+
 impl Drop for Answer<'_> {
     /// A handler that gave none leaves no caller waiting.
     #[inline]
@@ -168,6 +173,11 @@ impl Deferred {
     /// Answers.
     pub fn reply(mut self, bytes: Vec<u8>) {
         self.send(STATUS_OK, bytes);
+    }
+
+    /// Says that the call failed, as [`Answer::fail`] does.
+    pub fn fail(mut self, status: u32) {
+        self.send(failure(status), Vec::new());
     }
 
     fn send(&mut self, status: u32, bytes: Vec<u8>) {

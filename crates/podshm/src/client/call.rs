@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 /// let mut answer = [0; 256];
 /// let len = decide.call(b"may alice read?", &mut answer, Duration::from_millis(50))?;
 /// println!("{} bytes", len);
-/// let pending = decide.start(b"may bob write?", Duration::from_millis(50))?;
+/// let mut pending = decide.start(b"may bob write?", Duration::from_millis(50))?;
 /// let answer = pending.wait()?; // or drop it: that cancels
 /// # drop(answer); Ok(()) }
 /// ```
@@ -124,9 +124,10 @@ impl Caller {
     }
 
     /// A descriptor that becomes readable when responses may have come, for epoll. Read it (8 bytes) before you look by
-    /// [`Pending::try_take`]; [`Pending::arm`] asks for the next event.
-    pub fn event_fd(&self) -> BorrowedFd<'_> {
-        self.client.shared.event.as_fd()
+    /// [`Pending::try_take`]; [`Pending::arm`] asks for the next event. A forked child has none: it would take its parent's events.
+    pub fn event_fd(&self) -> Result<BorrowedFd<'_>, Error> {
+        self.client.shared.check_fork()?;
+        Ok(self.client.shared.event.as_fd())
     }
 
     #[inline(always)]
@@ -314,7 +315,7 @@ pub struct Pending {
 }
 
 impl Pending {
-    /// The response if it has come.
+    /// The response if it has come. From within a callback of the same call: [`Error::Reentered`], and it is still out.
     pub fn try_take(&mut self) -> Result<Option<Vec<u8>>, Error> {
         let shared = &*self.caller.client.shared;
         shared.check_fork()?;
@@ -341,8 +342,9 @@ impl Pending {
         }
     }
 
-    /// Waits for the response until the call's deadline.
-    pub fn wait(self) -> Result<Vec<u8>, Error> {
+    /// Waits for the response until the call's deadline. From within a callback of the same call: [`Error::Reentered`], and it is still
+    /// out.
+    pub fn wait(&mut self) -> Result<Vec<u8>, Error> {
         let shared = &*self.caller.client.shared;
         shared.check_fork()?;
         let mut patience = Patience::new(self.until.saturating_duration_since(Instant::now()), self.caller.spin);
@@ -362,10 +364,8 @@ impl Pending {
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        if self.caller.client.shared.check_fork().is_ok()
-            && let Ok(mut line) = self.caller.service.enter()
-        {
-            line.inbox.forget(self.id);
+        if self.caller.client.shared.check_fork().is_ok() {
+            self.caller.service.give_up(self.id);
         }
     }
 }
