@@ -235,6 +235,37 @@ class Handles(Domain):
         self.serve(Keep(lambda request: (dropped.fail(), dropped)[1]), lambda: len(found) == 2)
         thread.join()
 
+    def test_an_answer_that_is_too_long_fails_its_call_alone(self):
+        """At once, by a Later before its handler returns, and by one after that."""
+        call, long = self.client.call("c"), bytes(65537)
+
+        def early(request):
+            later = podshm.Later()
+            later.reply(long)
+            return later
+
+        def late(request):
+            later = podshm.Later()
+            threading.Timer(0.01, later.reply, [long]).start()
+            return later
+
+        found = []
+
+        def ask():
+            with self.assertRaises(podshm.FailedError) as raised:
+                call.call(b"x", timeout=PATIENCE)
+            found.append(raised.exception.status)
+
+        for answers in (lambda request: long, early, late):
+            thread = threading.Thread(target=ask)
+            thread.start()
+            self.serve(Keep(answers), lambda: not thread.is_alive())
+        self.assertEqual(found, [1, 1, 1])
+        thread = threading.Thread(target=lambda: found.append(call.call(b"abc", timeout=PATIENCE)))
+        thread.start()
+        self.serve(Keep(lambda request: bytes(65536)), lambda: not thread.is_alive())
+        self.assertEqual(found[3:], [bytes(65536)])
+
 
 class Forks(Domain):
     def test_a_prefork_server(self):

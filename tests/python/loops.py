@@ -71,6 +71,8 @@ class Loops(Domain):
                 await asyncio.sleep(0.05)
                 if request.data == b"bad":
                     return None
+                if request.data == b"fail":
+                    raise podshm.Fail(77)
                 return b"%d" % len(running)
 
         async def ask(call, request):
@@ -82,10 +84,12 @@ class Loops(Domain):
             found = await asyncio.gather(*(ask(call, b"x") for _ in range(20)))
             # Each was begun before the first had ended.
             self.assertEqual(found, [b"20"] * 20)
-            with self.assertRaises(podshm.FailedError):
-                await ask(call, b"bad")
+            for request, status in ((b"bad", 1), (b"fail", 77)):
+                with self.assertRaises(podshm.FailedError) as raised:
+                    await ask(call, request)
+                self.assertEqual(raised.exception.status, status)
             await asyncio.sleep(0.1)
-            self.assertEqual(await ask(call, b"after a sleep"), b"22")
+            self.assertEqual(await ask(call, b"after a sleep"), b"23")
             stop.set()
             await serving
 

@@ -14,6 +14,7 @@ import weakref
 from typing import Any
 
 from ._podshm import Agent, Caller, Calls, Later, Progress
+from .errors import Fail
 
 #: Rounds with work before other tasks of the loop get their turn.
 _ROUNDS = 16
@@ -96,6 +97,8 @@ class _Coroutines:
                 later.fail()
             else:
                 later.reply(given)
+        except Fail as failure:
+            later.fail(failure.podshm_status)
         except Exception as error:
             later.fail()
             self.raised = self.raised or error
