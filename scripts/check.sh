@@ -56,6 +56,7 @@ structure() {
 check fmt cargo fmt --all -- --check
 check structure structure
 check header scripts/c-header --check
+check abi scripts/c-abi --check
 check clippy cargo clippy "${CARGO_LOCKED[@]}" --workspace --all-targets -- -D warnings
 check docs docs
 check deny deny

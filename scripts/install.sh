@@ -13,6 +13,9 @@ source "$(dirname "$0")/lib.sh"
 
 PREFIX=${PREFIX:-/usr/local} DESTDIR=${DESTDIR:-} LIBDIR=${LIBDIR:-lib} PROFILE=${PROFILE:-release}
 [[ $PREFIX == /* ]] || die "PREFIX is '$PREFIX', expected an absolute path"
+# Many a packager's is absolute; everything else here lies below PREFIX.
+LIBDIR=${LIBDIR#"${PREFIX%/}/"}
+[[ $LIBDIR != /* && /$LIBDIR/ != */../* ]] || die "LIBDIR is '$LIBDIR', expected a folder of PREFIX, $PREFIX: lib, or $PREFIX/lib64"
 to=$DESTDIR$PREFIX
 version=$(sed -n '/^\[workspace.package\]/,/^\[/s/^version *= *"\(.*\)"/\1/p' Cargo.toml)
 abi=$(sed -n 's/.*-soname,libpodshm\.so\.\([0-9]*\)".*/\1/p' crates/podshm-capi/build.rs)

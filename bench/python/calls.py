@@ -3,7 +3,8 @@
     calls.py BROKER [--rounds 8] [--seconds 0.3] [--size 64] [--spin-us 50]
 
 BROKER is the program `podshm`. Two processes, pinned to a processor each where there are two. Medians over the rounds of the median time of
-a call. Rows:
+a call. A goal that is missed is said and ends the program no other way than one that is met, as with those targets of
+podshm-bench that are not `fatal`: numbers of a busy machine fail no run. Rows:
 
     podshm, awake     both sides spin for the stated budget before they sleep; calls follow one another
     podshm, asleep    neither spins: each call wakes the agent, each answer the caller

@@ -46,6 +46,7 @@ static void record(void *user, const podshm_record *record)
 
 struct later {
     podshm_deferred *deferred;
+    uint32_t fails;
     size_t len;
     unsigned char bytes[];
 };
@@ -55,9 +56,11 @@ static void *answer_later(void *user)
     struct later *later = user;
     struct timespec some = {0, 5000000};
     nanosleep(&some, NULL);
-    if (podshm_deferred_reply(later->deferred, later->bytes, later->len) != PODSHM_OK)
+    if (later->fails ? podshm_deferred_fail(later->deferred, later->fails)
+                     : podshm_deferred_reply(later->deferred, later->bytes, later->len))
         die("a deferred answer", podshm_last_message());
-    if (podshm_deferred_reply(later->deferred, later->bytes, later->len) != PODSHM_ENDED)
+    if (podshm_deferred_reply(later->deferred, later->bytes, later->len) != PODSHM_ENDED ||
+        podshm_deferred_fail(later->deferred, 16) != PODSHM_ENDED)
         die("a deferred answer", "is given twice");
     podshm_deferred_free(later->deferred);
     free(later);
@@ -98,7 +101,8 @@ static void call(void *user, const podshm_request *request, podshm_answer *answe
         hang();
     } else if (!strncmp(how, "fail:", 5)) {
         result = podshm_answer_fail(answer, (uint32_t)strtoul(how + 5, NULL, 10));
-    } else if (!strcmp(how, "later")) {
+    } else if (!strcmp(how, "later") || !strncmp(how, "late-fail:", 10)) {
+        later->fails = *(how + 4) == '-' ? (uint32_t)strtoul(how + 10, NULL, 10) : 0;
         result = podshm_answer_defer(answer, &later->deferred);
         if (pthread_create(&thread, NULL, answer_later, later))
             die("pthread_create", "no thread");

@@ -64,13 +64,14 @@ struct Keep : podshm::Handler {
             hang();
         else if (how.rfind("fail:", 0) == 0)
             done = answer.fail(static_cast<std::uint32_t>(std::stoul(how.substr(5))));
-        else if (how == "later") {
+        else if (how == "later" || how.rfind("late-fail:", 0) == 0) {
             auto deferred = answer.defer();
             if (!deferred)
                 die("a deferred answer", deferred.error().message());
-            std::thread([deferred = std::move(*deferred), reversed]() mutable {
+            auto fails = how == "later" ? 0 : static_cast<std::uint32_t>(std::stoul(how.substr(10)));
+            std::thread([deferred = std::move(*deferred), fails, reversed]() mutable {
                 std::this_thread::sleep_for(5ms);
-                if (auto given = deferred.reply(reversed); !given)
+                if (auto given = fails ? deferred.fail(fails) : deferred.reply(reversed); !given)
                     die("a deferred answer", given.error().message());
             }).detach();
         } else if (how == "in-place")

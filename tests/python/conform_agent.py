@@ -39,6 +39,10 @@ class Keep:
             later = podshm.Later()
             threading.Thread(target=lambda: (time.sleep(0.005), later.reply(response))).start()
             return later
+        if self.how.startswith("late-fail:"):
+            later, status = podshm.Later(), int(self.how.removeprefix("late-fail:"))
+            threading.Thread(target=lambda: (time.sleep(0.005), later.fail(status))).start()
+            return later
         if self.how == "nothing":
             return None
         if self.how == "hang":

@@ -1,71 +1,15 @@
-"""The Python module, beside the conformance suite: the interpreter's lock, buffers, asyncio, closing, prefork servers.
-
-    library.py AGENT-DIRECTORY CLIENT-DIRECTORY [unittest arguments]
-"""
+"""The Python module, beside the conformance suite: the interpreter's lock, buffers, closing, prefork servers. See domain.py."""
 
 import asyncio
+import errno
 import os
 import signal
 import sys
 import threading
-import time
-import unittest
 
 import numpy
 import podshm
-
-PATIENCE = 30.0
-AGENT, CLIENT = sys.argv[1:3]
-SERVICES = podshm.Services().table("t", keys=100, bytes=1 << 16).queue("q", ring=16384, longest=4096)
-SERVICES.call("c", ring=16384, longest=65536).call("again", ring=16384, longest=65536, idempotent=True)
-
-
-class Keep:
-    """A handler that keeps what it gets, and answers by what a test gives it."""
-
-    def __init__(self, answers=lambda request: request.data[::-1]):
-        self.records = []
-        self.answers = answers
-
-    def record(self, record):
-        self.records.append(record)
-
-    def call(self, request):
-        return self.answers(request)
-
-
-class Domain(unittest.TestCase):
-    def setUp(self):
-        self.agent = podshm.Agent(AGENT, SERVICES, timeout=PATIENCE)
-        self.agent.ready()
-        self.addCleanup(lambda: self.agent.__exit__(None, None, None))
-        joined = []
-        thread = threading.Thread(target=lambda: joined.append(podshm.join(CLIENT, timeout=PATIENCE)))
-        thread.start()
-        while thread.is_alive():
-            self.agent.poll(Keep())
-            self.agent.wait(0.001)
-        self.client = joined[0]
-        self.addCleanup(self.client.close)
-
-    def serve(self, handler, good):
-        """Serves here until something is so."""
-        end = time.monotonic() + PATIENCE
-        while not good():
-            self.assertLess(time.monotonic(), end)
-            self.agent.poll(handler)
-            self.agent.wait(0.001)
-
-    def serve_in_thread(self, handler):
-        stop = threading.Event()
-        thread = threading.Thread(target=lambda: self.run_until(handler, stop))
-        thread.start()
-        self.addCleanup(lambda: (stop.set(), thread.join()))
-
-    def run_until(self, handler, stop):
-        while not stop.is_set():
-            if self.agent.poll(handler) == podshm.Progress.IDLE:
-                self.agent.wait(0.005)
+from domain import CLIENT, PATIENCE, Domain, Keep, main
 
 
 class Waiting(Domain):
@@ -152,6 +96,30 @@ class Buffers(Domain):
             self.client.queue("q").push(b"x", timeout=-1)
         self.assertEqual(table.get(b""), None)
 
+    def test_a_key_may_lie_where_its_value_goes(self):
+        """A value that is replaced while it is copied is looked up again: by the key as it was."""
+        table, writer, stop = self.client.table("t"), self.agent.table("t"), threading.Event()
+        values = [bytes([n]) * 60000 for n in (1, 2)]
+        writer.put(b"key", values[0])
+
+        def replace():
+            while not stop.is_set():
+                for value in values:
+                    writer.put(b"key", value)
+
+        thread = threading.Thread(target=replace)
+        thread.start()
+        try:
+            for _ in range(3000):
+                buffer = bytearray(60000)
+                buffer[100:103] = b"key"
+                key = memoryview(buffer)[100:103]
+                self.assertEqual(table.get_into(key, buffer), 60000)
+                self.assertIn(buffer, values)
+        finally:
+            stop.set()
+            thread.join()
+
     def test_an_empty_buffer_is_one(self):
         keep = Keep()
         self.client.queue("q").push(numpy.zeros(0))
@@ -183,6 +151,15 @@ class Handles(Domain):
         self.client.close()
         # The last of it has gone: the agent is told.
         self.serve(Keep(), lambda: self.agent.clients == 0)
+
+    def test_a_system_call_that_fails_says_what_the_kernel_said(self):
+        nowhere = os.path.join(CLIENT, "nowhere")
+        with self.assertRaises(podshm.SystemCallError) as raised:
+            podshm.join(nowhere, timeout=0.0)
+        self.assertEqual(raised.exception.errno, errno.ENOENT)
+        with self.assertRaises(podshm.NoServiceError) as raised:
+            self.client.table("none")
+        self.assertIsNone(raised.exception.errno)
 
     def test_a_table_is_a_mapping_to_read(self):
         writer, table = self.agent.table("t"), self.client.table("t")
@@ -258,69 +235,36 @@ class Handles(Domain):
         self.serve(Keep(lambda request: (dropped.fail(), dropped)[1]), lambda: len(found) == 2)
         thread.join()
 
+    def test_an_answer_that_is_too_long_fails_its_call_alone(self):
+        """At once, by a Later before its handler returns, and by one after that."""
+        call, long = self.client.call("c"), bytes(65537)
 
-class Loops(Domain):
-    def test_many_calls_at_once_from_one_loop(self):
-        self.serve_in_thread(Keep())
-        call = self.client.call("c")
+        def early(request):
+            later = podshm.Later()
+            later.reply(long)
+            return later
 
-        async def all_of_them():
-            asked = [bytes([n % 256]) * (n * 37 % 3000) + b"end" for n in range(300)]
-            found = await asyncio.gather(*(podshm.aio.call(call, one, timeout=PATIENCE) for one in asked))
-            self.assertEqual(found, [one[::-1] for one in asked])
+        def late(request):
+            later = podshm.Later()
+            threading.Timer(0.01, later.reply, [long]).start()
+            return later
 
-        asyncio.run(all_of_them())
+        found = []
 
-    def test_deadlines_and_cancelling(self):
-        """Nobody serves."""
-        call = self.client.call("c")
+        def ask():
+            with self.assertRaises(podshm.FailedError) as raised:
+                call.call(b"x", timeout=PATIENCE)
+            found.append(raised.exception.status)
 
-        async def both():
-            with self.assertRaises(podshm.DeadlineError):
-                await podshm.aio.call(call, b"x", timeout=0.05)
-            task = asyncio.ensure_future(podshm.aio.call(call, b"y", timeout=PATIENCE))
-            await asyncio.sleep(0.05)
-            self.assertFalse(task.done())
-            task.cancel()
-            with self.assertRaises(asyncio.CancelledError):
-                await task
-            self.assertEqual(len(podshm.aio._out(asyncio.get_running_loop()).calls), 0)
-            # The loop was never held up, and still is not.
-            with self.assertRaises(TimeoutError):
-                await asyncio.wait_for(podshm.aio.call(call, b"z", timeout=PATIENCE), 0.05)
-
-        asyncio.run(both())
-
-    def test_an_agent_in_a_loop_whose_handler_is_a_coroutine(self):
-        running = []
-
-        class Slow:
-            async def call(self, request):
-                running.append(1)
-                await asyncio.sleep(0.05)
-                if request.data == b"bad":
-                    return None
-                return b"%d" % len(running)
-
-        async def ask(call, request):
-            return await podshm.aio.call(call, request, timeout=PATIENCE)
-
-        async def whole():
-            stop, call = asyncio.Event(), self.client.call("c")
-            serving = asyncio.ensure_future(podshm.aio.serve(self.agent, Slow(), stop=stop))
-            found = await asyncio.gather(*(ask(call, b"x") for _ in range(20)))
-            # Each was begun before the first had ended.
-            self.assertEqual(found, [b"20"] * 20)
-            with self.assertRaises(podshm.FailedError):
-                await ask(call, b"bad")
-            await asyncio.sleep(0.1)
-            self.assertEqual(await ask(call, b"after a sleep"), b"22")
-            stop.set()
-            await serving
-
-        asyncio.run(whole())
-        with self.assertRaises(podshm.ClosedError):
-            self.agent.poll(Keep())
+        for answers in (lambda request: long, early, late):
+            thread = threading.Thread(target=ask)
+            thread.start()
+            self.serve(Keep(answers), lambda: not thread.is_alive())
+        self.assertEqual(found, [1, 1, 1])
+        thread = threading.Thread(target=lambda: found.append(call.call(b"abc", timeout=PATIENCE)))
+        thread.start()
+        self.serve(Keep(lambda request: bytes(65536)), lambda: not thread.is_alive())
+        self.assertEqual(found[3:], [bytes(65536)])
 
 
 class Forks(Domain):
@@ -378,5 +322,4 @@ class Forks(Domain):
         self.client_id = self.client.id
 
 
-if __name__ == "__main__":
-    unittest.main(argv=[sys.argv[0], *sys.argv[3:]], verbosity=2)
+main()

@@ -160,6 +160,11 @@ impl Daemon {
         running.child.wait().expect("its end");
     }
 
+    /// Its process's number.
+    pub fn number(&self) -> u32 {
+        self.running.as_ref().expect("a broker").child.id()
+    }
+
     /// Sends it a signal.
     pub fn signal(&self, signal: i32) {
         send(&self.running.as_ref().expect("a broker").child, signal);

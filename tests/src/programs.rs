@@ -45,7 +45,7 @@ pub fn over_the_library(name: &str, sources: &[&str], directory: &Path, more: &[
     library(directory);
     let program = directory.join(name);
     let mut command = Command::new("cc");
-    command.args(["-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-O1", "-g", "-pthread"]).args(more);
+    command.arg("-std=c99").args(STRICT).args(more);
     command.arg("-I").arg(tests.join("../crates/podshm-capi/include")).arg("-o").arg(&program);
     command.args(sources.iter().map(|source| tests.join("c").join(source)));
     command.arg("-L").arg(directory).args(["-lpodshm", "-Wl,-rpath,$ORIGIN"]);
@@ -85,42 +85,32 @@ fn executable(path: &Path, text: &str) {
 /// The same in C++, by `podshm.hpp`: its two halves with the rest of the one in C.
 pub fn conform_in_cpp(directory: &Path, more: &[&str]) -> PathBuf {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let rest = directory.join("conform.o");
+    let mut command = Command::new("cc");
+    command.arg("-std=c99").args(more).args(STRICT).arg("-I").arg(tests.join("../crates/podshm-capi/include"));
+    let status = command.arg("-c").arg(tests.join("c/conform.c")).arg("-o").arg(&rest).status();
+    assert!(status.expect("cc; `make setup` installs it").success(), "{command:?}");
+    let more: Vec<&str> = more.iter().copied().chain([rest.to_str().expect("a path")]).collect();
+    cpp_over_the_library("conform", &["conform_client.cpp", "conform_agent.cpp"], directory, &more)
+}
+
+/// [`over_the_library`] for C++ sources of `tests/cpp`.
+pub fn cpp_over_the_library(name: &str, sources: &[&str], directory: &Path, more: &[&str]) -> PathBuf {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
     library(directory);
-    let (program, rest) = (directory.join("conform"), directory.join("conform.o"));
-    let include = tests.join("../crates/podshm-capi/include");
-    let strict = ["-Wall", "-Wextra", "-Wpedantic", "-Werror", "-O1", "-g", "-pthread", "-I"];
-    let run = |command: &mut Command| {
-        let status = command.status().expect("a C++ compiler; `make setup` installs it");
-        assert!(status.success(), "{command:?}: {status}");
-    };
-    run(Command::new("cc")
-        .arg("-std=c99")
-        .args(more)
-        .args(strict)
-        .arg(&include)
-        .arg("-c")
-        .arg(tests.join("c/conform.c"))
-        .arg("-o")
-        .arg(&rest));
-    let sources = ["conform_client.cpp", "conform_agent.cpp"].map(|source| tests.join("cpp").join(source));
+    let program = directory.join(name);
     let mut command = Command::new("c++");
-    command
-        .args(["-std=c++17", "-fno-exceptions"])
-        .args(more)
-        .args(strict)
-        .arg(&include)
-        .arg("-I")
-        .arg(tests.join("c"));
-    run(command
-        .args(sources)
-        .arg(&rest)
-        .arg("-o")
-        .arg(&program)
-        .arg("-L")
-        .arg(directory)
-        .args(["-lpodshm", "-Wl,-rpath,$ORIGIN"]));
+    command.args(["-std=c++17", "-fno-exceptions"]).args(STRICT);
+    command.arg("-I").arg(tests.join("../crates/podshm-capi/include")).arg("-I").arg(tests.join("c"));
+    command.args(sources.iter().map(|source| tests.join("cpp").join(source))).args(more).arg("-o").arg(&program);
+    command.arg("-L").arg(directory).args(["-lpodshm", "-Wl,-rpath,$ORIGIN"]);
+    let status = command.status().expect("a C++ compiler; `make setup` installs it");
+    assert!(status.success(), "{command:?}: {status}");
     program
 }
+
+/// How all of them are compiled.
+const STRICT: &[&str] = &["-Wall", "-Wextra", "-Wpedantic", "-Werror", "-O1", "-g", "-pthread"];
 
 /// The Python that has what tests need beside the module: numpy, mypy. `scripts/wheel.sh tools` makes it.
 pub fn python() -> PathBuf {

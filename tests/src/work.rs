@@ -115,7 +115,7 @@ impl Calls {
         let start = Instant::now();
         let result = match number % 2 {
             0 => caller.call(&request, &mut response, timeout),
-            _ => caller.start(&request, timeout).and_then(|pending| pending.wait()).map(|bytes| {
+            _ => caller.start(&request, timeout).and_then(|mut pending| pending.wait()).map(|bytes| {
                 response.clone_from(&bytes);
                 bytes.len()
             }),

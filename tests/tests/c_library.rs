@@ -2,10 +2,11 @@
 
 use podshm_broker::Limits;
 use podshm_tests::Node;
-use podshm_tests::programs::{ABSURD, over_the_library};
+use podshm_tests::programs::{ABSURD, SANITIZED, cpp_over_the_library, over_the_library};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant, SystemTime};
 
 fn manifest() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -48,6 +49,7 @@ fn it_exports_what_the_header_declares_and_nothing_else() {
 fn it_carries_its_abi_in_its_name_and_needs_no_glibc_above_what_is_said() {
     let dynamic = output(Command::new("readelf").args(["-dW"]).arg(library()));
     assert!(dynamic.contains("Library soname: [libpodshm.so.0]"), "{dynamic}");
+    assert!(dynamic.lines().any(|line| line.contains("FLAGS_1") && line.contains("NODELETE")), "{dynamic}");
     for line in dynamic.lines().filter(|line| line.contains("(NEEDED)")) {
         let known = ["libc.so.6", "libgcc_s.so.1", "libm.so.6", "libpthread.so.0", "libdl.so.2", "ld-linux"];
         assert!(known.iter().any(|name| line.contains(name)), "{line}");
@@ -98,11 +100,11 @@ fn absurd(name: &str, more: &[&str], how: impl FnOnce(&Path) -> Command) -> Stri
 
 #[test]
 fn what_is_no_argument_is_an_error() {
-    let source = std::fs::read_to_string(manifest().join("c/absurd.c")).unwrap();
+    let source = std::fs::read_to_string(manifest().join("c/functions.h")).unwrap();
     for name in declared() {
         assert!(
             source.contains(&format!("F({name}, ")) || ABSURD.contains(&name.as_str()),
-            "absurd.c does not call {name}"
+            "functions.h does not list {name}"
         );
     }
     // Freed handles, too: as a program without a sanitizer finds them.
@@ -113,6 +115,59 @@ fn what_is_no_argument_is_an_error() {
     output(Command::new(program).arg(node.pod("agent")).arg(node.pod("client")).arg("freed"));
 }
 
+/// Runs a program of `tests/c` with a pod that serves and one that joins.
+fn run(name: &str, more: &[&str]) {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    std::fs::create_dir_all(&directory).unwrap();
+    let program = over_the_library(name, &[&format!("{name}.c")], &directory, more);
+    let node = Node::new(Limits::default());
+    assert_eq!(output(Command::new(program).arg(node.pod("agent")).arg(node.pod("client"))), "done\n");
+}
+
+#[test]
+fn callbacks_lose_no_other_call() {
+    run("callbacks", &[]);
+}
+
+/// Every function, in children of a process whose other threads are at it.
+#[test]
+fn a_forked_child_is_told_so_by_every_function() {
+    run("forked", &[]);
+}
+
+/// A plug-in's host closes what it loaded.
+#[test]
+fn a_client_outlives_dlclose() {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("unload");
+    std::fs::create_dir_all(&directory).unwrap();
+    let program = over_the_library("unload", &["unload.c"], &directory, &["-Wl,--as-needed"]);
+    let node = Node::new(Limits::default());
+    let mut command = Command::new(program);
+    command.arg(directory.join("libpodshm.so.0")).arg(node.pod("agent")).arg(node.pod("client"));
+    assert_eq!(output(&mut command), "done\n");
+}
+
+/// Bytes in C++ are as many as there are.
+#[test]
+fn views_show_what_is_there() {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("views");
+    std::fs::create_dir_all(&directory).unwrap();
+    assert_eq!(
+        output(&mut Command::new(cpp_over_the_library("views", &["views.cpp"], &directory, SANITIZED))),
+        "done\n"
+    );
+}
+
+/// Under the sanitizers, which also find what is freed twice or never.
+#[test]
+fn moves_and_functors_in_cpp_leave_nothing_behind() {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("handles");
+    std::fs::create_dir_all(&directory).unwrap();
+    let program = cpp_over_the_library("handles", &["handles.cpp"], &directory, SANITIZED);
+    let node = Node::new(Limits::default());
+    assert_eq!(output(Command::new(program).arg(node.pod("agent")).arg(node.pod("client"))), "done\n");
+}
+
 #[test]
 fn sanitizers_find_nothing() {
     absurd("absurd-asan", &["-fsanitize=address,undefined", "-fno-sanitize-recover=all"], |program| {
@@ -120,6 +175,26 @@ fn sanitizers_find_nothing() {
         command.env("ASAN_OPTIONS", "detect_leaks=1:halt_on_error=1");
         command
     });
+}
+
+/// What seed after seed draws, for FUZZ_SECONDS.
+#[test]
+#[ignore = "as long as it is given: ONLY=capi make fuzz"]
+fn seeds_find_nothing() {
+    let seconds = std::env::var("FUZZ_SECONDS").map_or(60, |seconds| seconds.parse().expect("a number of seconds"));
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("absurd-fuzz");
+    std::fs::create_dir_all(&directory).unwrap();
+    let program = over_the_library("absurd", &["absurd.c"], &directory, SANITIZED);
+    let first = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_nanos() as u64;
+    let (began, mut seed) = (Instant::now(), first);
+    while began.elapsed() < Duration::from_secs(seconds) {
+        let node = Node::new(Limits::default());
+        let mut command = Command::new(&program);
+        let output = command.arg(node.pod("agent")).arg(node.pod("client")).arg(seed.to_string()).output().unwrap();
+        assert!(output.status.success(), "seed {seed}: {}", String::from_utf8_lossy(&output.stderr));
+        seed += 1;
+    }
+    eprintln!("{} seeds from {first} on: nothing found", seed - first);
 }
 
 #[test]

@@ -28,6 +28,8 @@ enum How {
     InPlace,
     Later,
     Fail(u32),
+    /// Puts it off, and then says that it failed.
+    FailLater(u32),
     /// Returns without an answer.
     Nothing,
     /// Puts it off and lets it fall.
@@ -76,6 +78,7 @@ fn plans() -> impl Strategy<Value = Plan> {
         2 => Just(How::InPlace),
         4 => Just(How::Later),
         1 => (16..99u32).prop_map(How::Fail),
+        1 => (0..99u32).prop_map(How::FailLater),
         1 => Just(How::Nothing),
         1 => Just(How::Drop),
     ];
@@ -183,7 +186,7 @@ impl Handler for Book {
             How::InPlace => to.reply_with(bytes.len(), move |offset, part| {
                 part.copy_from_slice(&bytes[offset..offset + part.len()]);
             }),
-            How::Later | How::Drop => self.later.push((number, to.defer())),
+            How::Later | How::FailLater(_) | How::Drop => self.later.push((number, to.defer())),
             How::Fail(status) => to.fail(status),
             How::Nothing => {}
         }
@@ -317,8 +320,10 @@ impl Run {
     fn answer_one(&mut self, n: usize) {
         let (number, deferred) = self.book.later.swap_remove(n);
         let plan = self.book.calls[number as usize].plan;
-        if plan.how == How::Later {
-            deferred.reply(answer(number, &plan));
+        match plan.how {
+            How::Later => deferred.reply(answer(number, &plan)),
+            How::FailLater(status) => deferred.fail(status),
+            _ => drop(deferred),
         }
     }
 
@@ -369,8 +374,11 @@ impl Run {
                 assert!(*bytes == answer(number, &plan), "another answer, of {} bytes: {what}", bytes.len());
             }
             Err(Error::Failed { status }) => {
-                let expected = if let How::Fail(status) = plan.how { status } else { 1 };
-                let fails = matches!(plan.how, How::Fail(_) | How::Nothing | How::Drop);
+                let expected = match plan.how {
+                    How::Fail(status) | How::FailLater(status) if status >= Answer::FIRST_STATUS => status,
+                    _ => 1,
+                };
+                let fails = matches!(plan.how, How::Fail(_) | How::FailLater(_) | How::Nothing | How::Drop);
                 assert!(fails && *status == expected && entry.handled > 0, "failed with {status}: {what}");
             }
             Err(error) => match error.kind() {

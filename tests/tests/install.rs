@@ -23,8 +23,9 @@ fn prefix() -> &'static Path {
             .env("BUILT", "1")
             // The library is built once more, by zig: as quickly as that goes.
             .envs([("CARGO_PROFILE_DEV_DEBUG", "0"), ("CARGO_PROFILE_DEV_OPT_LEVEL", "0")])
-            .env_remove("DESTDIR")
-            .env_remove("LIBDIR");
+            // As many a packager gives it.
+            .env("LIBDIR", prefix.join("lib"))
+            .env_remove("DESTDIR");
         let output = install.output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         prefix
@@ -44,10 +45,13 @@ fn example(name: &str) -> PathBuf {
     {
         std::fs::copy(file.path(), copy.join(file.file_name())).unwrap();
     }
+    // As its first lines say: on the command line, which not every make's $(shell) sees.
     let mut make = Command::new("make");
-    make.arg("-C").arg(&copy).env("PKG_CONFIG_PATH", prefix().join("lib/pkgconfig"));
-    let output = make.env("CFLAGS", "-O1 -Werror").env("CXXFLAGS", "-O1 -Werror").output().unwrap();
+    make.arg("-C").arg(&copy).arg(format!("PKG_CONFIG_PATH={}", prefix().join("lib/pkgconfig").display()));
+    let output = make.args(["CFLAGS=-O1 -Werror", "CXXFLAGS=-O1 -Werror"]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let needed = ["-std=c", "-Wall -Wextra -Wpedantic", "-O1 -Werror"];
+    assert!(needed.iter().all(|flags| text(&output).contains(flags)), "{}", text(&output));
     copy
 }
 
@@ -123,6 +127,26 @@ fn everything_is_where_a_packager_expects_it() {
     assert_eq!(text(&said).trim(), env!("CARGO_PKG_VERSION"));
 }
 
+/// Nothing is written elsewhere; what is given as an absolute path below the prefix is the folder there.
+#[test]
+fn a_library_folder_outside_of_the_prefix_is_refused() {
+    let (root, prefix) = (Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap(), prefix());
+    let install = |libdir: &str| {
+        let mut install = Command::new(root.join("scripts/install.sh"));
+        install
+            .env("PREFIX", prefix)
+            .env("LIBDIR", libdir)
+            .env("BUILT", "1")
+            .env("PROFILE", "dev")
+            .env_remove("DESTDIR");
+        install.output().unwrap()
+    };
+    for outside in ["/opt/lib", "/", "../lib", "lib/../../lib"] {
+        let said = install(outside);
+        assert!(!said.status.success() && text(&said).contains("LIBDIR is"), "{outside}: {}", text(&said));
+    }
+}
+
 /// Version 2.17 of glibc is of 2012: what enterprises run is younger. Without zig this fails, as `make install` says it will.
 #[test]
 fn the_library_needs_no_glibc_above_2_17() {
@@ -153,14 +177,17 @@ fn a_program_links_statically() {
     )
     .unwrap();
     let flags = Command::new("pkg-config")
-        .args(["--cflags", "podshm"])
+        .args(["--static", "--cflags", "--libs", "podshm"])
         .env("PKG_CONFIG_PATH", prefix().join("lib/pkgconfig"))
         .output();
-    let private = ["-lgcc_s", "-lpthread", "-lm", "-ldl"];
+    let flags = text(&flags.unwrap());
+    // With both libraries there, -lpodshm is the shared one: the word for the other is the linker's.
+    let flags = flags.split_whitespace().map(|flag| if flag == "-lpodshm" { "-l:libpodshm.a" } else { flag });
     let mut cc = Command::new("cc");
-    cc.arg(&source).args(text(&flags.unwrap()).split_whitespace()).arg(prefix().join("lib/libpodshm.a")).args(private);
-    let output = cc.arg("-o").arg(&program).output().unwrap();
+    let output = cc.arg(&source).args(flags).arg("-o").arg(&program).output().unwrap();
     assert!(output.status.success(), "{}", text(&output));
+    let needed = text(&Command::new("readelf").arg("-d").arg(&program).output().unwrap());
+    assert!(!needed.contains("libpodshm"), "{needed}");
     assert_eq!(text(&Command::new(program).output().unwrap()).trim(), env!("CARGO_PKG_VERSION"));
 }
 

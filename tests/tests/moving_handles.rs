@@ -273,7 +273,7 @@ fn calls_that_are_out_are_answered_after_the_going_over() {
     let decide = client.call("decide").unwrap();
     let mut pending = decide.start(b"later", patience).unwrap();
     serve_until("the request", &mut third, &mut kept, |kept| kept.later.len() == 1);
-    let _ = rustix::io::read(decide.event_fd(), &mut [0; 8]);
+    let _ = rustix::io::read(decide.event_fd().unwrap(), &mut [0; 8]);
     pending.arm();
     assert!(pending.try_take().unwrap().is_none());
     drop(gate);
@@ -288,10 +288,10 @@ fn calls_that_are_out_are_answered_after_the_going_over() {
         }
     });
     until("the answer", || {
-        let mut fds = [PollFd::from_borrowed_fd(decide.event_fd(), PollFlags::IN)];
+        let mut fds = [PollFd::from_borrowed_fd(decide.event_fd().unwrap(), PollFlags::IN)];
         let timeout = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
         assert_eq!(poll(&mut fds, Some(&timeout)).unwrap(), 1, "no event for the answer");
-        let _ = rustix::io::read(decide.event_fd(), &mut [0; 8]);
+        let _ = rustix::io::read(decide.event_fd().unwrap(), &mut [0; 8]);
         pending.arm();
         pending.try_take().unwrap().is_some_and(|answer| answer == b"to the event")
     });

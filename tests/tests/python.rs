@@ -1,9 +1,8 @@
-//! The Python module: what its own tests say (`tests/python/library.py`), its stubs, and the examples, each in an environment that has the
+//! The Python module: what its own tests say (`tests/python/library.py`, `loops.py`, `waits.py`), its stubs, and the examples, each in an environment that has the
 //! wheel and nothing else of ours.
 
 use podshm::ErrorKind;
-use podshm_broker::Limits;
-use podshm_tests::Node;
+use podshm_tests::daemon::Daemon;
 use podshm_tests::programs::{module, python};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -29,17 +28,34 @@ fn in_python() -> Command {
     command
 }
 
+/// Runs the tests of one file in a domain of their own, whose broker is a process that they may stop.
+fn does(file: &str) {
+    let mut broker = Daemon::start(env!("CARGO_BIN_EXE_podshm-test-broker"));
+    let (agent, client) = (broker.pod("agent"), broker.pod("client"));
+    let mut command = in_python();
+    let said = succeeds(command.arg(sources().join(file)).args([agent, client]).arg(broker.number().to_string()));
+    assert!(said.contains("\nOK") && !said.contains("skipped"), "{said}");
+}
+
 #[test]
 fn the_module_does_what_its_tests_say() {
-    let node = Node::new(Limits::default());
-    let said = succeeds(in_python().arg(sources().join("library.py")).args([node.pod("agent"), node.pod("client")]));
-    assert!(said.contains("\nOK") && !said.contains("skipped"), "{said}");
+    does("library.py");
+}
+
+#[test]
+fn the_module_does_in_event_loops_what_its_tests_say() {
+    does("loops.py");
+}
+
+#[test]
+fn the_module_waits_as_its_tests_say() {
+    does("waits.py");
 }
 
 /// Every kind has an exception of its own, under the kind's number.
 #[test]
 fn every_kind_of_error_has_an_exception() {
-    let script = "import podshm\nfor k in podshm.ErrorKind: print(int(k), k.name, type(podshm.errors.make(k, '', None, None)).__name__)";
+    let script = "import podshm\nfor k in podshm.ErrorKind: print(int(k), k.name, type(podshm.errors.make(k, '', None, None, None)).__name__)";
     let said = succeeds(in_python().args(["-c", script]));
     let found: Vec<Vec<&str>> = said.lines().map(|line| line.split(' ').collect()).collect();
     assert_eq!(found.len(), ErrorKind::ALL.len(), "{said}");

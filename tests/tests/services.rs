@@ -129,7 +129,7 @@ fn lookups_reports_and_calls_go_through() {
     assert_eq!(decide.call(&[1; 300], &mut buffer, PATIENCE).unwrap_err().kind(), ErrorKind::BufferTooSmall);
     assert_eq!(decide.call(&vec![1; 5 << 20], &mut buffer, PATIENCE).unwrap_err().kind(), ErrorKind::TooLong);
     let pending: Vec<_> = (0..100u8).map(|n| decide.start(&[n, 1], PATIENCE).unwrap()).collect();
-    for (n, pending) in pending.into_iter().enumerate().rev() {
+    for (n, mut pending) in pending.into_iter().enumerate().rev() {
         assert_eq!(pending.wait().unwrap(), [1, n as u8]);
     }
     drop(decide.start(b"cancelled", PATIENCE).unwrap());

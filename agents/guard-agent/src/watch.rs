@@ -5,6 +5,7 @@
 //! without a change.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,7 +18,7 @@ use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 
 use crate::bundle::Bundle;
 use crate::health::{Counts, Health};
-use crate::policies::Policies;
+use crate::policies::{Policies, PolicyError};
 
 const LOOK: Duration = Duration::from_secs(1);
 const QUIET: Duration = Duration::from_millis(50);
@@ -63,15 +64,22 @@ struct Follower {
     copy: Option<PathBuf>,
     /// The directory's content when it was last looked at, good or bad; or why it could not be read.
     seen: Result<u64, String>,
+    parse: Parse,
 }
+
+type Parse = fn(&Bundle) -> Result<Policies, PolicyError>;
 
 impl Watch {
     /// Reads `directory` and follows it. Where it can't be used, what is in `copy` is (the last good one, which is written there);
     /// where that can't either, says why the directory can't.
     pub fn start(directory: PathBuf, copy: Option<PathBuf>) -> Result<Self, String> {
+        Self::start_with(directory, copy, Policies::parse)
+    }
+
+    fn start_with(directory: PathBuf, copy: Option<PathBuf>, parse: Parse) -> Result<Self, String> {
         let read = read(&directory);
         let seen = read.as_ref().map(Bundle::fingerprint).map_err(Clone::clone);
-        let parsed = read.and_then(|bundle| Ok((Policies::parse(&bundle).map_err(|e| e.to_string())?, bundle)));
+        let parsed = read.and_then(|bundle| Ok((parsed(parse, &bundle)?, bundle)));
         let (policies, problem) = match parsed {
             Ok((policies, bundle)) => {
                 keep(copy.as_deref(), &bundle);
@@ -91,9 +99,12 @@ impl Watch {
         let (counts, health, policies) = (Counts::default(), Mutex::new(health), ArcSwap::from_pointee(policies));
         let shared = Arc::new(Shared { policies, health, counts });
         let stop = Arc::new(AtomicBool::new(false));
-        let follower = Follower { shared: Arc::clone(&shared), directory, copy, seen };
+        let follower = Follower { shared: Arc::clone(&shared), directory, copy, seen, parse };
         let stopped = Arc::clone(&stop);
-        let thread = std::thread::Builder::new().name("guard-watch".into()).spawn(move || follower.run(&stopped));
+        let thread = std::thread::Builder::new().name("guard-watch".into()).spawn(move || {
+            let _end = End(Arc::clone(&follower.shared));
+            follower.run(&stopped);
+        });
         let thread = thread.map_err(|e| format!("a thread that watches the policies: {e}"))?;
         Ok(Self { shared, stop, thread: Some(thread) })
     }
@@ -110,6 +121,20 @@ impl Drop for Watch {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+    }
+}
+
+/// Says that nobody follows the directory any more, however that came.
+struct End(Arc<Shared>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        let problem = "the directory of the policies is not followed any more; start this agent anew".to_owned();
+        if std::thread::panicking() {
+            tracing::error!("{problem}");
+        }
+        let mut health = self.0.locked();
+        (health.state, health.problem) = ("stale".into(), Some(problem));
     }
 }
 
@@ -155,7 +180,7 @@ impl Follower {
         }
         let first = self.seen.is_ok() || seen.is_ok();
         self.seen = seen;
-        match read.and_then(|bundle| Ok((Policies::parse(&bundle).map_err(|e| e.to_string())?, bundle))) {
+        match read.and_then(|bundle| Ok((parsed(self.parse, &bundle)?, bundle))) {
             Ok((policies, bundle)) => self.take(policies, &bundle),
             // That a directory can't be read for yet another reason is no news.
             Err(problem) => self.refuse(problem, first),
@@ -184,6 +209,14 @@ impl Follower {
 
 fn read(directory: &std::path::Path) -> Result<Bundle, String> {
     Bundle::read(directory).map_err(|e| e.to_string())
+}
+
+/// A file that breaks Cedar is as bad as one that Cedar refuses.
+fn parsed(parse: Parse, bundle: &Bundle) -> Result<Policies, String> {
+    match catch_unwind(AssertUnwindSafe(|| parse(bundle))) {
+        Ok(policies) => policies.map_err(|e| e.to_string()),
+        Err(_) => Err("reading the policies broke off; look for something unusual in what was changed last".into()),
+    }
 }
 
 fn last_good(copy: Option<&std::path::Path>, problem: &str) -> Result<Policies, String> {
@@ -228,4 +261,72 @@ fn wait(events: Option<&OwnedFd>, time: Duration) -> bool {
     let mut buffer = [0u8; 4096];
     while rustix::io::read(events, &mut buffer).is_ok_and(|read| read > 0) {}
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Cedar, as it would be with a fault in it.
+    fn fragile(bundle: &Bundle) -> Result<Policies, PolicyError> {
+        assert!(!bundle.files.values().any(|text| text.contains("breaks Cedar")), "planted");
+        Policies::parse(bundle)
+    }
+
+    fn place(name: &str, text: &str) -> PathBuf {
+        let directory = std::env::temp_dir().join(format!("guard-watch-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        std::fs::write(directory.join("a.cedar"), text).unwrap();
+        directory
+    }
+
+    fn await_health(watch: &Watch, what: impl Fn(&Health) -> bool) -> Health {
+        let until = Instant::now() + Duration::from_secs(20);
+        loop {
+            let health = watch.shared().health();
+            if what(&health) {
+                return health;
+            }
+            assert!(Instant::now() < until, "it did not happen: {health:?}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    const ALL: &str = "permit(principal, action, resource);";
+
+    #[test]
+    fn policies_that_break_the_parser_are_refused_and_the_next_ones_come_into_use() {
+        let directory = place("breaks", ALL);
+        let watch = Watch::start_with(directory.clone(), None, fragile).unwrap();
+        let first = watch.shared().health();
+        assert_eq!((first.state.as_str(), first.count), ("ok", 1));
+        std::fs::write(directory.join("a.cedar"), "// breaks Cedar").unwrap();
+        let stale = await_health(&watch, |health| health.state == "stale");
+        assert!(stale.problem.as_deref().is_some_and(|problem| problem.contains("broke off")), "{stale:?}");
+        assert_eq!((stale.policies, stale.rejected), (first.policies, 1));
+        std::fs::write(directory.join("a.cedar"), format!("{ALL}\n{ALL}")).unwrap();
+        let next = await_health(&watch, |health| health.state == "ok");
+        assert_eq!((next.count, next.problem), (2, None));
+        drop(watch);
+        std::fs::write(directory.join("a.cedar"), "// breaks Cedar").unwrap();
+        let refused = Watch::start_with(directory.clone(), None, fragile).unwrap_err();
+        assert!(refused.contains("broke off"), "{refused}");
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn a_thread_that_dies_is_told() {
+        let directory = place("dies", ALL);
+        let watch = Watch::start(directory.clone(), None).unwrap();
+        let shared = Arc::clone(watch.shared());
+        let dies = std::thread::spawn(move || {
+            let _end = End(shared);
+            panic!("planted");
+        });
+        assert!(dies.join().is_err());
+        let health = watch.shared().health();
+        assert_eq!(health.state, "stale");
+        assert!(health.problem.is_some_and(|problem| problem.contains("not followed any more")));
+        std::fs::remove_dir_all(directory).unwrap();
+    }
 }

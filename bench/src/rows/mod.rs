@@ -31,6 +31,8 @@ pub fn all() -> Vec<Box<dyn Row>> {
         Box::new(TransportRow(podshm::PodshmTransport::DEFAULT)),
         Box::new(TransportRow(podshm::PodshmTransport::LARGE)),
         Box::new(TransportRow(podshm::CTransport)),
+        Box::new(TransportRow(podshm::Calls)),
+        Box::new(TransportRow(podshm::CCalls)),
         Box::new(podshm::Threads),
         #[cfg(feature = "iceoryx2")]
         Box::new(TransportRow(iceoryx2_pubsub::PubSub)),
@@ -41,6 +43,8 @@ pub fn all() -> Vec<Box<dyn Row>> {
         Box::new(seqlock::Seqlock),
         Box::new(podshm::PodshmHandle),
         Box::new(podshm::CHandle),
+        Box::new(podshm::Get),
+        Box::new(podshm::CGet),
         Box::new(hashbrown_map::BOXED),
         Box::new(hashbrown_map::INLINE),
         Box::new(podshm::PodshmTable),

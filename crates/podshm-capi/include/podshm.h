@@ -10,7 +10,9 @@
  *     returns, and not kept. Text is UTF-8 and ends with a zero byte, unless it is a podshm_text.
  *   - Timeouts are in nanoseconds, on the monotonic clock.
  *   - Out-parameters are written on success, handles also (to null) on failure; others are left alone, unless it is said.
- *   - After fork() the child's handles are its parent's: each says PODSHM_FORKED, and may be freed. Join again.
+ *   - After fork() the child's handles are its parent's: each says PODSHM_FORKED to every function, whatever other threads were
+ *     doing with it, and may be freed. Join again. Two kinds of functions do what they always do: those of a podshm_builder, which
+ *     is memory of the program's own, and podshm_client_agent_present(), which says no.
  *   - A callback must return: no exception, no longjmp.
  */
 
@@ -164,7 +166,7 @@ typedef struct podshm_answer podshm_answer;
 // other ways to push. For the thread that made it.
 typedef struct podshm_batch podshm_batch;
 
-// What an agent offers. For any number of threads.
+// What an agent offers. For any number of threads; in a forked child, too, unless another thread was using it at that moment: PODSHM_FORKED.
 typedef struct podshm_builder podshm_builder;
 
 // The way to a call of the agent's. For any number of threads; any number of calls may be out.
@@ -195,6 +197,10 @@ typedef struct podshm_table podshm_table;
 
 // One value, at one moment. For any number of threads.
 typedef struct podshm_value podshm_value;
+
+// Ends an agent's sleep from another thread, where that has brought it something to do. For any number of threads; it may outlive the agent, and
+// wakes nobody then.
+typedef struct podshm_waker podshm_waker;
 
 // The writer of one table. For one thread at a time, together with its agent. Every publication is atomic: readers see the old value or the
 // new one, at every instant, wherever this process dies.
@@ -335,6 +341,9 @@ typedef void (*podshm_release)(void *user);
 
 // A place for a result.
 // A handle that a function does something with: without `const` in C. To Rust it is shared all the same; its kind sees to the rest.
+// A handle that a function may take over.
+// A place for a result.
+// A handle that a function uses.
 // A handle that a function may take over.
 // A place for a result.
 // A handle that a function may take over.
@@ -503,6 +512,14 @@ podshm_result podshm_batch_new(podshm_queue *queue, podshm_batch **batch);
 // Adds a record, or says PODSHM_FULL. It is accepted once the batch is published or freed.
 podshm_result podshm_batch_try_push(podshm_batch *batch, const void *record, size_t len, uint64_t *position);
 
+// Adds a record of `len` bytes that `fill` writes in place, or says PODSHM_FULL. `fill` is called once, and may not use the batch:
+// PODSHM_BUSY.
+podshm_result podshm_batch_try_push_with(podshm_batch *batch,
+                                         size_t len,
+                                         podshm_fill fill,
+                                         void *user,
+                                         uint64_t *position);
+
 // Accepts everything so far and wakes the agent if it sleeps.
 podshm_result podshm_batch_publish(podshm_batch *batch);
 
@@ -562,7 +579,8 @@ podshm_result podshm_caller_event_fd(const podshm_caller *caller,
 podshm_result podshm_pending_free(podshm_pending *pending);
 
 // Copies the response into `buffer`, and its length into `*len` (may be null), if it has come: PODSHM_NOT_YET if not. Where the buffer is too
-// small `*len` says what it takes, and the response stays.
+// small `*len` says what it takes, and the response stays. From within a callback of the same call: PODSHM_REENTERED, and the call is still
+// out.
 podshm_result podshm_pending_try_take(podshm_pending *pending,
                                       void *buffer,
                                       size_t size,
@@ -687,8 +705,21 @@ podshm_result podshm_answer_defer(podshm_answer *answer, podshm_deferred **defer
 // Answers. Once: then PODSHM_ENDED. Free it after that.
 podshm_result podshm_deferred_reply(podshm_deferred *deferred, const void *response, size_t len);
 
+// Says that the call failed, with a status as podshm_answer_fail() has it. Once: then PODSHM_ENDED. Free it after that.
+podshm_result podshm_deferred_fail(podshm_deferred *deferred, uint32_t status);
+
 // Frees it. Null is nothing to do.
 podshm_result podshm_deferred_free(podshm_deferred *deferred);
+
+// What other threads wake the agent by; to be made before one of them runs it. On failure `*waker` is null.
+podshm_result podshm_waker_new(podshm_agent *agent, podshm_waker **waker);
+
+// Has podshm_agent_wait() return, or the next one if none is under way. In an event loop podshm_agent_event_fd() becomes readable. One system
+// call.
+podshm_result podshm_waker_wake(const podshm_waker *waker);
+
+// Frees it. Null is nothing to do.
+podshm_result podshm_waker_free(podshm_waker *waker);
 
 // The writer of the agent's table `name`. It may outlive the agent, and then says PODSHM_ENDED. On failure `*writer` is null.
 podshm_result podshm_writer_new(podshm_agent *agent,

@@ -1,8 +1,9 @@
 /* podshm.hpp: podshm.h for C++17, in this file alone.
  *
  *   - Handles are objects that can be moved and not copied; they free themselves.
- *   - Bytes are views: podshm::Bytes of what is read, podshm::Room of what is written. Both are made of anything that has data() and size(),
- *     and of arrays. They are used until the function returns, and not kept.
+ *   - Bytes are views: podshm::Bytes of what is read, podshm::Room of what is written. Both are made of anything that has data() and size(), and
+ *     of arrays, all of them; but of a literal, or another array of const char that ends with a zero byte, without that byte. A pointer to char
+ *     is text up to its first zero byte. They are used until the function returns, and not kept.
  *   - What can fail returns a podshm::Result, which holds the value or a podshm::Error. Nothing here throws; an allocation that fails ends as
  *     it does in the rest of the program.
  *   - Times are std::chrono durations; podshm::forever has no end.
@@ -51,6 +52,19 @@ constexpr std::uint64_t nanos(Nanos time) noexcept
 template <class C>
 using is_bytes = std::enable_if_t<sizeof(*std::data(std::declval<C &>())) == 1>;
 
+template <class A>
+inline constexpr bool is_array_of_bytes = std::rank_v<A> == 1 && sizeof(std::remove_extent_t<A>) == 1;
+
+/* A literal can't be told from another array of const char: the zero byte that ends it is what there is to go by. */
+template <class T, std::size_t N>
+constexpr std::size_t size_of_array(T (&bytes)[N]) noexcept
+{
+    if constexpr (std::is_same_v<T, const char>)
+        return bytes[N - 1] == '\0' ? N - 1 : N;
+    else
+        return N;
+}
+
 template <auto Free>
 struct Frees {
     template <class T>
@@ -71,7 +85,15 @@ public:
     constexpr Bytes() noexcept = default;
     constexpr Bytes(const void *data, std::size_t size) noexcept : data_(data), size_(size) {}
     constexpr Bytes(std::string_view text) noexcept : data_(text.data()), size_(text.size()) {}
-    constexpr Bytes(const char *text) noexcept : Bytes(std::string_view(text)) {}
+    /* A template, so that it is not preferred to an array's. */
+    template <class P, std::enable_if_t<std::is_same_v<P, const char *> || std::is_same_v<P, char *>, int> = 0>
+    constexpr Bytes(const P &text) noexcept : Bytes(std::string_view(text))
+    {
+    }
+    template <class A, std::enable_if_t<detail::is_array_of_bytes<A>, int> = 0>
+    constexpr Bytes(A &bytes) noexcept : data_(bytes), size_(detail::size_of_array(bytes))
+    {
+    }
     template <class C, class = detail::is_bytes<const C>, class = std::enable_if_t<!std::is_array_v<C>>>
     constexpr Bytes(const C &bytes) noexcept : data_(std::data(bytes)), size_(std::size(bytes))
     {

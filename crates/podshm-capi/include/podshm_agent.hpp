@@ -64,6 +64,9 @@ public:
 
     Done reply(Bytes response) { return detail::done(podshm_deferred_reply(raw_.get(), response.data(), response.size())); }
 
+    /* As Answer::fail(). */
+    Done fail(std::uint32_t status) { return detail::done(podshm_deferred_fail(raw_.get(), status)); }
+
 private:
     detail::Handle<podshm_deferred, podshm_deferred_free> raw_;
 };
@@ -157,6 +160,17 @@ private:
     detail::Handle<podshm_writer, podshm_writer_free> raw_;
 };
 
+/* Ends an agent's sleep from another thread. */
+class Waker {
+public:
+    explicit Waker(podshm_waker *raw) noexcept : raw_(raw) {}
+
+    Done wake() const { return detail::done(podshm_waker_wake(raw_.get())); }
+
+private:
+    detail::Handle<podshm_waker, podshm_waker_free> raw_;
+};
+
 /* A connected agent, for one thread at a time. */
 class Agent {
 public:
@@ -166,6 +180,12 @@ public:
     {
         return detail::make<Writer, podshm_writer>(
             [&](auto **out) { return podshm_writer_new(raw_.get(), name.c_str(), out); });
+    }
+
+    /* For other threads; to be asked for before one of them runs the agent. */
+    Result<Waker> waker()
+    {
+        return detail::make<Waker, podshm_waker>([&](auto **out) { return podshm_waker_new(raw_.get(), out); });
     }
 
     Done ready() { return detail::done(podshm_agent_ready(raw_.get())); }

@@ -148,6 +148,14 @@ public:
             [&](auto *at) { return podshm_batch_try_push(raw_.get(), record.data(), record.size(), at); });
     }
 
+    /* Writes `len` bytes in place by `fill(offset, Room)`, which may not use the batch. */
+    template <class Fill>
+    Result<std::uint64_t> try_push_with(std::size_t len, Fill fill)
+    {
+        return detail::ask<std::uint64_t>(
+            [&](auto *at) { return podshm_batch_try_push_with(raw_.get(), len, detail::fills<Fill>, &fill, at); });
+    }
+
     Done publish() { return detail::done(podshm_batch_publish(raw_.get())); }
 
 private:
@@ -329,6 +337,7 @@ public:
 
     Result<std::uint64_t> id() const { return number(podshm_client_id); }
     Result<std::uint64_t> agent_epoch() const { return number(podshm_client_agent_epoch); }
+    /* These views live as long as this object, or the one that it was moved to. */
     Result<std::string_view> domain() const { return text(podshm_client_domain); }
     Result<std::string_view> member() const { return text(podshm_client_member); }
 

@@ -60,21 +60,21 @@ pub enum podshm_progress {
 #[unsafe(no_mangle)]
 pub extern "C" fn podshm_agent_free(agent: Own<podshm_agent>) -> podshm_result {
     entry(|| {
-        if let Some(handle) = agent.get()? {
-            match handle.0.enter() {
-                Ok(mut agent) => drop(agent.take()),
-                Err(busy @ Fault::Busy { .. }) => return Err(busy),
-                Err(_) => {} // a broken one goes with its last writer
+        agent.free_unless(|handle| match handle.0.enter() {
+            Ok(mut agent) => {
+                drop(agent.take());
+                Ok(())
             }
-        }
-        agent.free()
+            Err(busy @ Fault::Busy { .. }) => Err(busy),
+            Err(_) => Ok(()), // a broken one goes with its last writer
+        })
     })
 }
 
 /// Says that the tables are filled. The broker lets this agent take over at once, or when its predecessor has closed.
 #[unsafe(no_mangle)]
 pub extern "C" fn podshm_agent_ready(agent: Mut<podshm_agent>) -> podshm_result {
-    entry(|| agent.get()?.0.with(|agent| Ok(agent.ready()?)))
+    entry(|| agent.here()?.0.with(|agent| Ok(agent.ready()?)))
 }
 
 /// One round: a bounded batch from each client that has something goes to the handler's functions. A record is acknowledged when its
@@ -90,7 +90,7 @@ pub extern "C" fn podshm_agent_poll(
         handled.check_if_wanted()?;
         progress.set(podshm_progress::PODSHM_IDLE)?;
         let mut functions = Functions(handler.copy()?);
-        let (what, count) = match agent.get()?.0.with(|agent| Ok(agent.poll(&mut functions)?))? {
+        let (what, count) = match agent.here()?.0.with(|agent| Ok(agent.poll(&mut functions)?))? {
             Progress::Handled(count) => (podshm_progress::PODSHM_HANDLED, count),
             Progress::Idle => (podshm_progress::PODSHM_IDLE, 0),
             Progress::CloseAsked => (podshm_progress::PODSHM_CLOSE_ASKED, 0),
@@ -103,7 +103,7 @@ pub extern "C" fn podshm_agent_poll(
 /// Sleeps until something comes, for at most `timeout_ns`. While clients were busy a moment ago it returns at once.
 #[unsafe(no_mangle)]
 pub extern "C" fn podshm_agent_wait(agent: Mut<podshm_agent>, timeout_ns: u64) -> podshm_result {
-    entry(|| agent.get()?.0.with(|agent| Ok(agent.wait(Duration::from_nanos(timeout_ns))?)))
+    entry(|| agent.here()?.0.with(|agent| Ok(agent.wait(Duration::from_nanos(timeout_ns))?)))
 }
 
 /// Serves until `stop` (may be null) says so, which is asked every 20 ms at least, or a successor is ready; then closes in order, leaving no
@@ -117,7 +117,7 @@ pub extern "C" fn podshm_agent_run(
 ) -> podshm_result {
     entry(|| {
         let (mut functions, mut stop) = (Functions(handler.copy()?), Stop::new(stop, stop_user));
-        agent.get()?.0.with(|agent| Ok(agent.run(&mut functions, || stop.is_due())?))
+        agent.here()?.0.with(|agent| Ok(agent.run(&mut functions, || stop.is_due())?))
     })
 }
 
@@ -125,14 +125,14 @@ pub extern "C" fn podshm_agent_run(
 /// said so; don't read or close it. It lives as long as the agent.
 #[unsafe(no_mangle)]
 pub extern "C" fn podshm_agent_event_fd(agent: Ref<podshm_agent>, fd: Out<i32>) -> podshm_result {
-    entry(|| fd.set(agent.get()?.0.with(|agent| Ok(agent.event_fd().as_raw_fd()))?))
+    entry(|| fd.set(agent.here()?.0.with(|agent| Ok(agent.event_fd().as_raw_fd()))?))
 }
 
 /// Gets ready to sleep on podshm_agent_event_fd(): asks every client to ring from now on, and looks once more. `*sleeps` says whether nobody
 /// has anything; if not, call podshm_agent_poll() again.
 #[unsafe(no_mangle)]
 pub extern "C" fn podshm_agent_park(agent: Mut<podshm_agent>, sleeps: Out<bool>) -> podshm_result {
-    entry(|| sleeps.set(agent.get()?.0.with(|agent| Ok(agent.park()?))?))
+    entry(|| sleeps.set(agent.here()?.0.with(|agent| Ok(agent.park()?))?))
 }
 
 /// How long the agent goes on polling after the last record before it sleeps; 50 us by default.
@@ -140,7 +140,7 @@ pub extern "C" fn podshm_agent_park(agent: Mut<podshm_agent>, sleeps: Out<bool>)
 pub extern "C" fn podshm_agent_set_spin(agent: Mut<podshm_agent>, spin_ns: u64) -> podshm_result {
     entry(|| {
         let spin = Duration::from_nanos(spin_ns);
-        agent.get()?.0.with(|agent| {
+        agent.here()?.0.with(|agent| {
             agent.set_spin(spin);
             Ok(())
         })
@@ -150,13 +150,13 @@ pub extern "C" fn podshm_agent_set_spin(agent: Mut<podshm_agent>, spin_ns: u64) 
 /// How many agents have served the domain up to this one; 0 before it serves.
 #[unsafe(no_mangle)]
 pub extern "C" fn podshm_agent_epoch(agent: Ref<podshm_agent>, epoch: Out<u64>) -> podshm_result {
-    entry(|| epoch.set(agent.get()?.0.with(|agent| Ok(agent.epoch()))?))
+    entry(|| epoch.set(agent.here()?.0.with(|agent| Ok(agent.epoch()))?))
 }
 
 /// Clients that are served now, dead ones that are being drained included.
 #[unsafe(no_mangle)]
 pub extern "C" fn podshm_agent_clients(agent: Ref<podshm_agent>, clients: Out<usize>) -> podshm_result {
-    entry(|| clients.set(agent.get()?.0.with(|agent| Ok(agent.clients()))?))
+    entry(|| clients.set(agent.here()?.0.with(|agent| Ok(agent.clients()))?))
 }
 
 /// Copies what the predecessor left by podshm_agent_close(): nothing (`*len` is 0) after a crash, PODSHM_NOT_YET before this agent serves. Where
@@ -170,7 +170,7 @@ pub extern "C" fn podshm_agent_inherited_state(
 ) -> podshm_result {
     entry(|| {
         let room = buffer.slice(size)?;
-        agent.get()?.0.with(|agent| {
+        agent.here()?.0.with(|agent| {
             let state = agent.inherited_state().ok_or(Fault::NotYet)?;
             len.set(state.len())?;
             let (needed, found) = (state.len(), room.len());
@@ -187,6 +187,6 @@ pub extern "C" fn podshm_agent_inherited_state(
 pub extern "C" fn podshm_agent_close(agent: Mut<podshm_agent>, state: Data, len: Len) -> podshm_result {
     entry(|| {
         let state = state.slice(len)?.to_vec();
-        agent.get()?.0.with(|agent| Ok(agent.close(state)?))
+        agent.here()?.0.with(|agent| Ok(agent.close(state)?))
     })
 }

@@ -2,19 +2,30 @@
 
 use crate::agent::podshm_agent;
 use crate::border::{Mut, Out, Own, Ref, Text};
-use crate::last::{Fault, entry};
+use crate::last::{Fault, entry, in_use};
 use crate::result::podshm_result;
 use podshm::AgentBuilder;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
-/// What an agent offers. For any number of threads.
+/// What an agent offers. For any number of threads; in a forked child, too, unless another thread was using it at that moment: PODSHM_FORKED.
 #[derive(Default)]
 pub struct podshm_builder(Mutex<AgentBuilder>);
 
 impl podshm_builder {
+    /// Waits for another thread, but not in a forked child for one of its parent's.
+    fn enter(&self, is_forked: bool) -> Result<MutexGuard<'_, AgentBuilder>, Fault> {
+        match self.0.try_lock() {
+            Ok(builder) => Ok(builder),
+            Err(TryLockError::WouldBlock) if is_forked => Err(podshm::process::forked().into()),
+            Err(_) => Ok(self.0.lock().unwrap_or_else(PoisonError::into_inner)),
+        }
+    }
+}
+
+impl Mut<podshm_builder> {
     fn add(&self, change: impl FnOnce(AgentBuilder) -> AgentBuilder) -> Result<(), Fault> {
-        let mut builder = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut builder = self.get()?.enter(self.is_forked()?)?;
         *builder = change(std::mem::take(&mut *builder));
         Ok(())
     }
@@ -29,7 +40,7 @@ pub extern "C" fn podshm_builder_new(builder: Out<*mut podshm_builder>) -> podsh
 /// Frees it. Null is nothing to do.
 #[unsafe(no_mangle)]
 pub extern "C" fn podshm_builder_free(builder: Own<podshm_builder>) -> podshm_result {
-    entry(|| builder.free())
+    entry(|| builder.free_unless(|builder| in_use(&builder.0, "builder")))
 }
 
 /// Offers a table with room for `keys` keys whose records take `bytes` in all; it grows when that is not enough.
@@ -42,7 +53,7 @@ pub extern "C" fn podshm_builder_table(
 ) -> podshm_result {
     entry(|| {
         let name = name.name()?;
-        builder.get()?.add(|builder| builder.table(name, keys, bytes))
+        builder.add(|builder| builder.table(name, keys, bytes))
     })
 }
 
@@ -57,7 +68,7 @@ pub extern "C" fn podshm_builder_queue(
 ) -> podshm_result {
     entry(|| {
         let name = name.name()?;
-        builder.get()?.add(|builder| builder.queue(name, ring, longest))
+        builder.add(|builder| builder.queue(name, ring, longest))
     })
 }
 
@@ -73,7 +84,7 @@ pub extern "C" fn podshm_builder_call(
 ) -> podshm_result {
     entry(|| {
         let name = name.name()?;
-        builder.get()?.add(|builder| builder.call(name, ring, longest))
+        builder.add(|builder| builder.call(name, ring, longest))
     })
 }
 
@@ -87,7 +98,7 @@ pub extern "C" fn podshm_builder_idempotent_call(
 ) -> podshm_result {
     entry(|| {
         let name = name.name()?;
-        builder.get()?.add(|builder| builder.idempotent_call(name, ring, longest))
+        builder.add(|builder| builder.idempotent_call(name, ring, longest))
     })
 }
 
@@ -102,7 +113,7 @@ pub extern "C" fn podshm_agent_new(
 ) -> podshm_result {
     entry(|| {
         agent.give(|| {
-            let builder = builder.get()?.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let builder = builder.get()?.enter(builder.is_forked()?)?.clone();
             let connected = builder.connect(directory.path()?, Duration::from_nanos(timeout_ns))?;
             Ok(podshm_agent::new(connected))
         })

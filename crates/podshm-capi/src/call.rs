@@ -20,7 +20,7 @@ pub extern "C" fn podshm_caller_new(
     name: Text,
     caller: Out<*mut podshm_caller>,
 ) -> podshm_result {
-    entry(|| caller.give(|| Ok(podshm_caller(client.get()?.client.call(name.name()?)?))))
+    entry(|| caller.give(|| Ok(podshm_caller(client.here()?.client.call(name.name()?)?))))
 }
 
 /// The same call, with waits that spin for `spin_ns` before they sleep: PODSHM_SPIN_NEVER, PODSHM_SPIN_ALWAYS, or what lies between them.
@@ -36,7 +36,7 @@ pub extern "C" fn podshm_caller_spinning(
         u64::MAX => Spin::Always,
         nanos => Spin::For(Duration::from_nanos(nanos)),
     };
-    entry(|| spinning.give(|| Ok(podshm_caller(caller.get()?.0.clone().spin(spin)))))
+    entry(|| spinning.give(|| Ok(podshm_caller(caller.here()?.0.clone().spin(spin)))))
 }
 
 /// Frees it. Null is nothing to do. Calls that are out live on.
@@ -108,7 +108,7 @@ pub extern "C" fn podshm_caller_start(
 ) -> podshm_result {
     entry(|| {
         pending.give(|| {
-            let out = caller.get()?.0.start(request.slice(request_len)?, Duration::from_nanos(timeout_ns))?;
+            let out = caller.here()?.0.start(request.slice(request_len)?, Duration::from_nanos(timeout_ns))?;
             Ok(podshm_pending::new(out))
         })
     })
@@ -119,5 +119,5 @@ pub extern "C" fn podshm_caller_start(
 /// client.
 #[unsafe(no_mangle)]
 pub extern "C" fn podshm_caller_event_fd(caller: Ref<podshm_caller>, fd: Out<i32>) -> podshm_result {
-    entry(|| fd.set(caller.get()?.0.event_fd().as_raw_fd()))
+    entry(|| fd.set(caller.here()?.0.event_fd()?.as_raw_fd()))
 }

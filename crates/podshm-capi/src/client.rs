@@ -41,25 +41,25 @@ pub extern "C" fn podshm_client_free(client: Own<podshm_client>) -> podshm_resul
 /// This client's number in the domain, as the agent sees it.
 #[unsafe(no_mangle)]
 pub extern "C" fn podshm_client_id(client: Ref<podshm_client>, id: Out<u64>) -> podshm_result {
-    entry(|| id.set(client.get()?.client.id()))
+    entry(|| id.set(client.here()?.client.id()))
 }
 
 /// The domain's name. It lives as long as the client's handle.
 #[unsafe(no_mangle)]
 pub extern "C" fn podshm_client_domain(client: Ref<podshm_client>, domain: Out<*const c_char>) -> podshm_result {
-    entry(|| domain.set(client.get()?.domain.as_ptr()))
+    entry(|| domain.set(client.here()?.domain.as_ptr()))
 }
 
 /// Who this pod is, as the broker knows it: "namespace/pod". It lives as long as the client's handle.
 #[unsafe(no_mangle)]
 pub extern "C" fn podshm_client_member(client: Ref<podshm_client>, member: Out<*const c_char>) -> podshm_result {
-    entry(|| member.set(client.get()?.member.as_ptr()))
+    entry(|| member.set(client.here()?.member.as_ptr()))
 }
 
 /// How many agents have served this domain so far, by the broker's notice page.
 #[unsafe(no_mangle)]
 pub extern "C" fn podshm_client_agent_epoch(client: Ref<podshm_client>, epoch: Out<u64>) -> podshm_result {
-    entry(|| epoch.set(client.get()?.client.agent_epoch()?))
+    entry(|| epoch.set(client.here()?.client.agent_epoch()?))
 }
 
 /// Whether the agent that this client is linked to has not hung up. Never so in a forked child.

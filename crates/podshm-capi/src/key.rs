@@ -17,7 +17,7 @@ pub extern "C" fn podshm_key_new(
     key_len: Len,
     handle: Out<*mut podshm_key>,
 ) -> podshm_result {
-    entry(|| handle.give(|| Ok(podshm_key(Bound::new(table.get()?.0.key(key.slice(key_len)?))))))
+    entry(|| handle.give(|| Ok(podshm_key(Bound::new(table.here()?.0.key(key.slice(key_len)?))))))
 }
 
 /// Frees it. Null is nothing to do. In any thread, once its own doesn't use it any more.
@@ -55,6 +55,6 @@ extern "C" fn in_full(key: Mut<podshm_key>, mut buffer: Room, size: Len, len: Ou
     entry(|| {
         len.check_if_wanted()?;
         let buffer = buffer.slice(size)?;
-        key.get()?.0.with("key", |key| found(key.get(buffer), &len))
+        key.here()?.0.with("key", |key| found(key.get(buffer), &len))
     })
 }

@@ -4,6 +4,7 @@ use crate::result::podshm_result;
 use std::cell::RefCell;
 use std::ffi::{CString, c_char};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Mutex, TryLockError};
 
 /// Why a function did not do what it was asked to.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +76,14 @@ fn keep(fault: Fault) -> podshm_result {
         }
     });
     result
+}
+
+/// Says so where somebody holds the lock right now.
+pub(crate) fn in_use<T>(lock: &Mutex<T>, what: &'static str) -> Result<(), Fault> {
+    match lock.try_lock() {
+        Err(TryLockError::WouldBlock) => Err(Fault::Busy { what }),
+        _ => Ok(()),
+    }
 }
 
 fn with_last<R>(look: impl FnOnce(&mut Last) -> R, otherwise: R) -> R {

@@ -9,7 +9,8 @@
 //! * exported functions take pointers as types that only C can make (`Ref`, `Mut`, `Own`, `Out`, `Data`, `Room`, `Text`, `User`), so that
 //!   a safe function can take them on trust: whoever made them has promised what the header asks for;
 //! * what can be noticed of a broken promise (null, misaligned, freed, another kind of handle, another thread) is an error;
-//! * every function goes through `last::entry`; no panic crosses the border;
+//! * no panic crosses the border: functions go through `last::entry`, but for those that have nothing to fail by (`podshm_last_*`,
+//!   `podshm_version`, `podshm_result_name`) and the common case of `podshm_key_get`, in which nothing panics;
 //! * the header is generated from these sources: `scripts/c-header`.
 #![allow(non_camel_case_types)]
 
@@ -41,5 +42,7 @@ mod agent;
 mod handler;
 
 mod answer;
+
+mod waker;
 
 mod writer;

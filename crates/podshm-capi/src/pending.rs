@@ -52,71 +52,68 @@ fn give(state: &mut State, response: Vec<u8>, room: &mut [u8], len: &Out<usize>)
 #[unsafe(no_mangle)]
 pub extern "C" fn podshm_pending_free(pending: Own<podshm_pending>) -> podshm_result {
     entry(|| {
-        if let Some(out) = pending.get()?
-            && let Err(fault @ Fault::Busy { .. }) = out.enter()
-        {
-            return Err(fault);
-        }
-        pending.free()
+        pending.free_unless(|out| match out.enter() {
+            Err(busy @ Fault::Busy { .. }) => Err(busy),
+            _ => Ok(()),
+        })
     })
 }
 
 /// Copies the response into `buffer`, and its length into `*len` (may be null), if it has come: PODSHM_NOT_YET if not. Where the buffer is too
-/// small `*len` says what it takes, and the response stays.
+/// small `*len` says what it takes, and the response stays. From within a callback of the same call: PODSHM_REENTERED, and the call is still
+/// out.
 #[unsafe(no_mangle)]
 pub extern "C" fn podshm_pending_try_take(
     pending: Mut<podshm_pending>,
-    mut buffer: Room,
+    buffer: Room,
     size: Len,
     len: Out<usize>,
 ) -> podshm_result {
-    entry(|| {
-        len.check_if_wanted()?;
-        let room = buffer.slice(size)?;
-        let mut state = pending.get()?.enter()?;
-        match std::mem::replace(&mut *state, State::Over) {
-            State::Out(mut pending) => match pending.try_take() {
-                Ok(Some(response)) => give(&mut state, response, room, &len),
-                Ok(None) => {
-                    *state = State::Out(pending);
-                    Err(Fault::NotYet)
-                }
-                Err(error) => Err(error.into()),
-            },
-            State::Here(response) => give(&mut state, response, room, &len),
-            State::Over => Err(OVER),
-        }
-    })
+    entry(|| take(&pending, buffer, size, &len, |pending| pending.try_take()?.ok_or(Fault::NotYet)))
 }
 
 /// podshm_pending_try_take() that waits for the response until the call's deadline.
 #[unsafe(no_mangle)]
 pub extern "C" fn podshm_pending_wait(
     pending: Mut<podshm_pending>,
-    mut buffer: Room,
+    buffer: Room,
     size: Len,
     len: Out<usize>,
 ) -> podshm_result {
-    entry(|| {
-        len.check_if_wanted()?;
-        let room = buffer.slice(size)?;
-        let mut state = pending.get()?.enter()?;
-        match std::mem::replace(&mut *state, State::Over) {
-            State::Out(pending) => {
-                let response = pending.wait()?;
-                give(&mut state, response, room, &len)
-            }
-            State::Here(response) => give(&mut state, response, room, &len),
-            State::Over => Err(OVER),
+    entry(|| take(&pending, buffer, size, &len, |pending| Ok(pending.wait()?)))
+}
+
+/// Gives the response away that is here, or that `look` finds. What `look` says against it ends the call, unless it could not look.
+fn take(
+    pending: &Mut<podshm_pending>,
+    mut buffer: Room,
+    size: Len,
+    len: &Out<usize>,
+    look: impl FnOnce(&mut Pending) -> Result<Vec<u8>, Fault>,
+) -> Result<(), Fault> {
+    len.check_if_wanted()?;
+    let room = buffer.slice(size)?;
+    let mut state = pending.here()?.enter()?;
+    let response = match &mut *state {
+        State::Out(pending) => look(pending),
+        State::Here(response) => Ok(std::mem::take(response)),
+        State::Over => return Err(OVER),
+    };
+    match response {
+        Ok(response) => give(&mut state, response, room, len),
+        Err(still_out @ (Fault::NotYet | Fault::Library(podshm::Error::Reentered(_)))) => Err(still_out),
+        Err(fault) => {
+            *state = State::Over;
+            Err(fault)
         }
-    })
+    }
 }
 
 /// Asks for an event on podshm_caller_event_fd() with the next response. Look by podshm_pending_try_take() once more after this.
 #[unsafe(no_mangle)]
 pub extern "C" fn podshm_pending_arm(pending: Mut<podshm_pending>) -> podshm_result {
     entry(|| {
-        match &*pending.get()?.enter()? {
+        match &*pending.here()?.enter()? {
             State::Out(pending) => pending.arm(),
             State::Here(_) => {}
             State::Over => return Err(OVER),

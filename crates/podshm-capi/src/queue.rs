@@ -5,6 +5,7 @@ use crate::client::podshm_client;
 use crate::last::entry;
 use crate::result::podshm_result;
 use podshm::QueueSender;
+use podshm::client::QueueBatch;
 use std::time::Duration;
 
 /// The way to a queue of the agent's. For any number of threads; the first one that pushes has it cheapest.
@@ -120,13 +121,13 @@ pub extern "C" fn podshm_queue_push_or_drop(
 /// Records that podshm_queue_push_or_drop() has dropped through this handle.
 #[unsafe(no_mangle)]
 pub extern "C" fn podshm_queue_dropped(queue: Ref<podshm_queue>, dropped: Out<u64>) -> podshm_result {
-    entry(|| dropped.set(queue.get()?.0.dropped()))
+    entry(|| dropped.set(queue.here()?.0.dropped()))
 }
 
 /// Opens a batch. On failure `*batch` is null.
 #[unsafe(no_mangle)]
 pub extern "C" fn podshm_batch_new(queue: Mut<podshm_queue>, batch: Out<*mut podshm_batch>) -> podshm_result {
-    entry(|| batch.give(|| Ok(podshm_batch(OwnedBatch::open(&queue.get()?.0)?))))
+    entry(|| batch.give(|| Ok(podshm_batch(OwnedBatch::open(&queue.here()?.0)?))))
 }
 
 /// Adds a record, or says PODSHM_FULL. It is accepted once the batch is published or freed.
@@ -140,24 +141,37 @@ pub extern "C" fn podshm_batch_try_push(
     entry(|| {
         position.check_if_wanted()?;
         let record = record.slice(len)?;
-        position.set_if_wanted(batch.get()?.0.with(|batch| batch.try_push(record))??)
+        position.set_if_wanted(batch.here()?.0.with(|batch| batch.try_push(record))??)
+    })
+}
+
+/// Adds a record of `len` bytes that `fill` writes in place, or says PODSHM_FULL. `fill` is called once, and may not use the batch:
+/// PODSHM_BUSY.
+#[unsafe(no_mangle)]
+pub extern "C" fn podshm_batch_try_push_with(
+    batch: Mut<podshm_batch>,
+    len: usize,
+    fill: podshm_fill,
+    user: User,
+    position: Out<u64>,
+) -> podshm_result {
+    entry(|| {
+        position.check_if_wanted()?;
+        let mut fill = Fill::new(fill, user, None)?;
+        let push = |batch: &mut QueueBatch<'_>| batch.try_push_with(len, |part| fill.part(0, part));
+        position.set_if_wanted(batch.here()?.0.with(push)??)
     })
 }
 
 /// Accepts everything so far and wakes the agent if it sleeps.
 #[unsafe(no_mangle)]
 pub extern "C" fn podshm_batch_publish(batch: Mut<podshm_batch>) -> podshm_result {
-    entry(|| batch.get()?.0.with(|batch| batch.publish()))
+    entry(|| batch.here()?.0.with(|batch| batch.publish()))
 }
 
 /// Accepts what is not published yet, and frees the batch. Null is nothing to do. In another thread than its own: PODSHM_WRONG_THREAD, and
 /// nothing is freed.
 #[unsafe(no_mangle)]
 pub extern "C" fn podshm_batch_free(batch: Own<podshm_batch>) -> podshm_result {
-    entry(|| {
-        if let Some(open) = batch.get()? {
-            open.0.is_here()?;
-        }
-        batch.free()
-    })
+    entry(|| batch.free_unless(|batch| batch.0.is_free()))
 }

@@ -12,7 +12,7 @@ pub struct podshm_snapshot(TableSnapshot);
 /// Begins one. On failure `*snapshot` is null.
 #[unsafe(no_mangle)]
 pub extern "C" fn podshm_snapshot_new(table: Ref<podshm_table>, snapshot: Out<*mut podshm_snapshot>) -> podshm_result {
-    entry(|| snapshot.give(|| Ok(podshm_snapshot(table.get()?.0.snapshot()?))))
+    entry(|| snapshot.give(|| Ok(podshm_snapshot(table.here()?.0.snapshot()?))))
 }
 
 /// Frees it. Null is nothing to do.
@@ -42,7 +42,7 @@ pub extern "C" fn podshm_snapshot_get(
 /// meanwhile: begin another one, and read again.
 #[unsafe(no_mangle)]
 pub extern "C" fn podshm_snapshot_check(snapshot: Ref<podshm_snapshot>, version: Out<u64>) -> podshm_result {
-    entry(|| version.set_if_wanted(snapshot.get()?.0.check()?))
+    entry(|| version.set_if_wanted(snapshot.here()?.0.check()?))
 }
 
 /// One value, at one moment. For any number of threads.
@@ -58,7 +58,7 @@ pub extern "C" fn podshm_value_new(
 ) -> podshm_result {
     entry(|| {
         value.give(|| {
-            let guard = table.get()?.0.guard(key.slice(key_len)?)?;
+            let guard = table.here()?.0.guard(key.slice(key_len)?)?;
             guard.map(podshm_value).ok_or(Fault::NotFound)
         })
     })
@@ -73,7 +73,7 @@ pub extern "C" fn podshm_value_free(value: Own<podshm_value>) -> podshm_result {
 /// Its length.
 #[unsafe(no_mangle)]
 pub extern "C" fn podshm_value_len(value: Ref<podshm_value>, len: Out<usize>) -> podshm_result {
-    entry(|| len.set(value.get()?.0.value_len()))
+    entry(|| len.set(value.here()?.0.value_len()))
 }
 
 /// Copies `len` bytes from `offset` on. PODSHM_CONTENDED once the agent has replaced the value; PODSHM_BUFFER_TOO_SMALL where the value

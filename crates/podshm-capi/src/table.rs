@@ -37,7 +37,7 @@ pub extern "C" fn podshm_table_new(
     name: Text,
     table: Out<*mut podshm_table>,
 ) -> podshm_result {
-    entry(|| table.give(|| Ok(podshm_table(client.get()?.client.table(name.name()?)?))))
+    entry(|| table.give(|| Ok(podshm_table(client.here()?.client.table(name.name()?)?))))
 }
 
 /// Frees it. Null is nothing to do.
@@ -67,23 +67,23 @@ pub extern "C" fn podshm_table_get(
 /// Keys in the table.
 #[unsafe(no_mangle)]
 pub extern "C" fn podshm_table_keys(table: Ref<podshm_table>, keys: Out<u64>) -> podshm_result {
-    entry(|| keys.set(table.get()?.0.len()?))
+    entry(|| keys.set(table.here()?.0.len()?))
 }
 
 /// The table's number in its line of successors: it changes when the agent is replaced or the table grows.
 #[unsafe(no_mangle)]
 pub extern "C" fn podshm_table_generation(table: Ref<podshm_table>, generation: Out<u64>) -> podshm_result {
-    entry(|| generation.set(table.get()?.0.generation_number()?))
+    entry(|| generation.set(table.here()?.0.generation_number()?))
 }
 
 /// Publications in this generation.
 #[unsafe(no_mangle)]
 pub extern "C" fn podshm_table_version(table: Ref<podshm_table>, version: Out<u64>) -> podshm_result {
-    entry(|| version.set(table.get()?.0.version()?))
+    entry(|| version.set(table.here()?.0.version()?))
 }
 
 /// How long ago the agent published, or said that all is still true.
 #[unsafe(no_mangle)]
 pub extern "C" fn podshm_table_age(table: Ref<podshm_table>, age_ns: Out<u64>) -> podshm_result {
-    entry(|| age_ns.set(u64::try_from(table.get()?.0.age()?.as_nanos()).unwrap_or(u64::MAX)))
+    entry(|| age_ns.set(u64::try_from(table.here()?.0.age()?.as_nanos()).unwrap_or(u64::MAX)))
 }

@@ -2,7 +2,7 @@
 
 use crate::agent::{Place, podshm_agent};
 use crate::border::{Data, Len, Mut, Out, Own, Ref, Text};
-use crate::last::{Fault, entry};
+use crate::last::{Fault, entry, in_use};
 use crate::result::podshm_result;
 use podshm::TableWriter;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -39,7 +39,7 @@ pub extern "C" fn podshm_writer_new(
 ) -> podshm_result {
     entry(|| {
         writer.give(|| {
-            let place = &agent.get()?.0;
+            let place = &agent.here()?.0;
             let table = name.name()?.to_owned();
             place.with(|agent| Ok(agent.table(&table).map(drop)?))?;
             Ok(podshm_writer { agent: Arc::clone(place), table, changes: Mutex::default() })
@@ -50,7 +50,7 @@ pub extern "C" fn podshm_writer_new(
 /// Frees it. Null is nothing to do.
 #[unsafe(no_mangle)]
 pub extern "C" fn podshm_writer_free(writer: Own<podshm_writer>) -> podshm_result {
-    entry(|| writer.free())
+    entry(|| writer.free_unless(|writer| in_use(&writer.changes, "writer")))
 }
 
 /// Publishes the value (at most 64 KiB) under the key (1 to 255 bytes). A table that is full goes over to a larger generation; if the broker is
@@ -65,7 +65,7 @@ pub extern "C" fn podshm_writer_put(
 ) -> podshm_result {
     entry(|| {
         let (key, value) = (key.slice(key_len)?, value.slice(value_len)?);
-        writer.get()?.with(|mut table| table.put(key, value))
+        writer.here()?.with(|mut table| table.put(key, value))
     })
 }
 
@@ -74,7 +74,7 @@ pub extern "C" fn podshm_writer_put(
 pub extern "C" fn podshm_writer_remove(writer: Mut<podshm_writer>, key: Data, key_len: Len) -> podshm_result {
     entry(|| {
         let key = key.slice(key_len)?;
-        if writer.get()?.with(|mut table| Ok(table.remove(key)))? { Ok(()) } else { Err(Fault::NotFound) }
+        if writer.here()?.with(|mut table| Ok(table.remove(key)))? { Ok(()) } else { Err(Fault::NotFound) }
     })
 }
 
@@ -88,7 +88,7 @@ pub extern "C" fn podshm_writer_put_later(
     value_len: Len,
 ) -> podshm_result {
     entry(|| {
-        writer.get()?.later(key.slice(key_len)?, Some(value.slice(value_len)?));
+        writer.here()?.later(key.slice(key_len)?, Some(value.slice(value_len)?));
         Ok(())
     })
 }
@@ -97,7 +97,7 @@ pub extern "C" fn podshm_writer_put_later(
 #[unsafe(no_mangle)]
 pub extern "C" fn podshm_writer_remove_later(writer: Mut<podshm_writer>, key: Data, key_len: Len) -> podshm_result {
     entry(|| {
-        writer.get()?.later(key.slice(key_len)?, None);
+        writer.here()?.later(key.slice(key_len)?, None);
         Ok(())
     })
 }
@@ -107,7 +107,7 @@ pub extern "C" fn podshm_writer_remove_later(writer: Mut<podshm_writer>, key: Da
 #[unsafe(no_mangle)]
 pub extern "C" fn podshm_writer_publish(writer: Mut<podshm_writer>) -> podshm_result {
     entry(|| {
-        let writer = writer.get()?;
+        let writer = writer.here()?;
         let changes = std::mem::take(&mut *writer.changes.lock().unwrap_or_else(PoisonError::into_inner));
         writer.with(|mut table| table.publish(&changes))
     })
@@ -117,7 +117,7 @@ pub extern "C" fn podshm_writer_publish(writer: Mut<podshm_writer>) -> podshm_re
 #[unsafe(no_mangle)]
 pub extern "C" fn podshm_writer_touch(writer: Mut<podshm_writer>) -> podshm_result {
     entry(|| {
-        writer.get()?.with(|mut table| {
+        writer.here()?.with(|mut table| {
             table.touch();
             Ok(())
         })
@@ -127,5 +127,5 @@ pub extern "C" fn podshm_writer_touch(writer: Mut<podshm_writer>) -> podshm_resu
 /// Keys in the table.
 #[unsafe(no_mangle)]
 pub extern "C" fn podshm_writer_keys(writer: Ref<podshm_writer>, keys: Out<u64>) -> podshm_result {
-    entry(|| keys.set(writer.get()?.with(|mut table| Ok(table.keys()))?))
+    entry(|| keys.set(writer.here()?.with(|mut table| Ok(table.keys()))?))
 }

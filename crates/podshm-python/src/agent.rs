@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, TryLockError};
 use std::time::{Duration, Instant};
 
-use podshm::Progress as Made;
+use podshm::{Progress as Made, process};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
@@ -13,6 +13,7 @@ use crate::border::Data;
 use crate::fault::{busy, closed, duration, raised};
 use crate::handler::Functions;
 use crate::services::Services;
+use crate::waiting::waiting;
 use crate::writer::TableWriter;
 
 /// Between two looks at signals and at `stop`.
@@ -44,13 +45,22 @@ impl From<Made> for Progress {
 }
 
 /// Where the agent is, until it is closed. One thread at a time; its own handler finds it in use.
-#[derive(Default)]
-pub struct Place(Mutex<Option<podshm::Agent>>);
+pub struct Place {
+    /// Whose it is: in a forked child the lock may be held for ever, by a thread that is not there.
+    process: u32,
+    agent: Mutex<Option<podshm::Agent>>,
+}
 
 impl Place {
+    fn check_fork(&self) -> PyResult<()> {
+        if process::epoch() == self.process { Ok(()) } else { Err(raised(process::forked())) }
+    }
+
     /// Uses it.
     pub fn with<R>(&self, work: impl FnOnce(&mut podshm::Agent) -> Result<R, podshm::Error>) -> PyResult<R> {
-        match self.0.try_lock() {
+        // First: where another thread of the parent's had it, it is never let go of in the child.
+        self.check_fork()?;
+        match self.agent.try_lock() {
             Ok(mut agent) => work(agent.as_mut().ok_or_else(|| closed("agent"))?).map_err(raised),
             Err(TryLockError::WouldBlock) => Err(busy("agent")),
             Err(TryLockError::Poisoned(_)) => Err(closed("agent")),
@@ -68,8 +78,8 @@ impl Agent {
     #[pyo3(signature = (directory, services, *, timeout = 5.0))]
     fn new(py: Python<'_>, directory: PathBuf, services: &Services, timeout: Option<f64>) -> PyResult<Self> {
         let (builder, timeout) = (services.builder.clone(), duration(timeout)?);
-        let agent = py.detach(|| builder.connect(directory, timeout)).map_err(raised)?;
-        Ok(Agent(Arc::new(Place(Mutex::new(Some(agent))))))
+        let agent = waiting(py, || builder.connect(directory, timeout).map_err(raised))?;
+        Ok(Agent(Arc::new(Place { process: process::install(), agent: Mutex::new(Some(agent)) })))
     }
 
     /// The writer of the table of this name.
@@ -171,7 +181,7 @@ impl Agent {
         _value: &Bound<'_, PyAny>,
         _trace: &Bound<'_, PyAny>,
     ) -> PyResult<()> {
-        let open = self.0.0.try_lock().is_ok_and(|agent| agent.is_some());
+        let open = self.0.agent.try_lock().is_ok_and(|agent| agent.is_some());
         match (open, kind.is_none()) {
             (true, true) => self.close(py, None),
             _ => self.drop_it(py),
@@ -204,12 +214,12 @@ impl Agent {
     }
 
     fn drop_it(&self, py: Python<'_>) -> PyResult<()> {
-        py.detach(|| match self.0.0.try_lock() {
+        py.detach(|| match self.0.agent.try_lock() {
             Ok(mut agent) => {
                 drop(agent.take());
                 Ok(())
             }
-            Err(_) => Err(busy("agent")),
+            Err(_) => self.0.check_fork().and(Err(busy("agent"))),
         })
     }
 }

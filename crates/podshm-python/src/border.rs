@@ -1,6 +1,7 @@
 //! Memory that Python lends. The one place with `unsafe`.
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::slice;
 
 use pyo3::buffer::PyUntypedBuffer;
@@ -50,6 +51,14 @@ impl Data<'_> {
             Data::Buffer(_) => Cow::Owned(self.bytes(py).to_vec()),
         }
     }
+
+    /// The bytes, to be read while `room` is written to: copied where they share memory.
+    pub fn beside<'a>(&'a self, py: Python<'a>, room: &Room) -> Cow<'a, [u8]> {
+        let bytes = self.bytes(py);
+        let (mine, other) = (bytes.as_ptr_range(), room.range());
+        let shares = mine.start.addr() < other.end && other.start < mine.end.addr();
+        if shares { Cow::Owned(bytes.to_vec()) } else { Cow::Borrowed(bytes) }
+    }
 }
 
 /// A buffer to write to.
@@ -76,8 +85,15 @@ impl Room {
             return &mut [];
         }
         // SAFETY: as in `Data::bytes`; it is writable, and `self` is borrowed alone. Another export of the same memory is not looked at
-        // before this thread lets go of the lock.
+        // before this thread lets go of the lock: a method that takes both has the other's bytes by `Data::beside` or `Data::lasting`,
+        // which are copies where they would be these.
         unsafe { slice::from_raw_parts_mut(self.0.buf_ptr().cast(), self.0.len_bytes()) }
+    }
+
+    /// Where it is.
+    fn range(&self) -> Range<usize> {
+        let start = self.0.buf_ptr().addr();
+        start..start + self.0.len_bytes()
     }
 }
 

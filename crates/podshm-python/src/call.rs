@@ -10,6 +10,7 @@ use pyo3::types::PyBytes;
 use crate::border::{Data, Room};
 use crate::fault::{busy, closed, duration, raised};
 use crate::slot::{Made, Slot};
+use crate::waiting::waiting;
 
 /// Answers up to this come by way of the stack.
 const SMALL: usize = 4096;
@@ -32,43 +33,28 @@ impl Caller {
     /// Sends the request, waits for the response until `timeout`, and returns it.
     #[pyo3(signature = (request, *, timeout = 5.0))]
     fn call<'py>(&self, py: Python<'py>, request: Data<'py>, timeout: Option<f64>) -> PyResult<Bound<'py, PyBytes>> {
-        let (call, timeout, request) = (self.call.get()?, duration(timeout)?, request.lasting(py));
-        let request = &*request;
-        let mut small = [0; SMALL];
-        let (mut large, mut taken) = (Vec::new(), 0);
-        let fill = |offset: usize, place: &mut [u8]| place.copy_from_slice(&request[offset..offset + place.len()]);
-        let len = py.detach(|| {
-            call.call_with(request.len(), fill, timeout, |offset, total, part| {
-                if total <= SMALL {
-                    small[offset..offset + part.len()].copy_from_slice(part);
-                } else {
-                    // A successor answers again from the start.
-                    large.truncate(offset);
-                    large.extend_from_slice(part);
-                }
-                taken = offset + part.len();
-            })
-        });
-        let len = len.map_err(raised)?;
-        Ok(PyBytes::new(py, if taken > SMALL { &large } else { &small[..len] }))
+        self.answered(py, request, timeout, |response| Ok(PyBytes::new(py, response)))
     }
 
     /// `call` whose response is copied into a buffer; returns its length.
     #[pyo3(signature = (request, buffer, *, timeout = 5.0))]
     fn call_into(&self, py: Python<'_>, request: Data<'_>, mut buffer: Room, timeout: Option<f64>) -> PyResult<usize> {
-        let response = self.call(py, request, timeout)?;
-        let (response, room) = (response.as_bytes(), buffer.bytes(py));
-        let (needed, found) = (response.len(), room.len());
-        let room = room.get_mut(..needed).ok_or_else(|| raised(podshm::Error::BufferTooSmall { needed, found }))?;
-        room.copy_from_slice(response);
-        Ok(needed)
+        // Not into the buffer as it comes: others may use that while this one waits.
+        self.answered(py, request, timeout, |response| {
+            let (needed, room) = (response.len(), buffer.bytes(py));
+            let found = room.len();
+            let room = room.get_mut(..needed).ok_or_else(|| raised(podshm::Error::BufferTooSmall { needed, found }))?;
+            room.copy_from_slice(response);
+            Ok(needed)
+        })
     }
 
     /// Sends the request and returns at once, unless the ring is full.
     #[pyo3(signature = (request, *, timeout = 5.0))]
     fn start(&self, py: Python<'_>, request: Data<'_>, timeout: Option<f64>) -> PyResult<Pending> {
         let (call, timeout, request) = (self.call.get()?, duration(timeout)?, request.lasting(py));
-        let pending = py.detach(|| call.start(&request, timeout)).map_err(raised)?;
+        let request = &*request;
+        let pending = waiting(py, || call.start(request, timeout).map_err(raised))?;
         let pending = Slot::new("call", Mutex::new(Some(pending)));
         self.made.keep(&pending);
         Ok(Pending { pending })
@@ -77,7 +63,38 @@ impl Caller {
     /// A descriptor that becomes readable when responses may have come. Read 8 bytes of it before you look by `Pending.take`;
     /// `Pending.arm` asks for the next event. Programs with asyncio use `podshm.aio`.
     fn fileno(&self) -> PyResult<i32> {
-        Ok(self.call.get()?.event_fd().as_raw_fd())
+        Ok(self.call.get()?.event_fd().map_err(raised)?.as_raw_fd())
+    }
+}
+
+impl Caller {
+    /// Calls, and gives the response to `then`.
+    fn answered<R>(
+        &self,
+        py: Python<'_>,
+        request: Data<'_>,
+        timeout: Option<f64>,
+        then: impl FnOnce(&[u8]) -> PyResult<R>,
+    ) -> PyResult<R> {
+        let (call, timeout, request) = (self.call.get()?, duration(timeout)?, request.lasting(py));
+        let request = &*request;
+        let mut small = [0; SMALL];
+        let (mut large, mut taken) = (Vec::new(), 0);
+        let fill = |offset: usize, place: &mut [u8]| place.copy_from_slice(&request[offset..offset + place.len()]);
+        let len = waiting(py, || {
+            let each = |offset: usize, total, part: &[u8]| {
+                if total <= SMALL {
+                    small[offset..offset + part.len()].copy_from_slice(part);
+                } else {
+                    // A successor answers again from the start.
+                    large.truncate(offset);
+                    large.extend_from_slice(part);
+                }
+                taken = offset + part.len();
+            };
+            call.call_with(request.len(), fill, timeout, each).map_err(raised)
+        })?;
+        then(if taken > SMALL { &large } else { &small[..len] })
     }
 }
 
@@ -106,8 +123,8 @@ impl Pending {
     /// Waits for the response until the call's deadline.
     fn wait<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
         let slot = self.pending.get()?;
-        let pending = slot.try_lock().map_err(|_| busy("call"))?.take().ok_or_else(|| closed("call"))?;
-        let response = py.detach(|| pending.wait()).map_err(raised)?;
+        let mut pending = slot.try_lock().map_err(|_| busy("call"))?.take().ok_or_else(|| closed("call"))?;
+        let response = waiting(py, || pending.wait().map_err(raised))?;
         Ok(PyBytes::new(py, &response))
     }
 

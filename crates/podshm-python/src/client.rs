@@ -11,6 +11,7 @@ use crate::fault::{duration, raised};
 use crate::queue::Queue;
 use crate::slot::{Close, Made, Slot};
 use crate::table::Table;
+use crate::waiting::waiting;
 
 /// A joined client. For many threads.
 #[pyclass(frozen, module = "podshm")]
@@ -25,7 +26,7 @@ impl Client {
     #[pyo3(signature = (directory, *, timeout = 5.0))]
     fn new(py: Python<'_>, directory: PathBuf, timeout: Option<f64>) -> PyResult<Self> {
         let timeout = duration(timeout)?;
-        let client = py.detach(|| podshm::Client::join(directory, timeout)).map_err(raised)?;
+        let client = waiting(py, || podshm::Client::join(directory, timeout).map_err(raised))?;
         Ok(Client { client: Slot::new("client", client), made: Arc::default() })
     }
 

@@ -9,27 +9,31 @@ use pyo3::prelude::*;
 /// The exception that an error is.
 #[cold]
 pub fn raised(error: Error) -> PyErr {
-    let status = if let Error::Failed { status } = &error { Some(*status) } else { None };
-    make(error.kind() as i32, &error.to_string(), error.needed(), status)
+    let (status, errno) = match &error {
+        Error::Failed { status } => (Some(*status), None),
+        Error::System { source, .. } => (None, source.raw_os_error()),
+        _ => (None, None),
+    };
+    make(error.kind() as i32, &error.to_string(), error.needed(), status, errno)
 }
 
 /// The exception for a handle that is closed.
 #[cold]
 pub fn closed(what: &str) -> PyErr {
-    make(0, &format!("this {what} is closed, or its client or agent is"), None, None)
+    make(0, &format!("this {what} is closed, or its client or agent is"), None, None, None)
 }
 
 /// The exception for a handle that another thread uses, or this one further up.
 #[cold]
 pub fn busy(what: &str) -> PyErr {
-    make(-1, &format!("this {what} is in use, by another thread or by what called this; use one at a time"), None, None)
+    let message = format!("this {what} is in use, by another thread or by what called this; use one at a time");
+    make(-1, &message, None, None, None)
 }
 
-fn make(kind: i32, message: &str, needed: Option<usize>, status: Option<u32>) -> PyErr {
+fn make(kind: i32, message: &str, needed: Option<usize>, status: Option<u32>, errno: Option<i32>) -> PyErr {
     Python::attach(|py| {
-        let made =
-            py.import("podshm.errors").and_then(|errors| errors.call_method1("make", (kind, message, needed, status)));
-        match made {
+        let what = (kind, message, needed, status, errno);
+        match py.import("podshm.errors").and_then(|errors| errors.call_method1("make", what)) {
             Ok(exception) => PyErr::from_value(exception),
             Err(error) => error,
         }

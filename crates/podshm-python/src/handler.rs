@@ -52,13 +52,16 @@ pub struct Request {
 #[pyclass(frozen, module = "podshm")]
 pub struct Later(Mutex<State>);
 
+/// A response, or the status of a failure.
+type Given = Result<Vec<u8>, u32>;
+
 enum State {
     /// Not returned by a handler yet.
     Unbound,
     /// Its caller waits.
     Bound(Deferred),
     /// Given before the handler returned.
-    Early(Option<Vec<u8>>),
+    Early(Given),
     Given,
 }
 
@@ -71,12 +74,13 @@ impl Later {
 
     /// Answers.
     fn reply(&self, py: Python<'_>, response: Data<'_>) -> PyResult<()> {
-        self.give(Some(response.bytes(py).to_vec()))
+        self.give(Ok(response.bytes(py).to_vec()))
     }
 
-    /// Says that the call failed.
-    fn fail(&self) -> PyResult<()> {
-        self.give(None)
+    /// Says that the call failed, with a status of the agent's own from 16 on; 1 for no more than that.
+    #[pyo3(signature = (status = FAILED))]
+    fn fail(&self, status: u32) -> PyResult<()> {
+        self.give(Err(status))
     }
 }
 
@@ -85,11 +89,14 @@ impl Later {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn give(&self, response: Option<Vec<u8>>) -> PyResult<()> {
+    fn give(&self, given: Given) -> PyResult<()> {
         let mut state = self.state();
         match std::mem::replace(&mut *state, State::Given) {
-            State::Unbound => *state = State::Early(response),
-            State::Bound(deferred) => answer_later(deferred, response),
+            State::Unbound => *state = State::Early(given),
+            State::Bound(deferred) => match given {
+                Ok(response) => deferred.reply(response),
+                Err(status) => deferred.fail(status),
+            },
             before => {
                 *state = before;
                 return Err(PyValueError::new_err("this call has been answered already"));
@@ -102,22 +109,14 @@ impl Later {
         let mut state = self.state();
         match std::mem::replace(&mut *state, State::Given) {
             State::Unbound => *state = State::Bound(answer.defer()),
-            State::Early(Some(response)) => answer.reply_owned(response),
-            State::Early(None) => answer.fail(FAILED),
+            State::Early(Ok(response)) => answer.reply_owned(response),
+            State::Early(Err(status)) => answer.fail(status),
             before => {
                 *state = before;
                 return Err(PyValueError::new_err("this Later is another call's answer"));
             }
         }
         Ok(())
-    }
-}
-
-/// One that is dropped says that the call failed.
-fn answer_later(deferred: Deferred, response: Option<Vec<u8>>) {
-    match response {
-        Some(response) => deferred.reply(response),
-        None => drop(deferred),
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   Python ── bytes, buffers ──► class of this crate ──► podshm
-//!      ▲        the interpreter's lock is let go while anything waits
+//!      ▲        the interpreter's lock is let go while anything waits (waiting: Ctrl-C is heard meanwhile)
 //!      └── exception of the error's kind (python/podshm/errors.py)
 //! ```
 //! * Handles are closed by `with`, or by their client's: `slot`.
@@ -21,6 +21,7 @@ mod queue;
 mod services;
 mod slot;
 mod table;
+mod waiting;
 mod writer;
 
 use pyo3::prelude::*;

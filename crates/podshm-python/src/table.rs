@@ -71,7 +71,9 @@ impl Table {
 
     /// Copies the value into a buffer; returns its length, or None.
     fn get_into(&self, py: Python<'_>, key: Data<'_>, mut buffer: Room) -> PyResult<Option<usize>> {
-        self.table.get()?.get(key.bytes(py), buffer.bytes(py)).map_err(raised)
+        // They may be one buffer.
+        let key = key.beside(py, &buffer);
+        self.table.get()?.get(&key, buffer.bytes(py)).map_err(raised)
     }
 
     fn __getitem__<'py>(&self, py: Python<'py>, key: Data<'py>) -> PyResult<Bound<'py, PyBytes>> {

@@ -7,6 +7,7 @@ use pyo3::types::PyDict;
 
 use crate::agent::Place;
 use crate::border::Data;
+use crate::waiting::waiting;
 
 /// The writer of one table. Every publication is atomic.
 #[pyclass(frozen, module = "podshm")]
@@ -22,7 +23,10 @@ type Changes = Vec<(Vec<u8>, Option<Vec<u8>>)>;
 impl TableWriter {
     /// Publishes a value under a key.
     fn put(&self, py: Python<'_>, key: Data<'_>, value: Data<'_>) -> PyResult<()> {
-        self.agent.with(|agent| agent.table(&self.name)?.put(key.bytes(py), value.bytes(py)))
+        // It waits for the broker where the table has to grow.
+        let (key, value) = (key.lasting(py), value.lasting(py));
+        let (key, value) = (&*key, &*value);
+        waiting(py, || self.agent.with(|agent| agent.table(&self.name)?.put(key, value)))
     }
 
     /// Removes a key; says whether it was there.
@@ -37,7 +41,7 @@ impl TableWriter {
             let value: Option<Data<'_>> = value.extract()?;
             all.push((key.extract::<Data<'_>>()?.bytes(py).to_vec(), value.map(|value| value.bytes(py).to_vec())));
         }
-        self.agent.with(|agent| agent.table(&self.name)?.publish(&all))
+        waiting(py, || self.agent.with(|agent| agent.table(&self.name)?.publish(&all)))
     }
 
     /// Says that the content is still true, so that readers see a young age.

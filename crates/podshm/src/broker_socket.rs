@@ -55,7 +55,10 @@ impl BrokerSocket {
                     let what = format!("connecting to the broker at {} for {:?}", path.display(), start.elapsed());
                     return Err(Error::System { what, source: e });
                 }
-                Err(_) => std::thread::sleep(Duration::from_millis(5)),
+                Err(_) => {
+                    crate::stop::check()?;
+                    std::thread::sleep(Duration::from_millis(5));
+                }
             }
         }
     }
@@ -165,7 +168,7 @@ impl BrokerSocket {
         }
     }
 
-    /// Waits for the next message until `deadline`.
+    /// Waits for the next message until `deadline`, or until it is stopped.
     pub(crate) fn await_message(&mut self, what: &'static str, deadline: Instant) -> Result<Received, Error> {
         let start = Instant::now();
         loop {
@@ -176,7 +179,8 @@ impl BrokerSocket {
             if left.is_zero() {
                 return Err(Error::Deadline { what, waited: start.elapsed() });
             }
-            wait(&[(self.as_fd(), PollFlags::IN)], Some(left));
+            crate::stop::check()?;
+            wait(&[(self.as_fd(), PollFlags::IN)], Some(crate::stop::slice(left)));
         }
     }
 }

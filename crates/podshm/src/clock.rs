@@ -19,9 +19,32 @@ pub(crate) fn now_coarse() -> u64 {
 const TICK: u64 = 10_000_000;
 
 /// The deadline that a request carries, for an agent that comes to it late: what `timeout` makes of now, up to 10 ms later where
-/// `timeout` is long enough for that not to matter. The caller keeps its own, exact one.
+/// `timeout` is long enough for that not to matter. The caller keeps its own, exact one. 0, for none, where it is longer than any process
+/// lives: 292 years, as what other languages take for no end is.
 #[inline(always)]
 pub(crate) fn wire_deadline(timeout: Duration) -> u64 {
-    let nanos = timeout.as_nanos().min(u128::from(u64::MAX / 2)) as u64;
-    if nanos >= 5 * TICK { now_coarse() + TICK + nanos } else { now() + nanos }
+    const LONGEST: u128 = u64::MAX as u128 / 2;
+    match timeout.as_nanos() {
+        LONGEST.. => 0,
+        nanos if nanos >= u128::from(5 * TICK) => now_coarse() + TICK + nanos as u64,
+        nanos => now() + nanos as u64,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timeout_without_end_is_no_deadline() {
+        for without_end in [Duration::MAX, Duration::from_nanos(u64::MAX), Duration::from_nanos(i64::MAX as u64)] {
+            assert_eq!(wire_deadline(without_end), 0, "{without_end:?}");
+        }
+        for timeout in [Duration::ZERO, Duration::from_millis(1), Duration::from_secs(1), Duration::from_nanos(1 << 62)]
+        {
+            let (before, deadline) = (now(), wire_deadline(timeout));
+            let off = deadline.abs_diff(before + timeout.as_nanos() as u64);
+            assert!(off < 1_000_000_000, "{timeout:?} is off by {off} ns");
+        }
+    }
 }

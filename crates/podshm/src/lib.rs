@@ -22,6 +22,8 @@ mod frames;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+#[doc(hidden)]
+pub mod stop;
 mod wakes;
 
 pub use agent::{
@@ -33,6 +35,12 @@ pub use error::{Error, ErrorKind};
 pub use podshm_proto::ServiceKind;
 #[doc(hidden)]
 pub use podshm_region::place::{this_number, this_place};
+/// Which process this is, and what a handle of another one says: for borders to other languages, whose own state needs it too.
+#[doc(hidden)]
+pub mod process {
+    pub use crate::client::forked;
+    pub use podshm_region::fork::{epoch, install};
+}
 /// Named steps at which a test can stop or kill this process.
 #[cfg(feature = "steps")]
 pub use podshm_region::steps;

@@ -121,7 +121,7 @@ impl Held {
             28 => (c"Caller::start", self.caller.start(b"6", PATIENCE).map(drop)),
             29 => (c"Pending::try_take", self.pending.as_mut()?.try_take().map(drop)),
             30 => {
-                let waited = self.waited.take()?;
+                let mut waited = self.waited.take()?;
                 waited.arm();
                 (c"Pending::wait", waited.wait().map(drop))
             }

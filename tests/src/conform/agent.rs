@@ -60,6 +60,13 @@ impl Handler for Keep {
                     later.reply(reversed);
                 });
             }
+            how if how.starts_with("late-fail:") => {
+                let (later, status) = (answer.defer(), number(&how["late-fail:".len()..]) as u32);
+                std::thread::spawn(move || {
+                    std::thread::sleep(Duration::from_millis(5));
+                    later.fail(status);
+                });
+            }
             "nothing" => {}
             "hang" => {
                 // In place of whoever reads the next command.

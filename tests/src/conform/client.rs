@@ -168,7 +168,7 @@ impl Joined {
 
     fn take(&mut self) -> Result<String, Error> {
         let (pending, expected) = self.pending.as_mut().expect("a call is out");
-        let Some(out) = pending.take() else { return Ok(ENDED.into()) };
+        let Some(mut out) = pending.take() else { return Ok(ENDED.into()) };
         Ok(check(&out.wait()?, expected))
     }
 
@@ -187,10 +187,10 @@ impl Joined {
             if let Some(found) = self.look()? {
                 return Ok(found);
             }
-            if !comes(&caller.event_fd(), PATIENCE) {
+            if !comes(&caller.event_fd()?, PATIENCE) {
                 return Ok("no event".into());
             }
-            let _ = rustix::io::read(caller.event_fd(), &mut [0u8; 8]);
+            let _ = rustix::io::read(caller.event_fd()?, &mut [0u8; 8]);
         }
     }
 

@@ -20,29 +20,31 @@ use crate::transport::{
     BATCH, Latencies, Order, Session, Transport, check_answer, check_drained, timed_oneway, timed_rtt,
 };
 
-const OK: i32 = 0;
+pub(super) const OK: i32 = 0;
 const FULL: i32 = 1;
-const SPIN_ALWAYS: u64 = u64::MAX;
+pub(super) const SPIN_ALWAYS: u64 = u64::MAX;
 
 /// A handle, whichever.
-type Handle = *mut c_void;
+pub(super) type Handle = *mut c_void;
 type Make = unsafe extern "C" fn(Handle, *const c_char, *mut Handle) -> i32;
 type Fill = unsafe extern "C" fn(*mut c_void, usize, *mut c_void, usize);
 type Each = unsafe extern "C" fn(*mut c_void, usize, usize, *const c_void, usize);
 
 /// What of `podshm.h` is measured here.
 #[derive(Clone, Copy)]
-struct Library {
+pub(super) struct Library {
     client_new: unsafe extern "C" fn(*const c_char, u64, *mut Handle) -> i32,
-    client_free: unsafe extern "C" fn(Handle) -> i32,
-    table_new: Make,
+    pub(super) client_free: unsafe extern "C" fn(Handle) -> i32,
+    pub(super) table_new: Make,
+    pub(super) table_get: unsafe extern "C" fn(Handle, *const c_void, usize, *mut c_void, usize, *mut usize) -> i32,
     key_new: unsafe extern "C" fn(Handle, *const c_void, usize, *mut Handle) -> i32,
     key_get: unsafe extern "C" fn(Handle, *mut c_void, usize, *mut usize) -> i32,
     queue_new: Make,
     try_push: unsafe extern "C" fn(Handle, *const c_void, usize, *mut u64) -> i32,
     try_push_all: unsafe extern "C" fn(Handle, *const Bytes, usize, *mut usize) -> i32,
-    caller_new: Make,
-    spinning: unsafe extern "C" fn(Handle, u64, *mut Handle) -> i32,
+    pub(super) caller_new: Make,
+    pub(super) spinning: unsafe extern "C" fn(Handle, u64, *mut Handle) -> i32,
+    pub(super) call: unsafe extern "C" fn(Handle, *const c_void, usize, *mut c_void, usize, u64, *mut usize) -> i32,
     call_with: unsafe extern "C" fn(Handle, usize, Fill, *mut c_void, u64, Each, *mut c_void, *mut usize) -> i32,
     message: unsafe extern "C" fn() -> *const c_char,
 }
@@ -58,7 +60,7 @@ struct Bytes {
 impl Library {
     /// Loads the library that `PODSHM_C_LIBRARY` names: `make bench` has it built as it is installed. Otherwise what cargo puts beside this
     /// program, which is not optimised as one.
-    fn load() -> Result<Library> {
+    pub(super) fn load() -> Result<Library> {
         let path = match std::env::var_os("PODSHM_C_LIBRARY") {
             Some(named) => PathBuf::from(named),
             None => {
@@ -90,6 +92,7 @@ impl Library {
             client_new: function!(c"podshm_client_new"),
             client_free: function!(c"podshm_client_free"),
             table_new: function!(c"podshm_table_new"),
+            table_get: function!(c"podshm_table_get"),
             key_new: function!(c"podshm_key_new"),
             key_get: function!(c"podshm_key_get"),
             queue_new: function!(c"podshm_queue_new"),
@@ -97,12 +100,13 @@ impl Library {
             try_push_all: function!(c"podshm_queue_try_push_all"),
             caller_new: function!(c"podshm_caller_new"),
             spinning: function!(c"podshm_caller_spinning"),
+            call: function!(c"podshm_caller_call"),
             call_with: function!(c"podshm_caller_call_with"),
             message: function!(c"podshm_last_message"),
         })
     }
 
-    fn check(&self, result: i32) -> Result<()> {
+    pub(super) fn check(&self, result: i32) -> Result<()> {
         if result == OK {
             return Ok(());
         }
@@ -111,7 +115,7 @@ impl Library {
         bail!("the C library: {result}: {}", message.to_string_lossy())
     }
 
-    fn join(&self, directory: &Path) -> Result<Handle> {
+    pub(super) fn join(&self, directory: &Path) -> Result<Handle> {
         let directory = CString::new(directory.as_os_str().as_bytes())?;
         let mut client = ptr::null_mut();
         // SAFETY: a string and a place for the result.
@@ -119,7 +123,7 @@ impl Library {
         Ok(client)
     }
 
-    fn make(&self, make: Make, client: Handle, name: &CStr) -> Result<Handle> {
+    pub(super) fn make(&self, make: Make, client: Handle, name: &CStr) -> Result<Handle> {
         let mut made = ptr::null_mut();
         // SAFETY: a client that is alive, a string and a place for the result.
         self.check(unsafe { make(client, name.as_ptr(), &raw mut made) })?;

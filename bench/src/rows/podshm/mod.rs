@@ -3,6 +3,7 @@
 //! The broker is a thread of the measuring process unless a row says otherwise; it is idle once everybody has joined.
 
 mod c_library;
+mod c_whole;
 mod clients;
 mod cost;
 mod join;
@@ -10,8 +11,10 @@ mod paced;
 mod table;
 mod threads;
 mod transport;
+mod whole;
 
 pub use c_library::{CHandle, CTransport};
+pub use c_whole::{CCalls, CGet};
 pub use clients::Crowd;
 pub use cost::ClientCost;
 pub use join::Join;
@@ -21,6 +24,7 @@ pub use paced::Paced;
 pub use table::{PodshmHandle, PodshmTable};
 pub use threads::Threads;
 pub use transport::PodshmTransport;
+pub use whole::{Calls, Get};
 
 use std::cell::Cell;
 use std::path::{Path, PathBuf};

@@ -1,14 +1,17 @@
 //! A batch that keeps its queue, and knows its thread.
 
+use super::bound::Leaves;
 use crate::last::Fault;
 use podshm::QueueSender;
 use podshm::client::QueueBatch;
 use podshm::this_number;
-use std::cell::UnsafeCell;
+use std::cell::{Cell, UnsafeCell};
 
 /// An open batch and the queue that it borrows. It holds the queue's lock, which the thread that took it must leave.
 pub(crate) struct OwnedBatch {
     thread: u64,
+    /// Whether it runs a callback of C's. Touched by `thread` only.
+    is_used: Cell<bool>,
     /// Borrows from `queue`.
     batch: *mut UnsafeCell<QueueBatch<'static>>,
     queue: *mut QueueSender,
@@ -26,7 +29,7 @@ impl OwnedBatch {
         match unsafe { &*queue }.batch() {
             Ok(batch) => {
                 let batch = Box::into_raw(Box::new(UnsafeCell::new(batch)));
-                Ok(OwnedBatch { thread: this_number(), batch, queue })
+                Ok(OwnedBatch { thread: this_number(), is_used: Cell::new(false), batch, queue })
             }
             Err(error) => {
                 // SAFETY: made above by Box::into_raw; the batch that would borrow from it is not there.
@@ -37,15 +40,24 @@ impl OwnedBatch {
     }
 
     /// Whether this is the thread that may use it.
-    pub(crate) fn is_here(&self) -> Result<(), Fault> {
+    fn is_here(&self) -> Result<(), Fault> {
         if self.thread == this_number() { Ok(()) } else { Err(Fault::Thread { what: "batch" }) }
+    }
+
+    /// Whether this thread may use it now: not from within a callback of its own.
+    #[inline(always)]
+    pub(crate) fn is_free(&self) -> Result<(), Fault> {
+        self.is_here()?;
+        if self.is_used.get() { Err(Fault::Busy { what: "batch" }) } else { Ok(()) }
     }
 
     /// Uses it. For every lifetime, so that no other batch can take its place.
     #[inline(always)]
     pub(crate) fn with<R>(&self, work: impl for<'a> FnOnce(&mut QueueBatch<'a>) -> R) -> Result<R, Fault> {
-        self.is_here()?;
-        // SAFETY: alive until `drop`; this thread alone comes here, and once at a time: a batch runs nobody else's code.
+        self.is_free()?;
+        self.is_used.set(true);
+        let _leaves = Leaves(&self.is_used);
+        // SAFETY: alive until `drop`; this thread alone comes here, and once at a time: `is_used` was false.
         Ok(work(unsafe { &mut *(*self.batch).get() }))
     }
 }

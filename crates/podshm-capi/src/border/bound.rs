@@ -75,7 +75,7 @@ impl Bound<Key> {
 }
 
 /// Also where the work panics.
-struct Leaves<'a>(&'a Cell<bool>);
+pub(super) struct Leaves<'a>(pub(super) &'a Cell<bool>);
 
 impl Drop for Leaves<'_> {
     fn drop(&mut self) {

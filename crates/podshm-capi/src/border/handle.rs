@@ -2,6 +2,7 @@
 
 use super::pointers::{self, Len, Out, Room};
 use crate::last::Fault;
+use podshm::process;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Something that C holds.
@@ -46,6 +47,7 @@ kinds! {
     crate::pending::podshm_pending = "podshm_pending",
     crate::builder::podshm_builder = "podshm_builder",
     crate::agent::podshm_agent = "podshm_agent",
+    crate::waker::podshm_waker = "podshm_waker",
     crate::writer::podshm_writer = "podshm_writer",
     crate::answer::podshm_answer = "podshm_answer",
     crate::answer::podshm_deferred = "podshm_deferred",
@@ -56,17 +58,29 @@ pub(super) struct Handle<T> {
     /// An allocator writes its own notes at the start of what was given back; the magic word is to outlive that.
     notes: [u64; 2],
     magic: AtomicU64,
+    /// The process that it is of: see [`process::epoch`].
+    process: u32,
     value: T,
 }
 
 impl<T: Kind> Handle<T> {
     pub(super) fn new(value: T) -> Self {
-        Handle { notes: [0; 2], magic: AtomicU64::new(T::MAGIC), value }
+        let process = match process::epoch() {
+            0 => process::install(),
+            known => known,
+        };
+        Handle { notes: [0; 2], magic: AtomicU64::new(T::MAGIC), process, value }
     }
 
     /// What C holds it by.
     pub(super) fn pointer(&mut self) -> *mut T {
         (&raw mut *self).cast()
+    }
+
+    /// Whether no fork lies between whoever made it and this process. Two loads.
+    #[inline(always)]
+    fn is_of_this_process(&self) -> bool {
+        self.process == process::epoch()
     }
 
     /// From now on it counts as freed. Acquire and release: whoever finds it alive comes before whoever frees it. Says whether it was alive.
@@ -121,6 +135,29 @@ impl<T: Kind + Sync> Ref<T> {
         // SAFETY: **alive**, and it has its magic word; only `Own::free` ends it, which C doesn't call before we are back.
         Ok(unsafe { &(*handle).value })
     }
+
+    /// [`Ref::get`] for what the library's own functions don't look at, and before any lock: in a forked child the handle is its parent's.
+    pub(crate) fn here(&self) -> Result<&T, Fault> {
+        here(find(self.0)?)
+    }
+
+    /// Whether a fork has made another process of the one that it is of.
+    pub(crate) fn is_forked(&self) -> Result<bool, Fault> {
+        is_forked(find(self.0)?)
+    }
+}
+
+fn is_forked<T>(handle: *const Handle<T>) -> Result<bool, Fault> {
+    // SAFETY: as in `Ref::get`.
+    Ok(unsafe { (*handle).process } != process::epoch())
+}
+
+/// What a handle stands for in the process that it is of.
+#[inline(always)]
+fn here<'a, T: Kind + Sync>(handle: *const Handle<T>) -> Result<&'a T, Fault> {
+    // SAFETY: as in `Ref::get`.
+    let handle = unsafe { &*handle };
+    if handle.is_of_this_process() { Ok(&handle.value) } else { Err(process::forked().into()) }
 }
 
 /// A handle that a function does something with: without `const` in C. To Rust it is shared all the same; its kind sees to the rest.
@@ -134,6 +171,17 @@ impl<T: Kind + Sync> Mut<T> {
         let handle = find(self.0.cast_const())?;
         // SAFETY: as in `Ref::get`.
         Ok(unsafe { &(*handle).value })
+    }
+
+    /// As [`Ref::here`].
+    #[inline(always)]
+    pub(crate) fn here(&self) -> Result<&T, Fault> {
+        here(find(self.0.cast_const())?)
+    }
+
+    /// As [`Ref::is_forked`].
+    pub(crate) fn is_forked(&self) -> Result<bool, Fault> {
+        is_forked(find(self.0.cast_const())?)
     }
 
     /// Has `work` fill room for up to `most` bytes by what the handle stands for, and puts what it returns into `place`. Says whether that came to
@@ -176,24 +224,28 @@ impl<T: Kind + Sync> Mut<T> {
 pub struct Own<T>(*mut T);
 
 impl<T: Kind + Send + Sync> Own<T> {
-    /// What it stands for; null stands for nothing.
-    pub(crate) fn get(&self) -> Result<Option<&T>, Fault> {
-        if self.0.is_null() {
-            return Ok(None);
-        }
-        let handle = find(self.0.cast_const())?;
-        // SAFETY: as in `Ref::get`.
-        Ok(Some(unsafe { &(*handle).value }))
+    /// Ends it, from whatever thread. Null is nothing to do.
+    pub(crate) fn free(self) -> Result<(), Fault> {
+        self.free_unless(|_| Ok(()))
     }
 
-    /// Ends it, from whatever thread: a `T` that minds has seen to that by `get`. Null is nothing to do.
-    pub(crate) fn free(self) -> Result<(), Fault> {
+    /// Ends it, unless something is against that. In a forked child nothing is, because nobody will ever be done with it there: what is in use
+    /// stays where it is, half changed as it may be by a thread that the child has not got.
+    pub(crate) fn free_unless(self, is_in_use: impl FnOnce(&T) -> Result<(), Fault>) -> Result<(), Fault> {
         if self.0.is_null() {
             return Ok(());
         }
         let handle = find(self.0.cast_const())?.cast_mut();
         // SAFETY: **alive**, and it has its magic word: a handle that `give` made.
-        if !unsafe { &*handle }.end() {
+        let found = unsafe { &*handle };
+        let free = is_in_use(&found.value);
+        if found.is_of_this_process() {
+            free?;
+        } else if free.is_err() {
+            found.end();
+            return Ok(());
+        }
+        if !found.end() {
             return Err(Fault::Freed { found: T::NAME, address: self.0.addr() });
         }
         // SAFETY: `give` made it by Box::into_raw, and of all that free it only one has ended it: this call.

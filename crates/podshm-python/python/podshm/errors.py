@@ -39,6 +39,8 @@ class Error(Exception):
     needed: int | None = None
     #: What the agent said, where it failed.
     status: int | None = None
+    #: What the kernel said, one of the module `errno`'s numbers, where a system call failed.
+    errno: int | None = None
     #: How many of several records were accepted, where there was no room for all.
     accepted: int | None = None
 
@@ -95,8 +97,8 @@ class CorruptError(Error):
     """The peer's memory holds what no correct peer writes."""
 
 
-class SystemCallError(Error):
-    """A system call failed."""
+class SystemCallError(Error, OSError):
+    """A system call failed: see `errno`."""
 
 
 class TableFullError(Error):
@@ -168,9 +170,10 @@ for _number, _class in _CLASSES.items():
         _class.kind = ErrorKind(_number)
 
 
-def make(kind: int, message: str, needed: int | None, status: int | None) -> Error:
+def make(kind: int, message: str, needed: int | None, status: int | None, errno: int | None) -> Error:
     """For the library: the exception of this kind."""
     error = _CLASSES.get(kind, Error)(message)
     error.needed = needed
     error.status = status
+    error.errno = errno
     return error

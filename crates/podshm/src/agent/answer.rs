@@ -107,12 +107,12 @@ impl Answer<'_> {
         self.deferral.out += usize::from(!self.is_given);
         self.is_given = true;
         let (sender, event) = (self.deferral.sender.clone(), Arc::clone(&self.deferral.event));
-        Deferred { process: self.deferral.process, to, sender, event }
+        Deferred { process: self.deferral.process, to, longest: self.longest, sender, event }
     }
 
     /// Says that the call failed, with a status of the agent's own from [`Answer::FIRST_STATUS`] on; 1 for no more than that.
     pub fn fail(&mut self, status: u32) {
-        self.end(if status < Self::FIRST_STATUS { STATUS_FAILED } else { status });
+        self.end(failure(status));
     }
 
     /// The first status that agents may give a meaning to; callers find it in [`Error::Failed`](crate::Error::Failed).
@@ -136,7 +136,7 @@ impl Answer<'_> {
             return None;
         }
         if len > self.longest {
-            tracing::error!(len, longest = self.longest, "an answer is longer than its service allows; the call fails");
+            too_long(len, self.longest);
             self.end(STATUS_FAILED);
             return None;
         }
@@ -145,6 +145,16 @@ impl Answer<'_> {
         }
         Some(ResponseHead { id: self.to.2, total: len as u32, status: STATUS_OK })
     }
+}
+
+#[cold]
+fn too_long(len: usize, longest: usize) {
+    tracing::error!(len, longest, "an answer is longer than its service allows; the call fails");
+}
+
+/// What the caller is told: the agent's own status, or that of a call which failed for no reason that is said.
+fn failure(status: u32) -> u32 {
+    if status < Answer::FIRST_STATUS { STATUS_FAILED } else { status }
 }
 
 impl Drop for Answer<'_> {
@@ -160,14 +170,24 @@ impl Drop for Answer<'_> {
 pub struct Deferred {
     process: u32,
     to: Option<(u64, usize, u64)>,
+    longest: usize,
     sender: mpsc::Sender<Inbound>,
     event: Arc<OwnedFd>,
 }
 
 impl Deferred {
-    /// Answers.
+    /// Answers. One that is longer than its service allows fails the call.
     pub fn reply(mut self, bytes: Vec<u8>) {
+        if bytes.len() > self.longest {
+            too_long(bytes.len(), self.longest);
+            return self.send(STATUS_FAILED, Vec::new());
+        }
         self.send(STATUS_OK, bytes);
+    }
+
+    /// Says that the call failed, as [`Answer::fail`] does.
+    pub fn fail(mut self, status: u32) {
+        self.send(failure(status), Vec::new());
     }
 
     fn send(&mut self, status: u32, bytes: Vec<u8>) {

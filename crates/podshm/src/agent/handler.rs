@@ -31,7 +31,7 @@ pub struct Request<'a> {
     pub member: &'a str,
     /// A predecessor that died may have handled it already (only where the service is idempotent).
     pub maybe_seen: bool,
-    /// How long its caller waits from now on.
+    /// How long its caller waits from now on; [`Duration::MAX`] for no end.
     pub time_left: Duration,
     /// Its length.
     pub len: usize,

@@ -154,12 +154,14 @@ impl Agent {
                 Some(broker) => broker.await_message(what, deadline.min(Instant::now() + Duration::from_millis(50))),
                 None if self.absence.next().is_none() => return Err(Error::BrokerAway { what }),
                 None => {
+                    crate::stop::check()?;
                     std::thread::sleep(Duration::from_millis(5));
                     Err(Error::Deadline { what, waited: Duration::ZERO })
                 }
             };
             match received {
                 Ok(received) => self.follow(received)?,
+                Err(Error::Cancelled) => return Err(Error::Cancelled),
                 Err(Error::Deadline { .. }) if Instant::now() < deadline => {}
                 Err(Error::Deadline { .. }) => return Err(Error::BrokerAway { what }),
                 Err(error) => self.broker_is_away(error)?,

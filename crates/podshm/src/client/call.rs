@@ -6,6 +6,7 @@ use super::waiting::{Patience, Spin};
 use super::{Client, Shared};
 use crate::clock;
 use crate::error::Error;
+use crate::stop;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,7 +21,7 @@ use std::time::{Duration, Instant};
 /// let mut answer = [0; 256];
 /// let len = decide.call(b"may alice read?", &mut answer, Duration::from_millis(50))?;
 /// println!("{} bytes", len);
-/// let pending = decide.start(b"may bob write?", Duration::from_millis(50))?;
+/// let mut pending = decide.start(b"may bob write?", Duration::from_millis(50))?;
 /// let answer = pending.wait()?; // or drop it: that cancels
 /// # drop(answer); Ok(()) }
 /// ```
@@ -123,9 +124,10 @@ impl Caller {
     }
 
     /// A descriptor that becomes readable when responses may have come, for epoll. Read it (8 bytes) before you look by
-    /// [`Pending::try_take`]; [`Pending::arm`] asks for the next event.
-    pub fn event_fd(&self) -> BorrowedFd<'_> {
-        self.client.shared.event.as_fd()
+    /// [`Pending::try_take`]; [`Pending::arm`] asks for the next event. A forked child has none: it would take its parent's events.
+    pub fn event_fd(&self) -> Result<BorrowedFd<'_>, Error> {
+        self.client.shared.check_fork()?;
+        Ok(self.client.shared.event.as_fd())
     }
 
     #[inline(always)]
@@ -170,7 +172,7 @@ impl Caller {
                 }
                 looks += 1;
                 // A look at the clock costs more than a look at the ring.
-                if looks.is_multiple_of(64) && !patience.spins(&line.outlet.channel) {
+                if looks.is_multiple_of(64) && (!patience.spins(&line.outlet.channel) || stop::is_due()) {
                     break;
                 }
                 if looks > LOOKS_AT_ONCE {
@@ -216,6 +218,10 @@ impl Caller {
             }
             let channel = Arc::clone(&line.outlet.channel);
             drop(line);
+            if let Err(stopped) = stop::check() {
+                sending.give_up(&mut *self.service.enter()?);
+                return Err(stopped);
+            }
             if patience.spins(&channel) || patience.spins_for_room() {
                 std::hint::spin_loop();
                 continue;
@@ -251,6 +257,10 @@ impl Caller {
                 }
                 self.service.known(&line, shared)
             };
+            if let Err(stopped) = stop::check() {
+                self.service.enter()?.inbox.forget(id);
+                return Err(stopped);
+            }
             self.wait_for_change(id, &known, patience);
         }
     }
@@ -259,6 +269,9 @@ impl Caller {
     fn wait_for_change(&self, id: u64, known: &super::line::Known, patience: &mut Patience) {
         let shared = &*self.client.shared;
         while patience.spins(known.channel()) {
+            if stop::is_due() {
+                return;
+            }
             for _ in 0..32 {
                 if self.service.has_changed(known, shared) {
                     return;
@@ -302,7 +315,7 @@ pub struct Pending {
 }
 
 impl Pending {
-    /// The response if it has come.
+    /// The response if it has come. From within a callback of the same call: [`Error::Reentered`], and it is still out.
     pub fn try_take(&mut self) -> Result<Option<Vec<u8>>, Error> {
         let shared = &*self.caller.client.shared;
         shared.check_fork()?;
@@ -329,8 +342,9 @@ impl Pending {
         }
     }
 
-    /// Waits for the response until the call's deadline.
-    pub fn wait(self) -> Result<Vec<u8>, Error> {
+    /// Waits for the response until the call's deadline. From within a callback of the same call: [`Error::Reentered`], and it is still
+    /// out.
+    pub fn wait(&mut self) -> Result<Vec<u8>, Error> {
         let shared = &*self.caller.client.shared;
         shared.check_fork()?;
         let mut patience = Patience::new(self.until.saturating_duration_since(Instant::now()), self.caller.spin);
@@ -342,6 +356,7 @@ impl Pending {
                 }
                 self.caller.service.known(&line, shared)
             };
+            stop::check()?;
             self.caller.wait_for_change(self.id, &known, &mut patience);
         }
     }
@@ -349,10 +364,8 @@ impl Pending {
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        if self.caller.client.shared.check_fork().is_ok()
-            && let Ok(mut line) = self.caller.service.enter()
-        {
-            line.inbox.forget(self.id);
+        if self.caller.client.shared.check_fork().is_ok() {
+            self.caller.service.give_up(self.id);
         }
     }
 }

@@ -162,8 +162,8 @@ impl Drop for CallFuture {
             && self.caller.client.shared.check_fork().is_ok()
         {
             self.caller.client.shared.futures.alive.fetch_sub(1, Ordering::AcqRel);
-            if let Ok(mut line) = self.caller.service.enter() {
-                sending.give_up(&mut line);
+            if sending.id != 0 {
+                self.caller.service.give_up(sending.id);
             }
         }
     }

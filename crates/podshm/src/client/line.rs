@@ -9,8 +9,8 @@ use crate::frames::{self, REQUEST, RequestHead};
 use podshm_layout::ring::{Part, PushError};
 use podshm_layout::step::{self, Step};
 use podshm_region::biased::{Biased, Guard};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// What threads share of a call service.
 #[derive(Debug)]
@@ -19,6 +19,9 @@ pub(crate) struct CallService {
     /// What a thread that waits looks at without the lock: where the next response will lie, and how many were kept for others.
     position: AtomicU64,
     completions: AtomicU64,
+    /// Calls that were given up from within a callback, by a thread that had the line then; whether there are any.
+    given_up: Mutex<Vec<u64>>,
+    has_given_up: AtomicBool,
     ring: usize,
 }
 
@@ -49,7 +52,8 @@ impl CallService {
     pub(crate) fn new(outlet: Outlet, inbox: Inbox, ring: usize) -> Self {
         let position = AtomicU64::new(inbox.signs().0);
         let line = Biased::plain(CallLine { outlet, inbox, last_id: 0, sending: None });
-        CallService { line, position, completions: AtomicU64::new(0), ring }
+        let (completions, given_up, has_given_up) = Default::default();
+        CallService { line, position, completions, given_up, has_given_up, ring }
     }
 
     /// See [`Biased::allow_owner`].
@@ -67,6 +71,25 @@ impl CallService {
         Ok(self.line.visit()?)
     }
 
+    /// Nobody waits for call `id` any more. From within a callback that runs under the line it is forgotten when that is next pumped, which is
+    /// before a response to it is kept.
+    pub(super) fn give_up(&self, id: u64) {
+        if let Ok(mut line) = self.enter() {
+            line.give_up(id);
+        } else {
+            self.given_up.lock().unwrap_or_else(PoisonError::into_inner).push(id);
+            // Relaxed: seen by whoever has the line next, of which this thread lets go after this.
+            self.has_given_up.store(true, Ordering::Relaxed);
+        }
+    }
+
+    #[cold]
+    fn forget_given_up(&self, line: &mut CallLine) {
+        self.has_given_up.store(false, Ordering::Relaxed);
+        let given_up = std::mem::take(&mut *self.given_up.lock().unwrap_or_else(PoisonError::into_inner));
+        given_up.into_iter().for_each(|id| line.give_up(id));
+    }
+
     /// Takes what is there; shows other threads what it found.
     pub(super) fn pump(
         &self,
@@ -74,6 +97,9 @@ impl CallService {
         shared: &Shared,
         mine: Option<(u64, &mut dyn Sink)>,
     ) -> Result<(), Error> {
+        if self.has_given_up.load(Ordering::Relaxed) {
+            self.forget_given_up(line);
+        }
         let result = line.inbox.pump(shared, &mut line.outlet, mine);
         let (position, completions) = line.inbox.signs();
         self.position.store(position, Ordering::Relaxed);
@@ -100,6 +126,14 @@ impl CallService {
 }
 
 impl CallLine {
+    /// Nobody waits for it. Of a request that is half sent the rest stays unsent; the agent drops what it has of it when the next one comes.
+    pub(super) fn give_up(&mut self, id: u64) {
+        self.inbox.forget(id);
+        if self.sending == Some(id) {
+            self.sending = None;
+        }
+    }
+
     /// The hot path: the whole request in one record, if there is room now and nobody is in the middle of his. Returns the
     /// call's number and where its request lies.
     #[inline(always)]
@@ -220,13 +254,10 @@ impl Sending {
         }
     }
 
-    /// Leaves the rest unsent; the agent drops what it has of it when the next request comes.
+    /// See [`CallLine::give_up`].
     pub(super) fn give_up(&self, line: &mut CallLine) {
         if self.id != 0 {
-            line.inbox.forget(self.id);
-            if line.sending == Some(self.id) {
-                line.sending = None;
-            }
+            line.give_up(self.id);
         }
     }
 }

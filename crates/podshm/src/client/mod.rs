@@ -42,9 +42,9 @@ use podshm_layout::step::{self, Step};
 use podshm_layout::sync::Ordering;
 use podshm_layout::{Layout, Layouts, PAGE, RegionKind};
 use podshm_proto::{Down, RegionIds, ServiceKind, Services, Up, Written};
-use podshm_region::{Memory, ReadMap, WriteMap, fork};
+use podshm_region::fork::{self, ProcessFd};
+use podshm_region::{Memory, ReadMap, WriteMap};
 use rustix::event::{EventfdFlags, eventfd};
-use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
@@ -84,7 +84,7 @@ pub(crate) struct Shared {
     pub(crate) wakes: Mutex<WakeStats>,
     /// Regions that were dropped and are to be named to the broker.
     pub(crate) released: Arc<link::Releaser>,
-    pub(crate) event: OwnedFd,
+    pub(crate) event: ProcessFd,
 }
 
 impl Client {
@@ -171,7 +171,7 @@ impl Client {
             futures: future::Futures::default(),
             wakes: Mutex::default(),
             released,
-            event,
+            event: ProcessFd::new(event),
         });
         let broker = thread::Broker { socket: broker, directory, early };
         let thread = thread.start(Arc::clone(&shared), broker, speaks, map)?;
@@ -270,7 +270,8 @@ impl Shared {
 
 /// A child that passed the fork handlers by is found out here: it lets go of the parent's sockets now.
 #[cold]
-pub(crate) fn forked() -> Error {
+#[doc(hidden)]
+pub fn forked() -> Error {
     fork::leave_parent();
     Error::Forked
 }

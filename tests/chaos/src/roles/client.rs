@@ -380,7 +380,7 @@ impl Calls {
         } else if number.is_multiple_of(2) {
             caller.call(&request, &mut answer, timeout)
         } else {
-            caller.start(&request, timeout).and_then(|pending| pending.wait()).map(|bytes| {
+            caller.start(&request, timeout).and_then(|mut pending| pending.wait()).map(|bytes| {
                 answer[..bytes.len()].copy_from_slice(&bytes);
                 bytes.len()
             })
