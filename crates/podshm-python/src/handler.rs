@@ -78,7 +78,7 @@ impl Later {
     }
 
     /// Says that the call failed, with a status of the agent's own from 16 on; 1 for no more than that.
-    #[pyo3(signature = (status = FAILED))]
+    #[pyo3(signature = (status = 1))]
     fn fail(&self, status: u32) -> PyResult<()> {
         self.give(Err(status))
     }
