@@ -36,8 +36,8 @@ check() {
     [ "$(printf '%s\n' "${BASH_REMATCH[1]}.${BASH_REMATCH[2]}" "$allowed" | sort -V | tail -n1)" = "$allowed" ] || die "auditwheel: $said"
     python3 -m venv "$apart/venv"
     "$apart/venv/bin/pip" install --quiet --disable-pip-version-check --no-index --no-deps "$wheel"
-    said=$("$apart/venv/bin/python" -c 'import podshm; print(podshm.__version__, podshm.Services().table("t", keys=1, bytes=1))')
-    say "wheel: $(basename "$wheel") needs glibc $needed, and is imported: $said"
+    said=$("$apart/venv/bin/python" -c 'import podshm; podshm.Services().table("t", keys=1, bytes=1); print(podshm.__version__)')
+    say "wheel: $(basename "$wheel") needs glibc $needed, and is imported, as $said"
 }
 
 case ${1:-} in

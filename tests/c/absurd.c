@@ -247,6 +247,33 @@ static void *joins(void *directory)
     return client;
 }
 
+/* Offers of no size, and of more than there is: the connection says so. */
+static void absurd_offers(const char *directory)
+{
+    const struct { uint64_t first, second; } sizes[] = {
+        {0, 0}, {1, UINT64_MAX}, {UINT64_MAX, 1}, {UINT64_MAX, UINT64_MAX}, {(uint64_t)1 << 63, 8}};
+    for (size_t n = 0; n < 4 * sizeof sizes / sizeof *sizes; n++) {
+        uint64_t first = sizes[n / 4].first, second = sizes[n / 4].second;
+        podshm_builder *builder;
+        podshm_agent *agent;
+        podshm_result result;
+        OK(podshm_builder_new(&builder));
+        switch (n % 4) {
+        case 0: result = podshm_builder_table(builder, "a", first, second); break;
+        case 1: result = podshm_builder_queue(builder, "a", (uint32_t)first, (uint32_t)second); break;
+        case 2: result = podshm_builder_call(builder, "a", (uint32_t)first, (uint32_t)second); break;
+        default: result = podshm_builder_idempotent_call(builder, "a", (uint32_t)first, (uint32_t)second);
+        }
+        IS(result, PODSHM_OK);
+        result = podshm_agent_new(builder, directory, PATIENCE, &agent);
+        if (result == PODSHM_OK || result == PODSHM_PANIC)
+            DIE("offer %zu: %s: %s", n, podshm_result_name(result), podshm_last_message());
+        OK(podshm_agent_free(agent));
+        OK(podshm_builder_free(builder));
+        calls++;
+    }
+}
+
 static void begin(const char *agent, char *client)
 {
     pthread_t thread;
@@ -281,6 +308,10 @@ static void make(void)
     OK(podshm_snapshot_new(handles[TABLE], (podshm_snapshot **)&handles[SNAPSHOT]));
     OK(podshm_value_new(handles[TABLE], "k", 1, (podshm_value **)&handles[VALUE]));
     OK(podshm_queue_new(handles[CLIENT], "reports", (podshm_queue **)&handles[QUEUE]));
+    OK(podshm_queue_push(handles[QUEUE], "x", 1, PODSHM_FOREVER, NULL));
+    OK(podshm_agent_set_spin(handles[AGENT], PODSHM_FOREVER));
+    OK(podshm_agent_wait(handles[AGENT], PODSHM_FOREVER)); /* the record is there */
+    OK(podshm_agent_set_spin(handles[AGENT], 0));
     OK(podshm_caller_new(handles[CLIENT], "decide", (podshm_caller **)&handles[CALLER]));
     OK(podshm_caller_start(handles[CALLER], "ab", 2, PODSHM_FOREVER, (podshm_pending **)&handles[PENDING]));
     OK(podshm_batch_new(handles[QUEUE], (podshm_batch **)&handles[BATCH]));
@@ -346,6 +377,7 @@ int main(int argc, char **argv)
     OK(podshm_abi(&abi));
     if (abi != PODSHM_ABI || strcmp(podshm_version(), "0.1.0"))
         DIE("another library: %s", podshm_version());
+    absurd_offers(argv[1]);
     begin(argv[1], argv[2]);
     make();
     with(0);
