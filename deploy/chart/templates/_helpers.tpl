@@ -7,6 +7,11 @@ app.kubernetes.io/instance: {{ .root.Release.Name }}
 app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
 {{- end }}
 
+{{/* Not empty where helm itself installs into a cluster; empty in what `helm template` prints for somebody else to apply. */}}
+{{- define "podshm.byHelm" -}}
+{{- if lookup "v1" "Namespace" "" "default" }}yes{{ end -}}
+{{- end }}
+
 {{/* An image: (dict "root" $ "name" NAME-IN-THE-REGISTRY "given" WHOLE-REFERENCE-OR-EMPTY). */}}
 {{- define "podshm.image" -}}
 {{- $images := .root.Values.images -}}

@@ -42,6 +42,18 @@ fn a_value_that_nobody_knows_is_refused_by_name() {
 }
 
 #[test]
+fn what_is_printed_for_somebody_else_to_apply_does_not_uninstall() {
+    let of = |arguments: &[&str]| String::from_utf8_lossy(&render(arguments).stdout).into_owned();
+    let text = of(&[]);
+    assert!(text.contains("kind: DaemonSet") && !text.contains("podshm-uninstall"), "{text}");
+    let text = of(&["--set", "uninstallCheck=always"]);
+    let objects: Vec<&str> =
+        text.split("\n---\n").filter(|object| object.contains("name: podshm-uninstall\n")).collect();
+    assert_eq!(objects.len(), 6, "{text}");
+    assert!(objects.iter().all(|object| object.contains("helm.sh/hook: pre-delete")), "{text}");
+}
+
+#[test]
 fn values_go_where_they_belong() {
     let set = ["kubeletDir=/data/kubelet", "podshmd.memory=1Gi", "images.registry=example.org/mirror", "images.tag=v2"];
     let output = render(&set.iter().flat_map(|value| ["--set", value]).collect::<Vec<_>>());
