@@ -18,6 +18,11 @@ app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
 {{- .given | default (printf "%s/%s:%s" $images.registry .name ($images.tag | default .root.Chart.AppVersion)) -}}
 {{- end }}
 
+{{/* Which nodes: nothing of ours runs on Windows. */}}
+{{- define "podshm.nodeSelector" -}}
+{{- toYaml (merge dict (. | default dict) (dict "kubernetes.io/os" "linux")) -}}
+{{- end }}
+
 {{/* What `restricted` asks of a container. */}}
 {{- define "podshm.restricted" -}}
 allowPrivilegeEscalation: false

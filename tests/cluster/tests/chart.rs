@@ -54,6 +54,36 @@ fn what_is_printed_for_somebody_else_to_apply_does_not_uninstall() {
 }
 
 #[test]
+fn what_uninstalls_is_pulled_and_placed_as_the_rest_and_goes_whether_it_succeeds_or_not() {
+    let set = [
+        "uninstallCheck=always",
+        "images.pullSecrets[0].name=mirror",
+        "controller.nodeSelector.pool=system",
+        "podshmd.nodeSelector.pool=shared",
+    ];
+    let output = render(&set.iter().flat_map(|value| ["--set", value]).collect::<Vec<_>>());
+    let text = String::from_utf8_lossy(&output.stdout);
+    let object = |kind: &str, name: &str| {
+        let found = text.split("\n---\n").find(|o| o.contains(&format!("\nkind: {kind}\nmetadata:\n  name: {name}\n")));
+        found.unwrap_or_else(|| panic!("no {kind} {name}: {text}"))
+    };
+    for kind in ["ServiceAccount", "ClusterRole", "Role", "RoleBinding", "ClusterRoleBinding", "Job"] {
+        let failed = object(kind, "podshm-uninstall").contains("hook-succeeded,hook-failed");
+        assert_eq!(failed, kind != "Job", "{kind}: its log says which pods");
+    }
+    let job = object("Job", "podshm-uninstall");
+    assert!(job.contains("--pull-secret=mirror") && job.contains("imagePullSecrets:"), "{job}");
+    let os = "nodeSelector:\n        kubernetes.io/os: linux\n        pool:";
+    for (found, pool) in [
+        (job, "system"),
+        (object("Deployment", "podshm-controller"), "system"),
+        (object("DaemonSet", "podshmd"), "shared"),
+    ] {
+        assert!(found.contains(&format!("{os} {pool}\n")), "{found}");
+    }
+}
+
+#[test]
 fn values_go_where_they_belong() {
     let set = ["kubeletDir=/data/kubelet", "podshmd.memory=1Gi", "images.registry=example.org/mirror", "images.tag=v2"];
     let output = render(&set.iter().flat_map(|value| ["--set", value]).collect::<Vec<_>>());
