@@ -98,6 +98,22 @@ fn values_go_where_they_belong() {
 }
 
 #[test]
+fn the_nodes_memory_is_for_podshm_itself_whoever_else_is_listed() {
+    let of = |set: &[&str]| {
+        let set = set.iter().flat_map(|value| ["--set", value]).collect::<Vec<_>>();
+        let output = render(&[&set[..], &["--show-only", "templates/admission-host.yaml"]].concat());
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let denied =
+        ["admission.hostMemory.actions={Deny}", "admission.hostMemory.allow={a,podshm}", "namespace.name=podshm"];
+    let (warns, denies) = (of(&[]), of(&denied));
+    assert!(warns.contains("['kube-system','podshm-system']"), "{warns}");
+    assert!(denies.contains("['a','podshm']"), "{denies}");
+    // A pod that its controller makes anew is refused, too, and told so.
+    assert!(denies.contains("ownerReferences") && !warns.contains("ownerReferences"), "{warns}");
+}
+
+#[test]
 fn the_rollouts_controller_may_change_what_is_in_the_namespaces_that_it_is_given() {
     let template = ["--show-only", "templates/rollouts.yaml"];
     let of = |set: &[&str]| {
