@@ -15,6 +15,9 @@ app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
 {{/* An image: (dict "root" $ "name" NAME-IN-THE-REGISTRY "given" WHOLE-REFERENCE-OR-EMPTY). */}}
 {{- define "podshm.image" -}}
 {{- $images := .root.Values.images -}}
+{{- if and (not .given) (eq $images.registry "registry.example") (include "podshm.byHelm" .root) -}}
+{{- fail "images.registry: expected the registry that you have pushed podshm's images to (deploy/images/Containerfile), found registry.example, which is an example" -}}
+{{- end -}}
 {{- .given | default (printf "%s/%s:%s" $images.registry .name ($images.tag | default .root.Chart.AppVersion)) -}}
 {{- end }}
 

@@ -34,6 +34,16 @@ fn a_value_that_nobody_knows_is_refused_by_name() {
         ("rollouts.enabled=true", "/rollouts/namespaces"),
         ("rollouts.namespaces={Shop}", "/rollouts/namespaces/0"),
         ("rollouts.replicas=0", "/rollouts/replicas"),
+        ("podshmd.updateStrategy.typ=OnDelete", "typ"),
+        (
+            "podshmd.updateStrategy.rollingUpdate.maxUnavailable=some",
+            "/podshmd/updateStrategy/rollingUpdate/maxUnavailable",
+        ),
+        // The value that is there by default stays beside it.
+        ("podshmd.updateStrategy.rollingUpdate.maxSurge=1", "/podshmd/updateStrategy/rollingUpdate/maxUnavailable"),
+        ("routeAgent.resources.limit.memory=1Gi", "limit"),
+        ("controller.resources.limits.memory=lots", "/controller/resources/limits/memory"),
+        ("namespace.criticalPods=-1", "/namespace/criticalPods"),
     ] {
         let output = render(&["--set", value]);
         let why = String::from_utf8_lossy(&output.stderr);
@@ -92,6 +102,13 @@ fn values_go_where_they_belong() {
     assert!(!text.contains("/var/lib/kubelet"), "{text}");
     assert_eq!(text.matches("memory: 1Gi").count(), 2, "request and limit: {text}");
     assert!(text.contains("image: example.org/mirror/podshmd:v2\n"), "{text}");
+    assert!(!text.contains("kind: ResourceQuota"), "{text}");
+    let surge =
+        ["podshmd.updateStrategy.rollingUpdate.maxSurge=1", "podshmd.updateStrategy.rollingUpdate.maxUnavailable=0"];
+    let set = [surge[0], surge[1], "namespace.criticalPods=5000000", "routeAgent.resources.limits.cpu=0.5"];
+    let output = render(&set.iter().flat_map(|value| ["--set", value]).collect::<Vec<_>>());
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("hard: {pods: \"5000000\"}"), "{text}{}", String::from_utf8_lossy(&output.stderr));
     // Where the release is recorded in it, the namespace is there already.
     let output = render(&["--namespace", "podshm-system"]);
     assert!(!String::from_utf8_lossy(&output.stdout).contains("kind: Namespace"));
