@@ -56,6 +56,7 @@ async fn main() -> anyhow::Result<()> {
             led(&lead, domains::run(client, &namespace, lead.clone())).await
         }
         Command::Uninstall { namespace, sweep: options } => {
+            uninstall::is_meant(&client, &namespace).await?;
             uninstall::check(client.clone()).await?;
             sweep::sweep(&client, &namespace, &options).await
         }

@@ -1,13 +1,16 @@
 //! Before the chart is uninstalled.
 //!
 //! ```text
-//!  check   no pod has a volume: nobody would be left to take it away, and the pod could not end
-//!  sweep   podshmd is ended, and nothing of it is left on its nodes
+//!  is_meant  podshmd is Helm's: applied by somebody else, the Job that calls this is no hook and runs at once
+//!  check     no pod has a volume: nobody would be left to take it away, and the pod could not end
+//!  sweep     podshmd is ended, and nothing of it is left on its nodes
 //! ```
 
 pub mod sweep;
 
 use crate::pages;
+use anyhow::Context;
+use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, Client, ResourceExt};
 use podshm_api::DRIVER;
@@ -15,6 +18,25 @@ use std::fmt::Write;
 
 /// Pods that are named.
 const NAMED: usize = 50;
+/// What Helm writes on everything of a release, and nobody else.
+const RELEASE: &str = "meta.helm.sh/release-name";
+
+/// Fails where podshmd is there and was not installed by Helm: what runs then is no hook of a release that goes.
+pub async fn is_meant(client: &Client, namespace: &str) -> anyhow::Result<()> {
+    let daemon = Api::<DaemonSet>::namespaced(client.clone(), namespace).get_opt("podshmd").await;
+    meant(daemon.context("looking at the DaemonSet podshmd")?.as_ref())
+}
+
+/// Gone, it was taken away by an attempt before this one.
+fn meant(daemon: Option<&DaemonSet>) -> anyhow::Result<()> {
+    let is_helms = daemon.is_none_or(|daemon| daemon.annotations().contains_key(RELEASE));
+    anyhow::ensure!(
+        is_helms,
+        "podshm is not uninstalled: its DaemonSet podshmd is of no release of Helm, so this Job is not the hook of one that goes. It came by \
+         applying what `helm template` prints: leave it out by --no-hooks, or uninstallCheck: never, and delete it"
+    );
+    Ok(())
+}
 
 /// Fails where pods have volumes of the driver, and names them.
 pub async fn check(client: Client) -> anyhow::Result<()> {
@@ -64,6 +86,20 @@ mod tests {
         let spec = json!({"nodeName": "a", "containers": [], "volumes": volumes});
         let pod = json!({"metadata": {"name": name, "namespace": "shop"}, "spec": spec, "status": {"phase": phase}});
         serde_json::from_value(pod).expect("a pod")
+    }
+
+    #[test]
+    fn a_job_that_somebody_has_applied_uninstalls_nothing() {
+        let daemon = |annotations: serde_json::Value| -> DaemonSet {
+            let metadata = json!({"name": "podshmd", "annotations": annotations});
+            serde_json::from_value(json!({"metadata": metadata})).expect("a DaemonSet")
+        };
+        meant(Some(&daemon(json!({"meta.helm.sh/release-name": "podshm"})))).expect("Helm's");
+        meant(None).expect("an attempt before has taken it away");
+        for applied in [json!({}), json!({"kubectl.kubernetes.io/last-applied-configuration": "{}"})] {
+            let refused = meant(Some(&daemon(applied))).expect_err("applied").to_string();
+            assert!(refused.contains("--no-hooks"), "{refused}");
+        }
     }
 
     #[test]

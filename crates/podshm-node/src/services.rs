@@ -86,12 +86,13 @@ impl Failure {
                     Status::resource_exhausted(error.to_string())
                 }
                 VolumeError::NoRuntime { .. } => Status::unavailable(error.to_string()),
+                // Not `internal`: that is final for the kubelet, which would never ask to take away what there may be.
                 _ => {
                     tracing::error!(%error, "a volume");
-                    Status::internal(error.to_string())
+                    Status::unavailable(error.to_string())
                 }
             },
-            Failure::Panicked(error) => Status::internal(error),
+            Failure::Panicked(error) => Status::unavailable(error),
         }
     }
 }
@@ -186,5 +187,31 @@ impl made::registration_server::Registration for Registration {
         }
         self.acknowledged.send_replace(plugin_registered);
         Ok(Response::new(Nothing {}))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mounts::MountError;
+    use std::io;
+    use tonic::Code;
+
+    /// Codes that the kubelet does not take for the end of it: it will ask to unpublish (`isFinalError` of its CSI client).
+    #[test]
+    fn what_the_node_could_not_do_is_not_final() {
+        let source = || io::Error::from(io::ErrorKind::NotConnected);
+        let mount = MountError::Unreachable { path: "/run/podshmd/mount.sock".into(), source: source() };
+        let helper = MountError::Helper { said: "no".into() };
+        let system = VolumeError::System { what: "making a directory".into(), source: source() };
+        for failure in [
+            Failure::Volume(mount.into()),
+            Failure::Volume(helper.into()),
+            Failure::Volume(system),
+            Failure::Panicked("a thread".into()),
+        ] {
+            let status = failure.status();
+            assert_eq!(status.code(), Code::Unavailable, "{status}");
+        }
     }
 }

@@ -23,7 +23,7 @@ use record::Record;
 use crate::domains::{self, Bytes, DomainSpec, Domains, Mode};
 use crate::helper::Mounter;
 use crate::memory::Memory;
-use crate::mounts::{self, Ask, PodVolume};
+use crate::mounts::{self, Ask, MountError, PodVolume};
 use crate::nri::Native;
 use crate::report::{DomainView, NodeView, condition};
 use crate::request::{Target, VolumeId, Wanted};
@@ -150,8 +150,14 @@ impl Volumes {
         Ok(())
     }
 
-    /// Publishes a volume; done before is done.
+    /// Publishes a volume; done before is done, whatever has been decided since: the kubelet asks again for pods that run, after its own
+    /// restart among others. What fails the first time leaves nothing.
     pub fn publish(&mut self, wanted: &Wanted) -> Result<(), VolumeError> {
+        let published = self.records.get(wanted.volume.as_str()).filter(|found| found.is_of(wanted)).cloned();
+        if let Some(record) = published.filter(|_| self.is_mounted_at(wanted.target.at())) {
+            self.serve(&record.domain, &record.spec, true)?;
+            return self.show(&record);
+        }
         let spec = self.domains.find(&wanted.domain)?;
         let not_allowed = |source| VolumeError::NotAllowed { domain: wanted.domain.clone(), source };
         spec.policy().rights(&wanted.who, wanted.role).map_err(not_allowed)?;
@@ -159,8 +165,11 @@ impl Volumes {
             return Err(VolumeError::NoRuntime { domain: wanted.domain.clone(), why });
         }
         let mut record = Record::of(wanted, spec);
-        match self.records.get(&record.volume) {
-            Some(found) if found.is_same(&record) => record = found.clone(),
+        let found = self.records.get(&record.volume);
+        // A pod may have what is not served.
+        let is_new = found.is_none() && !self.unserved.contains(&self.directory(&record.volume));
+        match found {
+            Some(found) if found.is_of(wanted) => record = found.clone(),
             Some(found) => {
                 let (volume, found_for, at) = (record.volume, found.who().name(), found.target.clone());
                 return Err(VolumeError::Otherwise { volume, found: found_for, at });
@@ -168,6 +177,33 @@ impl Volumes {
             None => {}
         }
         self.serve(&record.domain, &record.spec, false)?;
+        let shown = self.show(&record);
+        // One that can't be reached can't be asked to undo it either; the kubelet will, since it is told that nothing is sure.
+        let is_away = matches!(shown, Err(VolumeError::Mount(MountError::Unreachable { .. })));
+        if shown.is_err() && is_new && !is_away {
+            self.undo(&record);
+        }
+        shown
+    }
+
+    /// Takes away what was made of a volume that could not be published.
+    fn undo(&mut self, record: &Record) {
+        let was_open = self.records.insert(record.volume.clone(), record.clone()).is_some();
+        if let Err(error) = self.take_away(&record.volume, None) {
+            tracing::warn!(volume = record.volume, %error, "what was made of a volume that could not be published stays for now");
+            if !was_open {
+                self.records.remove(&record.volume);
+                self.unserved.insert(self.directory(&record.volume));
+            }
+        }
+    }
+
+    fn is_mounted_at(&self, at: &PodVolume) -> bool {
+        self.mounter.ask(&Ask::Look { at: at.clone() }).is_ok_and(|found| found.mounted)
+    }
+
+    /// Makes what a volume consists of, as far as it is not there, and has it mounted.
+    fn show(&mut self, record: &Record) -> Result<(), VolumeError> {
         let directory = self.directory(&record.volume);
         make_directory(&directory, 0o711)?;
         let socket = directory.join("socket");
@@ -181,19 +217,16 @@ impl Volumes {
             }
         }
         if !self.records.contains_key(&record.volume) {
-            write_down(&directory, &record)?;
-            self.open(&directory, &record)?;
+            write_down(&directory, record)?;
+            self.open(&directory, record)?;
             self.records.insert(record.volume.clone(), record.clone());
             self.unserved.remove(&directory);
         }
         let of = |has: bool| has.then(|| record.domain.clone());
         let (shm_of, lib_of) = (of(has_shm), of(has_library));
-        self.mounter.ask(&Ask::Publish {
-            volume: hash(&record.volume),
-            at: wanted.target.at().clone(),
-            shm_of,
-            lib_of,
-        })?;
+        let at = record.at().ok_or_else(|| io::Error::other(format!("{}: no pod's volume", record.target.display())));
+        let at = doing("mounting", &record.target, at)?;
+        self.mounter.ask(&Ask::Publish { volume: hash(&record.volume), at, shm_of, lib_of })?;
         Ok(())
     }
 

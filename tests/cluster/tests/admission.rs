@@ -229,6 +229,18 @@ fn the_nodes_own_shared_memory_is_for_those_who_are_listed() {
     ] {
         rows.push((host_path(path), Some(shm(canonical))));
     }
+    // Where every domain's memory is.
+    for (path, canonical) in [
+        ("/run/podshm", "/run/podshm"),
+        ("/run//podshm/domains/routing/", "/run/podshm/domains/routing"),
+        ("/var/run/podshm/.", "/var/run/podshm"),
+        ("/run/", "/run"),
+        ("/var/run", "/var/run"),
+    ] {
+        let says = format!("hostPath {canonical} leads to /run/podshm, the memory of every domain of the node");
+        rows.push((host_path(path), Some(says)));
+    }
+    rows.push((host_path("/run/podshmem"), None));
     // In a workload it is whoever writes that who is told, not a controller.
     rows.push((before.clone(), Some("hostIPC: true".into())));
     rows.last_mut().unwrap().0["metadata"]["name"] = "after".into();
@@ -286,7 +298,7 @@ fn the_nodes_own_shared_memory_is_for_those_who_are_listed() {
     agent["spec"]["serviceAccountName"] = "agent".into();
     dry(&cluster, &listed, &agent).unwrap();
 
-    // What was there before goes on, and is not widened.
+    // What was there before can be written as it is, and is not widened.
     cluster.within(&space, &["annotate", "deployment", "before", "a=b"]).unwrap();
     cluster.within(&space, &["scale", "deployment", "before", "--replicas=1"]).unwrap();
     let image = ["set", "image", "deployment/before", "probe=podshm.dev/test/probe:2"];

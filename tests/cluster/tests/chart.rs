@@ -34,10 +34,62 @@ fn a_value_that_nobody_knows_is_refused_by_name() {
         ("rollouts.enabled=true", "/rollouts/namespaces"),
         ("rollouts.namespaces={Shop}", "/rollouts/namespaces/0"),
         ("rollouts.replicas=0", "/rollouts/replicas"),
+        ("podshmd.updateStrategy.typ=OnDelete", "typ"),
+        (
+            "podshmd.updateStrategy.rollingUpdate.maxUnavailable=some",
+            "/podshmd/updateStrategy/rollingUpdate/maxUnavailable",
+        ),
+        // The value that is there by default stays beside it.
+        ("podshmd.updateStrategy.rollingUpdate.maxSurge=1", "/podshmd/updateStrategy/rollingUpdate/maxUnavailable"),
+        ("routeAgent.resources.limit.memory=1Gi", "limit"),
+        ("controller.resources.limits.memory=lots", "/controller/resources/limits/memory"),
+        ("namespace.criticalPods=-1", "/namespace/criticalPods"),
     ] {
         let output = render(&["--set", value]);
         let why = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success() && why.contains(says), "{value}: {why}");
+    }
+}
+
+#[test]
+fn what_is_printed_for_somebody_else_to_apply_does_not_uninstall() {
+    let of = |arguments: &[&str]| String::from_utf8_lossy(&render(arguments).stdout).into_owned();
+    let text = of(&[]);
+    assert!(text.contains("kind: DaemonSet") && !text.contains("podshm-uninstall"), "{text}");
+    let text = of(&["--set", "uninstallCheck=always"]);
+    let objects: Vec<&str> =
+        text.split("\n---\n").filter(|object| object.contains("name: podshm-uninstall\n")).collect();
+    assert_eq!(objects.len(), 6, "{text}");
+    assert!(objects.iter().all(|object| object.contains("helm.sh/hook: pre-delete")), "{text}");
+}
+
+#[test]
+fn what_uninstalls_is_pulled_and_placed_as_the_rest_and_goes_whether_it_succeeds_or_not() {
+    let set = [
+        "uninstallCheck=always",
+        "images.pullSecrets[0].name=mirror",
+        "controller.nodeSelector.pool=system",
+        "podshmd.nodeSelector.pool=shared",
+    ];
+    let output = render(&set.iter().flat_map(|value| ["--set", value]).collect::<Vec<_>>());
+    let text = String::from_utf8_lossy(&output.stdout);
+    let object = |kind: &str, name: &str| {
+        let found = text.split("\n---\n").find(|o| o.contains(&format!("\nkind: {kind}\nmetadata:\n  name: {name}\n")));
+        found.unwrap_or_else(|| panic!("no {kind} {name}: {text}"))
+    };
+    for kind in ["ServiceAccount", "ClusterRole", "Role", "RoleBinding", "ClusterRoleBinding", "Job"] {
+        let failed = object(kind, "podshm-uninstall").contains("hook-succeeded,hook-failed");
+        assert_eq!(failed, kind != "Job", "{kind}: its log says which pods");
+    }
+    let job = object("Job", "podshm-uninstall");
+    assert!(job.contains("--pull-secret=mirror") && job.contains("imagePullSecrets:"), "{job}");
+    let os = "nodeSelector:\n        kubernetes.io/os: linux\n        pool:";
+    for (found, pool) in [
+        (job, "system"),
+        (object("Deployment", "podshm-controller"), "system"),
+        (object("DaemonSet", "podshmd"), "shared"),
+    ] {
+        assert!(found.contains(&format!("{os} {pool}\n")), "{found}");
     }
 }
 
@@ -50,9 +102,32 @@ fn values_go_where_they_belong() {
     assert!(!text.contains("/var/lib/kubelet"), "{text}");
     assert_eq!(text.matches("memory: 1Gi").count(), 2, "request and limit: {text}");
     assert!(text.contains("image: example.org/mirror/podshmd:v2\n"), "{text}");
+    assert!(!text.contains("kind: ResourceQuota"), "{text}");
+    let surge =
+        ["podshmd.updateStrategy.rollingUpdate.maxSurge=1", "podshmd.updateStrategy.rollingUpdate.maxUnavailable=0"];
+    let set = [surge[0], surge[1], "namespace.criticalPods=5000000", "routeAgent.resources.limits.cpu=0.5"];
+    let output = render(&set.iter().flat_map(|value| ["--set", value]).collect::<Vec<_>>());
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("hard: {pods: \"5000000\"}"), "{text}{}", String::from_utf8_lossy(&output.stderr));
     // Where the release is recorded in it, the namespace is there already.
     let output = render(&["--namespace", "podshm-system"]);
     assert!(!String::from_utf8_lossy(&output.stdout).contains("kind: Namespace"));
+}
+
+#[test]
+fn the_nodes_memory_is_for_podshm_itself_whoever_else_is_listed() {
+    let of = |set: &[&str]| {
+        let set = set.iter().flat_map(|value| ["--set", value]).collect::<Vec<_>>();
+        let output = render(&[&set[..], &["--show-only", "templates/admission-host.yaml"]].concat());
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let denied =
+        ["admission.hostMemory.actions={Deny}", "admission.hostMemory.allow={a,podshm}", "namespace.name=podshm"];
+    let (warns, denies) = (of(&[]), of(&denied));
+    assert!(warns.contains("['kube-system','podshm-system']"), "{warns}");
+    assert!(denies.contains("['a','podshm']"), "{denies}");
+    // A pod that its controller makes anew is refused, too, and told so.
+    assert!(denies.contains("ownerReferences") && !warns.contains("ownerReferences"), "{warns}");
 }
 
 #[test]

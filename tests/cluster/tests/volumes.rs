@@ -162,6 +162,58 @@ fn done_before_is_done() {
     });
 }
 
+/// As after a restart of the kubelet, for pods that run.
+#[test]
+fn done_before_is_done_whatever_the_domain_says_now() {
+    on_a_node("again", |node| {
+        let mut volumes = node.daemon();
+        let (agent, member) = (node.wanted("agent", Role::Agent), node.wanted("cart", Role::Member));
+        volumes.publish(&agent).unwrap();
+        volumes.publish(&member).unwrap();
+        let spec = fs::read_to_string(node.path("domains/routing")).unwrap();
+        fs::write(node.path("domains/routing"), spec.replace("shop", "bank")).unwrap();
+        for daemon in ["the same", "the next"] {
+            volumes.publish(&member).unwrap_or_else(|error| panic!("{daemon}: {error}"));
+            let refused = volumes.publish(&node.wanted("new", Role::Member)).unwrap_err();
+            assert!(matches!(refused, VolumeError::NotAllowed { .. }), "{daemon}: {refused}");
+            let refused = volumes.publish(&Wanted { role: Role::Agent, ..member.clone() }).unwrap_err();
+            assert!(matches!(refused, VolumeError::NotAllowed { .. }), "{daemon}: not the same role: {refused}");
+            drop(volumes);
+            volumes = node.daemon();
+        }
+        fs::remove_file(node.path("domains/routing")).unwrap();
+        volumes.publish(&member).unwrap();
+        let _agent = serve(agent.target.path());
+        join(member.target.path()).unwrap();
+        // Not mounted, it is asked as for a new one: nothing was done that could be done before.
+        unmounted(member.target.path());
+        let refused = volumes.publish(&member).unwrap_err();
+        assert!(matches!(refused, VolumeError::Domain(_)), "{refused}");
+    });
+}
+
+#[test]
+fn what_can_not_be_published_leaves_nothing() {
+    on_a_node("failed", |node| {
+        let mut volumes = node.daemon();
+        let wanted = node.wanted("cart", Role::Member);
+        // The volume itself is mounted, and then its /dev/shm is not to be had.
+        let shm = node.path("run/domains/routing/shm");
+        unmount(&shm, UnmountFlags::DETACH).unwrap();
+        for _ in 0..2 {
+            let failed = volumes.publish(&wanted).unwrap_err();
+            assert!(matches!(failed, VolumeError::Mount(_)), "{failed}");
+            assert_eq!((node.left(), volumes.pods().len()), (Vec::new(), 0), "nobody may ask for it any more");
+            assert!(!is_mounted(wanted.target.path()));
+        }
+        mount("test", &shm, "tmpfs", MountFlags::empty(), c"mode=1777").unwrap();
+        volumes.publish(&wanted).unwrap();
+        assert!(is_mounted(wanted.target.path()));
+        volumes.unpublish(&wanted.volume, &wanted.target).unwrap();
+        assert_eq!(node.left(), [] as [PathBuf; 0]);
+    });
+}
+
 #[test]
 fn a_volume_is_one_pods() {
     on_a_node("otherwise", |node| {

@@ -31,15 +31,23 @@ pub struct Options {
     /// When it is pulled.
     #[arg(long, default_value = "IfNotPresent")]
     pull_policy: String,
+    /// Secrets that it is pulled with, in podshmd's namespace.
+    #[arg(long = "pull-secret")]
+    pull_secrets: Vec<String>,
     /// The kubelet's --root-dir.
     #[arg(long, default_value = "/var/lib/kubelet")]
     kubelet_dir: String,
 }
 
-/// Ends podshmd and sweeps its nodes. Fails where something may be left, and names the nodes; may be run again.
+/// Ends podshmd and sweeps its nodes. Fails where pods have come by a volume meanwhile, and where something may be left, and names pods or
+/// nodes; may be run again.
 pub async fn sweep(client: &Client, namespace: &str, options: &Options) -> anyhow::Result<()> {
     let nodes = nodes(client, namespace).await?;
     end(client, namespace).await?;
+    // It served until it had ended. A sweep would take away under a pod what it shares.
+    super::check(client.clone()).await.context(
+        "these came while podshmd was ended; nothing is swept. They can't end without it: helm upgrade brings it back for them",
+    )?;
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
     let each = nodes.into_iter().map(|node| {
         let pods = pods.clone();
@@ -144,7 +152,8 @@ async fn one(pods: &Api<Pod>, node: &str, options: &Options) -> anyhow::Result<(
 
 /// Sees the node's /run, since a directory can be removed only from the one that it lies in.
 fn pod(node: &str, options: &Options) -> anyhow::Result<Pod> {
-    let Options { image, pull_policy, kubelet_dir } = options;
+    let Options { image, pull_policy, pull_secrets, kubelet_dir } = options;
+    let pull_secrets: Vec<_> = pull_secrets.iter().map(|name| json!({"name": name})).collect();
     let pod = json!({
         "metadata": {
             // A node's name may be longer than a pod's may be.
@@ -156,6 +165,7 @@ fn pod(node: &str, options: &Options) -> anyhow::Result<Pod> {
             "restartPolicy": "Never",
             "automountServiceAccountToken": false,
             "enableServiceLinks": false,
+            "imagePullSecrets": pull_secrets,
             "tolerations": [{"operator": "Exists"}],
             "containers": [{
                 "name": "sweep",
@@ -188,14 +198,19 @@ mod tests {
 
     #[test]
     fn a_nodes_pod_has_a_name_that_fits_and_is_its_own() {
-        let options =
-            Options { image: "podshmd:1".into(), pull_policy: "Never".into(), kubelet_dir: "/data/kubelet".into() };
+        let options = Options {
+            image: "podshmd:1".into(),
+            pull_policy: "Never".into(),
+            pull_secrets: vec!["mirror".into()],
+            kubelet_dir: "/data/kubelet".into(),
+        };
         let long = "n".repeat(253);
         let names: BTreeSet<String> =
             ["a", "b", &long].iter().map(|node| pod(node, &options).expect("a pod").name_any()).collect();
         assert!(names.len() == 3 && names.iter().all(|name| name.len() <= 63), "{names:?}");
         let text = serde_json::to_string(&pod("a", &options).expect("a pod")).expect("JSON");
         assert!(text.contains("/data/kubelet/plugins_registry") && !text.contains("/var/lib"), "{text}");
+        assert!(text.contains(r#""imagePullSecrets":[{"name":"mirror"}]"#), "{text}");
     }
 
     #[test]

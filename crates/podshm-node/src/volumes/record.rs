@@ -51,8 +51,8 @@ impl Record {
         PodVolume::of(&self.target)
     }
 
-    pub(super) fn is_same(&self, other: &Record) -> bool {
-        let Record { spec: _, .. } = self;
-        *self == Record { spec: self.spec.clone(), ..other.clone() }
+    /// Whether it is for the same pod, domain, role and path.
+    pub(super) fn is_of(&self, wanted: &Wanted) -> bool {
+        *self == Record::of(wanted, self.spec.clone())
     }
 }
