@@ -55,7 +55,7 @@ finish() {
 }
 
 # What can be tested from outside of nodes.
-FROM_OUTSIDE="chart doctor guard routes"
+FROM_OUTSIDE="admission chart doctor domains guard routes"
 # Rollouts: of two nodes there is no middle.
 OF_THREE_NODES="rollout rollout_faults migration"
 # What `make test` has: two lanes, of about as long each; and what it leaves to `make cluster-test`.
@@ -123,7 +123,7 @@ case $verb in
         cargo test "${CARGO_LOCKED[@]}" -p podshm-cluster --tests --no-run
         of_its_own
         # Pods that come and go for minutes are for `make cluster-test`.
-        export PODSHM_CHURN=0
+        export PODSHM_CHURN=brief
         instances+=("$((${instances[0]} + 1))")
         trap finish EXIT
         trap 'exit 130' INT TERM HUP

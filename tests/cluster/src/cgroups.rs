@@ -1,7 +1,7 @@
 //! A cgroup for each node, in every hierarchy: kubelets that shared one would remove each other's pods.
 
 use crate::place::name;
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use std::collections::HashSet;
 use std::fs;
@@ -83,6 +83,47 @@ fn processes(group: &Path, into: &mut HashSet<Pid>) {
             processes(&entry.path(), into);
         }
     }
+}
+
+/// How many groups of pods there are on a node: sandboxes that have gone leave none.
+pub fn pods(node: &str) -> anyhow::Result<usize> {
+    let root = memory_of_node(node)?;
+    Ok(below(&root, &|name| name.starts_with("pod")).len())
+}
+
+/// Bytes that the kernel charges a pod for, by its UID, without what it would drop first: as the kubelet counts.
+pub fn memory_of_pod(node: &str, uid: &str) -> anyhow::Result<u64> {
+    let name = format!("pod{uid}");
+    let found = below(&memory_of_node(node)?, &|found| found == name);
+    let [group] = &found[..] else { bail!("pod {uid} has {} groups on node {node}", found.len()) };
+    let (usage, inactive) = match group.join("memory.current").exists() {
+        true => ("memory.current", "inactive_file "),
+        false => ("memory.usage_in_bytes", "total_inactive_file "),
+    };
+    let usage: u64 = fs::read_to_string(group.join(usage))?.trim().parse()?;
+    let all = fs::read_to_string(group.join("memory.stat"))?;
+    let inactive = all.lines().find_map(|line| line.strip_prefix(inactive)?.parse::<u64>().ok());
+    Ok(usage.saturating_sub(inactive.context("memory.stat has inactive_file")?))
+}
+
+/// A node's group in the hierarchy that counts memory.
+fn memory_of_node(node: &str) -> anyhow::Result<PathBuf> {
+    let mut all = hierarchies()?.into_iter().map(|(point, _)| point.join(name()).join(node));
+    let counts =
+        |group: &PathBuf| ["memory.current", "memory.usage_in_bytes"].iter().any(|file| group.join(file).exists());
+    all.find(counts).with_context(|| format!("no cgroup counts the memory of node {node}"))
+}
+
+/// Groups below one, by name.
+fn below(group: &Path, is_it: &dyn Fn(&str) -> bool) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(group).into_iter().flatten().flatten().filter(|entry| entry.path().is_dir()) {
+        if entry.file_name().to_str().is_some_and(is_it) {
+            found.push(entry.path());
+        }
+        found.extend(below(&entry.path(), is_it));
+    }
+    found
 }
 
 /// Removes all groups of the cluster, waiting for their last processes to go.

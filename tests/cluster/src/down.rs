@@ -67,7 +67,7 @@ pub fn left(place: &Place) -> anyhow::Result<Vec<String>> {
         let command = String::from_utf8_lossy(&command).replace('\0', " ");
         // Dead ones that nobody has waited for have no command line.
         let environment = fs::read(process.join("environ")).unwrap_or_default();
-        if is_ours(&command, &String::from_utf8_lossy(&environment), &root) {
+        if is_ours(&command, &String::from_utf8_lossy(&environment), &root, instance_here()) {
             left.push(format!("process {}: {command}", process.display()));
         }
     }
@@ -76,14 +76,14 @@ pub fn left(place: &Place) -> anyhow::Result<Vec<String>> {
 
 /// Every program of a cluster has the cluster's directory in its command line, makes a set of namespaces, or is a shim of containerd's. The
 /// latter two are told from another cluster's on this machine by what they were started with.
-fn is_ours(command: &str, environment: &str, root: &str) -> bool {
+fn is_ours(command: &str, environment: &str, root: &str, here: u32) -> bool {
     let mut words = command.split(' ');
     let program = words.next().map(Path::new).and_then(Path::file_name).unwrap_or_default();
     let is_set = program == "podshm-cluster" && matches!(words.next(), Some("set" | "first"));
     let is_shim = program == "containerd-shim-runc-v2" && command.contains("-namespace k8s.io");
     let said = environment.split('\0').find_map(|line| line.strip_prefix(INSTANCE_ENV)?.strip_prefix('='));
     let instance = said.map_or(Some(0), |said| if said.is_empty() { Some(0) } else { said.parse().ok() });
-    ((is_set || is_shim) && instance == Some(instance_here())) || command.contains(&format!("{root}/"))
+    ((is_set || is_shim) && instance == Some(here)) || command.contains(&format!("{root}/"))
 }
 
 #[cfg(test)]
@@ -104,7 +104,8 @@ mod tests {
             ("/c/kubelet --config=/var/tmp/podshm-cluster2/a/kubelet.yaml", "", false),
             ("/t/podshm-cluster up", "", false),
         ] {
-            assert_eq!(is_ours(command, environment, root), expected, "{command} {environment:?}");
+            // Whichever instance the tests themselves run for.
+            assert_eq!(is_ours(command, environment, root, 0), expected, "{command} {environment:?}");
         }
     }
 }

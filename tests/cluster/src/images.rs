@@ -173,6 +173,8 @@ fn descriptor(media: &str, bytes: &[u8]) -> Value {
 pub const POD: &str = "podshm.dev/test/pod:1";
 /// The node daemon.
 pub const PODSHMD: &str = "podshm.dev/test/podshmd:1";
+/// The node daemon in another image, for upgrades.
+pub const PODSHMD_NEXT: &str = "podshm.dev/test/podshmd:2";
 /// The controller.
 pub const CONTROLLER: &str = "podshm.dev/test/podshm-controller:1";
 
@@ -252,6 +254,17 @@ pub fn provide_podshm(place: &Place, programs: &Programs) -> anyhow::Result<()> 
         user: 65532,
     };
     [pod, daemon, controller].iter().try_for_each(|image| provide(place, programs, image))
+}
+
+/// Makes the node daemon's other image, and gives it to every node: the same program beside another, so its digest is not the first's.
+pub fn provide_next_podshmd(place: &Place, programs: &Programs) -> anyhow::Result<()> {
+    let image = Image {
+        name: PODSHMD_NEXT.into(),
+        programs: vec![built_statically("podshmd")?, compile(place, "probe")?],
+        entrypoint: vec!["/podshmd".into()],
+        user: 65532,
+    };
+    provide(place, programs, &image)
 }
 
 /// Makes the image of one program, an agent's or the command's, and gives it to every node.

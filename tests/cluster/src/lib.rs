@@ -20,6 +20,7 @@ pub mod cgroups;
 pub mod control;
 pub mod down;
 pub mod images;
+pub mod loads;
 pub mod machine;
 pub mod network;
 pub mod node;

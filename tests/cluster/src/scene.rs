@@ -2,6 +2,7 @@
 //! ours, and pods that push records while something is done.
 
 use crate::images::POD;
+use crate::loads;
 use crate::place::NODES;
 use crate::supervise::alive;
 use crate::testing::{Cluster, Said, Space, probe, until};
@@ -12,10 +13,7 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::fd::AsFd;
-use std::time::{Duration, Instant};
-
-/// Records of an exchange that something happens to.
-pub const MANY: u32 = 100_000;
+use std::time::Duration;
 
 /// Installs podshm, and the example: an agent and a business pod on each node.
 pub fn install(cluster: &Cluster) -> anyhow::Result<()> {
@@ -85,6 +83,18 @@ pub fn restarts(cluster: &Cluster, space: &Space, labels: &str) -> anyhow::Resul
     Ok(statuses.filter_map(|status| status["restartCount"].as_u64()).sum())
 }
 
+/// Whether podshmd's pods are the last that a node in need ends: all memory of all domains is theirs.
+pub fn is_guaranteed(cluster: &Cluster) {
+    let found = cluster.within(&space("podshm-system"), &["get", "pods", "-l", "app=podshmd", "-o", "json"]).unwrap();
+    let found: Value = serde_json::from_str(&found).unwrap();
+    let pods = found["items"].as_array().map_or(&[][..], Vec::as_slice);
+    assert!(!pods.is_empty(), "podshmd has no pods");
+    for pod in pods {
+        let classes = (&pod["status"]["qosClass"], &pod["spec"]["priorityClassName"]);
+        assert_eq!(classes, (&json!("Guaranteed"), &json!("system-node-critical")), "{}", pod["metadata"]["name"]);
+    }
+}
+
 /// Senders of this run. An agent leaves what it has counted to its successors, so another run on the same cluster needs others.
 pub fn sender(number: u32) -> u32 {
     std::process::id() % 4_000_000 * 1000 + number
@@ -105,6 +115,17 @@ pub fn with_volume(name: &str, node: &str, attributes: Value) -> Value {
         {"name": "podshm", "mountPath": "/dev/shm", "subPath": "shm"},
     ]);
     pod
+}
+
+/// Installs what makes a label enough, and waits until the server does all of it for such a pod, of a domain with a /dev/shm.
+pub fn provide_label(cluster: &Cluster, space: &Space, pod: &Value) -> anyhow::Result<()> {
+    cluster.apply("manifests/admission-label.yaml")?;
+    until("the label to be enough", || {
+        let dry = ["-n", &space.name, "create", "--dry-run=server", "-o", "json", "-f", "-"];
+        let stored: Value = serde_json::from_str(&cluster.given(&dry, &pod.to_string())?)?;
+        let mounts = stored["spec"]["containers"][0]["volumeMounts"].as_array().map_or(0, Vec::len);
+        Ok((mounts == 2).then_some(()))
+    })
 }
 
 /// What is left of volumes on a node, on the file system and among its mounts.
@@ -134,42 +155,21 @@ pub fn pod_on(cluster: &Cluster, space: &Space, labels: &str, node: &str) -> Str
     cluster.pod_of(space, labels, Some(node)).expect("a pod of the DaemonSet on each node")
 }
 
-/// Pods of both nodes push while something is done, and until it is done; each record of each must have been counted once.
+/// Pods of both nodes push while something is done, and until there are enough; each record of each must have been counted once.
 pub fn under_load(cluster: &Cluster, shop: &Space, first_sender: u32, what: &str, act: impl FnOnce()) {
-    let begin = Instant::now();
-    let pods = NODES.map(|node| format!("load-{node}"));
-    for ((pod, node), sender) in pods.iter().zip(NODES).zip(first_sender..) {
+    let pods = NODES.map(|node| (shop, format!("load-{node}")));
+    for (((_, pod), node), sender) in pods.iter().zip(NODES).zip(first_sender..) {
         let mut load = with_volume(pod, node, json!({"domain": "routing"}));
         load["spec"]["restartPolicy"] = "Never".into();
         load["spec"]["containers"][0]["image"] = POD.into();
-        load["spec"]["containers"][0]["args"] = json!(["load", sender.to_string(), MANY.to_string()]);
+        load["spec"]["containers"][0]["args"] = json!(["load", sender.to_string()]);
         cluster.create(shop, &load).unwrap();
     }
-    let said = |pod: &str| cluster.within(shop, &["logs", pod]);
-    for pod in &pods {
-        until("records to flow", || Ok(said(pod)?.contains("begun").then_some(()))).unwrap();
-    }
-    act();
-    let mut all = 0;
-    for pod in &pods {
-        cluster.run(shop, pod, &["/podshm-cluster-pod", "stop"]).unwrap();
-        let phase = until("the load to end", || {
-            let phase = cluster.within(shop, &["get", "pod", pod, "-o", "jsonpath={.status.phase}"])?;
-            Ok(["Succeeded", "Failed"].contains(&phase.as_str()).then_some(phase))
-        });
-        let (phase, said) = (phase.unwrap(), said(pod).unwrap());
-        let last = said.lines().last().unwrap_or_default();
+    loads::meanwhile(cluster, &pods, what, act);
+    for (_, pod) in &pods {
+        let last = loads::ended(cluster, shop, pod, what);
         let (count, rest) = last.split_once(' ').unwrap_or_default();
-        assert_eq!(
-            (phase.as_str(), rest),
-            ("Succeeded", "records, 0 lost, 0 repeated, 0 corrupt"),
-            "{what}: {pod}: {said}"
-        );
-        let count: u32 = count.parse().expect("a number of records");
-        assert!(count >= MANY, "{what}: {count} records during the fault are too few");
-        all += count;
-        cluster.within(shop, &["delete", "pod", pod, "--grace-period=1"]).unwrap();
+        assert_eq!(rest, "records, 0 lost, 0 repeated, 0 corrupt", "{what}: {pod}: {last}");
+        println!("{what}: {pod}: {count} in all, none lost, none repeated");
     }
-    let seconds = begin.elapsed().as_secs_f64();
-    println!("{what}: {all} records from {} pods, none lost, none repeated, in {seconds:.1} s", NODES.len());
 }

@@ -2,7 +2,7 @@
 
 use crate::images::{
     CONTROLLER, GUARD_AGENT, POD, PODSHM, PODSHMD, PROBE, ROUTE_AGENT, as_pulled, built_statically, provide_agent,
-    provide_dynamic, provide_podshm,
+    provide_dynamic, provide_next_podshmd, provide_podshm,
 };
 use crate::place::{Foreign, Place};
 use crate::programs::{CLUSTER, HELM, Programs};
@@ -134,6 +134,11 @@ impl Cluster {
         provide_podshm(&self.place, &self.programs)
     }
 
+    /// Gives every node the node daemon in another image, too.
+    pub fn provide_next_podshmd(&self) -> anyhow::Result<()> {
+        provide_next_podshmd(&self.place, &self.programs)
+    }
+
     /// Gives every node the image of dynamic programs.
     pub fn provide_dynamic(&self) -> anyhow::Result<()> {
         provide_dynamic(&self.place, &self.programs)
@@ -198,6 +203,7 @@ impl Cluster {
         for what in [
             &["csidriver/podshm.dev", "crd/shmdomains.podshm.dev", "crd/agentrollouts.podshm.dev"][..],
             &["clusterrole,clusterrolebinding", "-l", "app.kubernetes.io/name=podshm"],
+            &["validatingadmissionpolicy,validatingadmissionpolicybinding", "-l", "app.kubernetes.io/name=podshm"],
         ] {
             self.kubectl(&[&["delete", "--ignore-not-found", &patience], what].concat())?;
         }

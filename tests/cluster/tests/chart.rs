@@ -1,9 +1,10 @@
 //! The chart: what it renders, what its schema refuses, and on a real cluster: installed, upgraded, uninstalled.
 
-use podshm_cluster::images::{CONTROLLER, PODSHMD};
+use podshm_cluster::images::{CONTROLLER, GUARD_AGENT, PODSHMD, ROUTE_AGENT};
 use podshm_cluster::programs::{HELM, Programs};
 use podshm_cluster::supervise::alive;
 use podshm_cluster::testing::{Cluster, Space, until};
+use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -171,6 +172,60 @@ fn strictly(cluster: &Cluster, text: &str) -> anyhow::Result<String> {
     cluster.given(&["apply", "--dry-run=server", "--validate=strict", "-f", "-"], text)
 }
 
+/// All of deploy that is applied as it is, and what the chart renders where everything in it is on.
+fn every_manifest_is_as_the_server_knows_it(cluster: &Cluster) {
+    // A dry run makes no namespace for what is in it.
+    let schemes = ["agents-host", "agents-sidecar"].map(|name| cluster.space(name, "privileged").unwrap());
+    let mut files = Vec::new();
+    for directory in ["manifests", "examples", "schemes"] {
+        let found = std::fs::read_dir(checkout().join("deploy").join(directory)).unwrap().flatten();
+        let yaml = found.filter(|entry| entry.path().extension().is_some_and(|end| end == "yaml"));
+        files.extend(yaml.map(|entry| format!("{directory}/{}", entry.file_name().to_string_lossy())));
+    }
+    let has = |name: &str| files.iter().any(|file| file == name);
+    assert!(has("manifests/route-agent.yaml") && has("manifests/admission-label.yaml") && has("schemes/host.yaml"));
+    for name in &files {
+        strictly(cluster, &manifest(name)).unwrap_or_else(|error| panic!("{name}: {error:#}"));
+        println!("{name}: taken by the server, every field");
+    }
+    let policies = r#"guardAgent.policies={"main.cedar": "permit (principal, action, resource);"}"#;
+    let mut arguments = vec!["--no-hooks", "--set-json", policies];
+    for value in [
+        "podshmd.nri=true",
+        "guardAgent.enabled=true",
+        "routeAgent.enabled=true",
+        "rollouts.enabled=true",
+        "rollouts.namespaces={agents-host}",
+        "admission.label=always",
+    ] {
+        arguments.extend(["--set", value]);
+    }
+    let output = render(&arguments);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8_lossy(&output.stdout);
+    for part in ["name: nri", "name: guard-agent", "name: route-agent", "name: podshm-modes", "name: podshm-rollouts"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    strictly(cluster, &text).unwrap_or_else(|error| panic!("the chart with everything on: {error:#}"));
+    for space in &schemes {
+        cluster.leave(space).unwrap();
+    }
+}
+
+/// Everything of podshm's that there is in the cluster, of whatever kind and in whatever namespace: by its label, and drivers of nodes.
+fn all_of_podshm(cluster: &Cluster) -> anyhow::Result<Vec<String>> {
+    let kinds = cluster.kubectl(&["api-resources", "--verbs=list", "-o", "name"])?;
+    // Neither has anything of ours, and servers answer oddly for them.
+    let is_asked = |kind: &&str| *kind != "componentstatuses" && !kind.ends_with(".metrics.k8s.io");
+    let kinds = kinds.lines().filter(is_asked).collect::<Vec<_>>().join(",");
+    let ask =
+        ["get", &kinds, "--all-namespaces", "-l", "app.kubernetes.io/name=podshm", "--ignore-not-found", "-o", "name"];
+    let mut found: Vec<String> = cluster.kubectl(&ask)?.lines().map(str::to_owned).collect();
+    let drivers = cluster.kubectl(&["get", "csinodes", "-o", "jsonpath={.items[*].spec.drivers[*].name}"])?;
+    found.extend(drivers.split(' ').filter(|driver| *driver == "podshm.dev").map(|_| "csinode: podshm.dev".to_owned()));
+    Ok(found)
+}
+
 #[test]
 fn it_is_installed_upgraded_and_uninstalled_and_nothing_is_left() {
     let cluster = Cluster::connect().unwrap();
@@ -178,19 +233,38 @@ fn it_is_installed_upgraded_and_uninstalled_and_nothing_is_left() {
     // What a group before this one has left, Helm would not take over.
     cluster.uninstall().unwrap();
     cluster.provide_podshm().unwrap();
-    let images = [format!("images.podshmd={PODSHMD}"), format!("images.controller={CONTROLLER}")];
-    let set = ["--set", &images[0], "--set", &images[1]];
-    let said = cluster.helm(&[&["install", "podshm", "deploy/chart"], &set[..]].concat()).unwrap();
+    cluster.provide_route_agent().unwrap();
+    cluster.provide_guard_agent().unwrap();
+    // With everything that leaves something somewhere: roles in a namespace that stays, policies, agents.
+    let elsewhere = cluster.space("elsewhere", "restricted").unwrap();
+    let images = [
+        format!("images.podshmd={PODSHMD}"),
+        format!("images.controller={CONTROLLER}"),
+        format!("images.routeAgent={ROUTE_AGENT}"),
+        format!("images.guardAgent={GUARD_AGENT}"),
+    ];
+    let policies = r#"guardAgent.policies={"main.cedar": "permit (principal, action, resource);"}"#;
+    let mut set = vec!["--set-json", policies, "--set", "routeAgent.domain=routes"];
+    set.extend(["--set", "rollouts.enabled=true", "--set", "rollouts.namespaces={elsewhere}"]);
+    set.extend(images.iter().flat_map(|image| ["--set", image.as_str()]));
+    let agents = |are_on: bool| [format!("routeAgent.enabled={are_on}"), format!("guardAgent.enabled={are_on}")];
+    let (on, off) = (agents(true), agents(false));
+    let with_agents = [&set[..], &["--set", &on[0], "--set", &on[1], "--set", "podshmd.memory=320Mi"]].concat();
+    let said = cluster.helm(&[&["install", "podshm", "deploy/chart"], &with_agents[..]].concat()).unwrap();
     assert!(said.is_fine && said.text.contains("rollout status daemonset/podshmd"), "{}", said.text);
     cluster.rolled_out(&system, "daemonset/podshmd").unwrap();
     cluster.rolled_out(&system, "deployment/podshm-controller").unwrap();
+    for (domain, account) in [("routes", "route-agent"), ("guard", "guard-agent")] {
+        let serve = json!([{"namespace": "podshm-system", "serviceAccounts": [account]}]);
+        let spec = json!({"modes": ["channel"], "budget": "32Mi", "perPod": "16Mi", "serve": serve});
+        cluster.domain(domain, &spec).unwrap();
+        cluster.rolled_out(&system, &format!("daemonset/{account}")).unwrap();
+    }
     cluster.apply("examples/routing.yaml").unwrap();
     cluster.rolled_out(&routing, "daemonset/agent").unwrap();
     cluster.rolled_out(&shop, "daemonset/cart").unwrap();
 
-    for name in ["manifests/podshm.yaml", "manifests/rollouts.yaml", "examples/routing.yaml"] {
-        strictly(&cluster, &manifest(name)).unwrap_or_else(|error| panic!("{name}: {error:#}"));
-    }
+    every_manifest_is_as_the_server_knows_it(&cluster);
     let typo = manifest("manifests/podshm.yaml").replace("priorityClassName:", "priorityClass:");
     let refused = strictly(&cluster, &typo).expect_err("there is no such field").to_string();
     assert!(refused.contains("unknown field \"spec.template.spec.priorityClass\""), "{refused}");
@@ -198,12 +272,12 @@ fn it_is_installed_upgraded_and_uninstalled_and_nothing_is_left() {
     let pods =
         |space: &Space| cluster.within(space, &["get", "pods", "-o", "jsonpath={.items[*].metadata.uid}"]).unwrap();
     let before = (pods(&routing), pods(&shop));
-    let said =
-        cluster.helm(&[&["upgrade", "podshm", "deploy/chart", "--set", "podshmd.memory=256Mi"], &set[..]].concat());
+    let said = cluster
+        .helm(&[&["upgrade", "podshm", "deploy/chart"], &with_agents[..], &["--set", "podshmd.memory=384Mi"]].concat());
     assert!(said.as_ref().is_ok_and(|said| said.is_fine), "{said:?}");
     cluster.rolled_out(&system, "daemonset/podshmd").unwrap();
     let path = "jsonpath={.spec.template.spec.containers[0].resources.limits.memory}";
-    assert_eq!(cluster.within(&system, &["get", "daemonset", "podshmd", "-o", path]).unwrap(), "256Mi");
+    assert_eq!(cluster.within(&system, &["get", "daemonset", "podshmd", "-o", path]).unwrap(), "384Mi");
     assert_eq!((pods(&routing), pods(&shop)), before, "who has a volume keeps running");
 
     let said = cluster.helm(&["uninstall", "podshm", "--timeout", "240s"]).unwrap();
@@ -219,19 +293,49 @@ fn it_is_installed_upgraded_and_uninstalled_and_nothing_is_left() {
     for space in [&shop, &routing] {
         cluster.leave(space).unwrap();
     }
+    // The chart's own agents have volumes, too.
+    let without = [&set[..], &["--set", &off[0], "--set", &off[1], "--set", "podshmd.memory=384Mi"]].concat();
+    let said =
+        cluster.helm(&[&["upgrade", "podshm", "deploy/chart", "--wait", "--timeout", "240s"], &without[..]].concat());
+    assert!(said.as_ref().is_ok_and(|said| said.is_fine), "{said:?}");
+    until("the agents to be gone", || {
+        let left = cluster.within(&system, &["get", "pods", "-l", "app in (route-agent,guard-agent)", "-o", "name"])?;
+        Ok(left.is_empty().then_some(()))
+    })
+    .unwrap();
+    // What is looked for below is found as long as it is there.
+    let found = all_of_podshm(&cluster).unwrap();
+    for kind in [
+        "clusterrole.",
+        "role.",
+        "rolebinding.",
+        "validatingadmissionpolicy.",
+        "csidriver.",
+        "customresourcedefinition.",
+        "csinode:",
+    ] {
+        assert!(found.iter().any(|name| name.starts_with(kind)), "{kind}: {found:?}");
+    }
+    let roles =
+        cluster.within(&elsewhere, &["get", "rolebindings", "-l", "app.kubernetes.io/name=podshm", "-o", "name"]);
+    assert!(roles.unwrap().contains("podshm-rollouts"), "in a namespace that stays");
     let said = cluster.helm(&["uninstall", "podshm", "--wait", "--timeout", "240s"]).unwrap();
     assert!(said.is_fine, "{}", said.text);
     until("nothing to be left in the cluster", || {
-        let kinds = "crds,clusterroles,clusterrolebindings,csidrivers,namespaces";
-        let labelled = cluster.kubectl(&["get", kinds, "-l", "app.kubernetes.io/name=podshm", "-o", "name"])?;
-        let named = ["crd/shmdomains.podshm.dev", "csidriver/podshm.dev", "namespace/podshm-system"];
+        let named = [
+            "crd/shmdomains.podshm.dev",
+            "crd/agentrollouts.podshm.dev",
+            "csidriver/podshm.dev",
+            "namespace/podshm-system",
+        ];
         let named = cluster.kubectl(&[&["get", "--ignore-not-found", "-o", "name"], &named[..]].concat())?;
         let releases = cluster.helm(&["list", "--all-namespaces", "--short"])?.text;
-        let left = [labelled, named, releases].concat();
+        let left = [all_of_podshm(&cluster)?.join("\n"), named, releases].concat();
         anyhow::ensure!(left.trim().is_empty(), "there is {left}");
         Ok(Some(()))
     })
     .unwrap();
+    cluster.leave(&elsewhere).unwrap();
     for node in cluster.nodes().unwrap() {
         // Of a cluster that is not ours nothing is seen of the insides.
         let Some(pid) = alive(&cluster.place, &node) else { continue };

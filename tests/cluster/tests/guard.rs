@@ -1,6 +1,7 @@
-//! The guard agent of the chart on a real cluster: business pods ask it, policies change, it is rolled under load.
+//! The guard agent of the chart on a real cluster: business pods ask it, policies change, it is replaced under load.
 
 use podshm_cluster::images::POD;
+use podshm_cluster::loads;
 use podshm_cluster::testing::{Cluster, Space, until};
 use serde_json::{Value, json};
 
@@ -97,31 +98,51 @@ fn business_pods_are_answered_by_the_policies_of_a_configmap() {
     assert_eq!(agents(), before, "no agent was restarted");
     change(json!({"more.cedar": SHOP_WRITES}));
 
-    for node in &nodes {
-        cluster.start(&shop, &business(&format!("load-{node}"), node, &["guard", "load", READ])).unwrap();
-        until("the load to begin", || {
-            Ok(cluster.within(&shop, &["logs", &format!("load-{node}")])?.contains("begun").then_some(()))
-        })
-        .unwrap();
-    }
-    cluster.within(&system, &["rollout", "restart", "daemonset/guard-agent"]).unwrap();
-    cluster.rolled_out(&system, "daemonset/guard-agent").unwrap();
-    assert_ne!(agents(), before);
-    for node in &nodes {
-        let pod = format!("load-{node}");
-        // The command may end with its container, before it has said that it is done.
-        cluster.run(&shop, &pod, &["/podshm-cluster-pod", "stop"]).unwrap();
-        let log = until("the load to end", || {
-            let phase = cluster.within(&shop, &["get", "pod", &pod, "-o", "jsonpath={.status.phase}"])?;
-            Ok(matches!(phase.as_str(), "Succeeded" | "Failed").then(|| cluster.within(&shop, &["logs", &pod])))
-        });
-        let log = log.unwrap().unwrap();
-        assert!(log.contains("questions, all allowed"), "{pod}: {log}");
-        println!("{pod}: {}", log.lines().last().unwrap_or_default());
-    }
+    the_agent_is_replaced_under_load(&cluster, &nodes, &system, &shop);
 
     for space in [&shop, &till] {
         cluster.leave(space).unwrap();
     }
     cluster.uninstall().unwrap();
+}
+
+/// Every question is answered, and as the policies say: no agent's end is a refusal.
+fn the_agent_is_replaced_under_load(cluster: &Cluster, nodes: &[String; 2], system: &Space, shop: &Space) {
+    let rolled = |strategy: Value| {
+        let patch = json!({"spec": {"updateStrategy": {"rollingUpdate": strategy}}}).to_string();
+        cluster.within(system, &["patch", "daemonset", "guard-agent", "--type=merge", "-p", &patch]).unwrap();
+        cluster.within(system, &["rollout", "restart", "daemonset/guard-agent"]).unwrap();
+    };
+    let surge = || rolled(json!({"maxSurge": 1, "maxUnavailable": 0}));
+    let unavailable = || rolled(json!({"maxSurge": 0, "maxUnavailable": 1}));
+    let by_force = || {
+        cluster.within(system, &["delete", "pod", "-l", "app=guard-agent", "--grace-period=0", "--force"]).unwrap();
+    };
+    let ways: [(&str, &dyn Fn()); 3] =
+        [("rolled by maxSurge", &surge), ("rolled by maxUnavailable", &unavailable), ("deleted by force", &by_force)];
+    let agents =
+        || cluster.within(system, &["get", "pods", "-l", "app=guard-agent", "-o", "jsonpath={.items[*].metadata.uid}"]);
+    for (what, act) in ways {
+        let pods: Vec<(&Space, String)> =
+            nodes.iter().enumerate().map(|(at, _)| (shop, format!("load-{at}"))).collect();
+        for ((_, pod), node) in pods.iter().zip(nodes) {
+            cluster.start(shop, &business(pod, node, &["guard", "load", READ])).unwrap();
+        }
+        let before = agents().unwrap();
+        loads::meanwhile(cluster, &pods, what, || {
+            act();
+            cluster.rolled_out(system, "daemonset/guard-agent").unwrap();
+            for node in nodes {
+                // What a DaemonSet says of itself may be from before.
+                cluster.pod_of(system, "app=guard-agent", Some(node)).unwrap();
+            }
+        });
+        let after = agents().unwrap();
+        assert!(!before.split(' ').any(|uid| after.contains(uid)), "{what}: {before}, then {after}");
+        for (_, pod) in &pods {
+            let last = loads::ended(cluster, shop, pod, what);
+            assert!(last.ends_with("questions, all allowed"), "{what}: {pod}: {last}");
+            println!("{what}: {pod}: {last}");
+        }
+    }
 }

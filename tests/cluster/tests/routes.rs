@@ -8,6 +8,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
 use podshm_cluster::control;
 use podshm_cluster::images::POD;
+use podshm_cluster::loads;
 use podshm_cluster::place::{NODES, nodes};
 use podshm_cluster::supervise::{alive, ask};
 use podshm_cluster::testing::{Cluster, Space, until};
@@ -20,8 +21,6 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 const KEY: &str = "shop/web:http";
-/// Records of each sender while something happens to the agent.
-const MANY: u64 = 100_000;
 /// Where the agents write down what they delivered, on each node.
 const DELIVERED: &str = "/run/podshm-delivered";
 /// Changes that are measured.
@@ -272,38 +271,19 @@ fn under_load(
     what: &str,
     act: impl FnOnce(),
 ) -> BTreeMap<u32, Load> {
-    let pods: Vec<(&Space, String, u32)> = spaces
-        .iter()
-        .zip(NODES)
-        .zip(first_sender..)
-        .map(|((space, node), sender)| (*space, format!("load-{node}"), sender))
-        .collect();
-    for ((space, pod, sender), node) in pods.iter().zip(NODES) {
-        let (sender, count) = (sender.to_string(), MANY.to_string());
-        cluster.create(space, &business(pod, node, 30002, &["routes", "load", &sender, &count, KEY])).unwrap();
+    let pods: Vec<(&Space, String)> =
+        spaces.iter().zip(NODES).map(|(space, node)| (*space, format!("load-{node}"))).collect();
+    for (((space, pod), node), sender) in pods.iter().zip(NODES).zip(first_sender..) {
+        cluster.create(space, &business(pod, node, 30002, &["routes", "load", &sender.to_string(), KEY])).unwrap();
     }
-    let said = |space: &Space, pod: &str| cluster.within(space, &["logs", pod]);
-    for (space, pod, _) in &pods {
-        until("picks to begin", || Ok(said(space, pod)?.contains("begun").then_some(()))).unwrap();
-    }
-    act();
+    loads::meanwhile(cluster, &pods, what, act);
     let mut counts = BTreeMap::new();
-    for (space, pod, sender) in &pods {
-        cluster.run(space, pod, &["/podshm-cluster-pod", "stop"]).unwrap();
-        let phase = until("the load to end", || {
-            let phase = cluster.within(space, &["get", "pod", pod, "-o", "jsonpath={.status.phase}"])?;
-            Ok(["Succeeded", "Failed"].contains(&phase.as_str()).then_some(phase))
-        });
-        let (phase, said) = (phase.unwrap(), said(space, pod).unwrap());
-        assert_eq!(phase, "Succeeded", "{what}: {pod}: {said}");
-        let last = said.lines().last().unwrap_or_default();
+    for ((space, pod), sender) in pods.iter().zip(first_sender..) {
+        let last = loads::ended(cluster, space, pod, what);
         println!("{what}: {}/{pod}: {last}", space.name);
         let words: Vec<&str> = last.split(' ').collect();
         let number = |at: usize| words.get(at).and_then(|word| word.parse().ok()).expect("a number");
-        let load = Load { count: number(0), oldest: number(words.len().saturating_sub(2)) };
-        assert!(load.count >= MANY, "{what}: {last}: too few");
-        counts.insert(*sender, load);
-        cluster.within(space, &["delete", "pod", pod, "--grace-period=1"]).unwrap();
+        counts.insert(sender, Load { count: number(0), oldest: number(words.len().saturating_sub(2)) });
     }
     counts
 }
@@ -344,6 +324,10 @@ fn the_agent_is_rolled_under_load(cluster: &Cluster, system: &Space, shop: &Spac
     let counts = under_load(cluster, [shop, till], 300, "deleted by force", || {
         cluster.within(system, &["delete", "pod", "-l", "app=route-agent", "--grace-period=0", "--force"]).unwrap();
         cluster.rolled_out(system, "daemonset/route-agent").unwrap();
+        for node in NODES {
+            // What a DaemonSet says of itself may be from before.
+            cluster.pod_of(system, "app=route-agent", Some(node)).unwrap();
+        }
     });
     all_delivered(cluster, &counts, "deleted by force", true);
     for node in nodes() {

@@ -2,6 +2,7 @@
 //! `restricted`; agent and members are in different namespaces and run as different users.
 
 use podshm_cluster::images::DYNAMIC;
+use podshm_cluster::scene::provide_label;
 use podshm_cluster::testing::{Cluster, Said, Space, probe, until};
 use serde_json::{Value, json};
 
@@ -88,8 +89,13 @@ fn domain(cluster: &Cluster) {
 }
 
 fn who_sees_what(cluster: &Cluster, shop: &Space) {
+    let mut labelled = dynamic("labelled", "a", 30_010);
+    labelled["metadata"]["labels"] = json!({"podshm.dev/domain": "legacy"});
+    provide_label(cluster, shop, &labelled).unwrap();
     let rows = [
         ("preload", "/probe", with_variable(member("preload", "a", 30_002)), true, true),
+        // Volume, mounts and variable by admission.
+        ("labelled", "/probe", labelled, true, true),
         // The library links to nothing, whatever a program's libc.
         ("musl", "/probe-musl", with_variable(member("musl", "a", 30_003)), true, true),
         ("no-variable", "/probe", member("no-variable", "a", 30_004), true, false),
@@ -111,6 +117,7 @@ fn who_sees_what(cluster: &Cluster, shop: &Space) {
             assert_eq!(said, expected, "{verb} in pod {name}");
         }
     }
+    cluster.remove("manifests/admission-label.yaml").unwrap();
     let sockets = cluster.run(shop, "preload", &["/probe", "sem-get", KEY]).unwrap();
     assert_eq!(sockets.text, "sem-get: Function not implemented", "never private");
 }

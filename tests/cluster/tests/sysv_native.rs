@@ -1,6 +1,7 @@
 //! Mode `sysv` by the kernel on a real cluster: containerd asks podshmd about containers (NRI). One test after the other: they share the
 //! daemon, and one of them turns the runtime's NRI off on node a.
 
+use podshm_cluster::scene::is_guaranteed;
 use podshm_cluster::supervise::ask;
 use podshm_cluster::testing::{Cluster, Said, Space, probe, until};
 use serde_json::{Value, json};
@@ -46,6 +47,8 @@ fn containers_join_their_domain_through_the_runtime() {
     cluster.provide_podshm().unwrap();
     install(&cluster);
     cluster.rolled_out(&system, "daemonset/podshmd").unwrap();
+    // With a third container in each pod.
+    is_guaranteed(&cluster);
     let agents = cluster.space("kernel-agents", "restricted").unwrap();
     let shop = cluster.space("kernel-shop", "restricted").unwrap();
     cluster.start(&agents, &member("agent", "a", 20_001, "agent")).unwrap();

@@ -1,5 +1,6 @@
 //! What a business pod asks the guard agent of its node.
 
+use crate::counter::Counter;
 use crate::{PATIENCE, SOCKETS, told};
 use anyhow::{Context, ensure};
 use guard_client::{Decision, GuardClient, Question};
@@ -24,18 +25,16 @@ pub fn ask(action: &str) -> anyhow::Result<()> {
 
 /// Whatever becomes of the agent.
 pub fn load(action: &str) -> anyhow::Result<()> {
-    let told = told()?;
+    let (told, counter) = (told()?, Counter::start()?);
     let guard = GuardClient::join(SOCKETS, PATIENCE).context("joining")?;
     let mut count = 0u64;
     while !told.load(Ordering::Relaxed) {
         let verdict = guard.ask(&question(action), ANSWER).with_context(|| format!("question {count}"))?;
         ensure!(verdict.decision == Decision::Allow, "question {count}: {}", word(verdict.decision));
         count += 1;
+        counter.is(count);
         if count.is_multiple_of(64) {
             std::thread::sleep(Duration::from_millis(1));
-        }
-        if count == 64 {
-            println!("begun");
         }
     }
     println!("{count} questions, all allowed");

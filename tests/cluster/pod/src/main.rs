@@ -5,14 +5,15 @@
 //!  podshm-cluster-pod sidecar                   the same with a broker of its own, for the containers of its pod
 //!  podshm-cluster-pod hold                      waits until it is told to end
 //!  podshm-cluster-pod exchange SENDER COUNT     pushes COUNT numbered records, one by one; says what the agent has counted
-//!  podshm-cluster-pod load SENDER COUNT         the same, at some pace and until it is told to end, COUNT at least
+//!  podshm-cluster-pod load SENDER               the same, at some pace and until it is told to end
+//!  podshm-cluster-pod count                     how far this pod's load has come
 //!  podshm-cluster-pod look                      looks up until it is told to end; says how often
 //!  podshm-cluster-pod fill                      joins until it is refused; says how often, and why not once more; waits
 //!  podshm-cluster-pod leak                      has this pod's agent take memory until it is killed
 //!  podshm-cluster-pod stop                      tells this pod's first process to end
 //!  podshm-cluster-pod routes lookup KEY         endpoints of a route of the route agent that take new work
 //!  podshm-cluster-pod routes follow KEY         the same at each change, with the time
-//!  podshm-cluster-pod routes load SENDER COUNT KEY    picks and reports, as `load` pushes
+//!  podshm-cluster-pod routes load SENDER KEY    picks and reports, as `load` pushes
 //!  podshm-cluster-pod routes join               joins, and holds that until it is told to end
 //!  podshm-cluster-pod guard ask ACTION          what the guard agent says of this pod and ACTION
 //!  podshm-cluster-pod guard load ACTION         asks until it is told to end; each has to be allowed
@@ -28,10 +29,12 @@
 
 mod bad;
 mod business;
+mod counter;
 mod guard;
 mod routes;
 
 use anyhow::{Context, bail};
+use counter::Counter;
 use podshm::{Agent, Answer, Client, Handler, Progress, Record, Request};
 use podshm_broker::{Broker, DomainConfig, Identity, Rights};
 use podshm_testkit::numbered;
@@ -53,8 +56,9 @@ fn main() -> anyhow::Result<()> {
         ["agent"] => agent(),
         ["sidecar"] => sidecar(),
         ["hold"] => hold(),
-        ["exchange", sender, count] => exchange(sender.parse()?, count.parse()?, false),
-        ["load", sender, count] => exchange(sender.parse()?, count.parse()?, true),
+        ["exchange", sender, count] => exchange(sender.parse()?, Some(count.parse()?)),
+        ["load", sender] => exchange(sender.parse()?, None),
+        ["count"] => counter::ask(),
         ["broker"] => broker(),
         ["routes", "join"] => routes::join(),
         ["look"] => look(),
@@ -62,7 +66,7 @@ fn main() -> anyhow::Result<()> {
         ["leak"] => Ok(kill_process(Pid::INIT, Signal::USR1)?),
         ["routes", "lookup", key] => routes::lookup(key),
         ["routes", "follow", key] => routes::follow(key),
-        ["routes", "load", sender, count, key] => routes::load(sender.parse()?, count.parse()?, key),
+        ["routes", "load", sender, key] => routes::load(sender.parse()?, key),
         ["routes", "verify", key, addresses] => business::verify(key, addresses),
         ["business", key, addresses] => business::serve(key, addresses, None),
         ["business", key, addresses, action] => business::serve(key, addresses, Some(action)),
@@ -73,7 +77,7 @@ fn main() -> anyhow::Result<()> {
         ["stop"] => Ok(kill_process(Pid::INIT, Signal::TERM)?),
         ["ready"] => Client::join(SOCKETS, Duration::from_secs(2)).map(drop).context("joining"),
         _ => bail!(
-            "expected agent, sidecar, broker, within, business, bad-route-agent, hold, ready, look, fill, leak, stop, guard, routes, or exchange or load with SENDER COUNT, found {words:?}"
+            "expected agent, sidecar, broker, within, business, bad-route-agent, hold, ready, look, fill, leak, stop, count, guard, routes, load SENDER, or exchange SENDER COUNT, found {words:?}"
         ),
     }
 }
@@ -282,23 +286,24 @@ fn sidecar() -> anyhow::Result<()> {
     agent()
 }
 
-fn exchange(sender: u32, least: u64, is_load: bool) -> anyhow::Result<()> {
+/// Pushes so many, or at some pace until it is told to end.
+fn exchange(sender: u32, all: Option<u64>) -> anyhow::Result<()> {
     let told = told()?;
+    let counter = if all.is_none() { Some(Counter::start()?) } else { None };
     let client = Client::join(SOCKETS, PATIENCE).context("joining")?;
     let (values, records, tally) = (client.table("values")?, client.queue("records")?, client.call("tally")?);
     let mut value = [0; 64];
     let mut record = [0; 64];
     let mut count = 0;
-    while count < least || (is_load && !told.load(Ordering::Relaxed)) {
+    while all.map_or_else(|| !told.load(Ordering::Relaxed), |all| count < all) {
         numbered::encode_into(&mut record, sender, count);
         records.push(&record, PATIENCE).with_context(|| format!("record {count}"))?;
         count += 1;
-        if is_load && count % 64 == 0 {
+        let Some(counter) = &counter else { continue };
+        counter.is(count);
+        if count % 64 == 0 {
             let length = values.get(KEY, &mut value)?.context("the agent's value is gone")?;
             anyhow::ensure!(&value[..length] == VALUE, "the agent's value is {:?}", &value[..length]);
-            if count == 64 {
-                println!("begun");
-            }
             std::thread::sleep(Duration::from_millis(1));
         }
     }

@@ -1,7 +1,8 @@
 //! Business pods that use routes.
 
+use crate::counter::Counter;
 use crate::told;
-use anyhow::{Context, bail};
+use anyhow::Context;
 use route_client::{Outcome, Route, RouteClient, SmallRandom, Trailer};
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
@@ -63,15 +64,15 @@ pub fn follow(key: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// `load SENDER COUNT KEY`: picks and reports, at some pace, COUNT times at least and until it is told to end. A pick that fails ends it.
-pub fn load(sender: u32, least: u64, key: &str) -> anyhow::Result<()> {
-    let told = told()?;
+/// `load SENDER KEY`: picks and reports, at some pace, until it is told to end. A pick that fails ends it.
+pub fn load(sender: u32, key: &str) -> anyhow::Result<()> {
+    let (told, counter) = (told()?, Counter::start()?);
     let client = RouteClient::join(SOCKETS, PATIENCE).context("joining")?;
     let mut route = client.route(key)?;
     let mut random = SmallRandom::new(sender.into());
     let (mut count, mut oldest) = (0, Duration::ZERO);
     let mut longest = Duration::ZERO;
-    while count < least || !told.load(Ordering::Relaxed) {
+    while !told.load(Ordering::Relaxed) {
         let begin = Instant::now();
         let picked = route.pick(&mut random).with_context(|| format!("pick {count}"))?;
         longest = longest.max(begin.elapsed());
@@ -79,16 +80,11 @@ pub fn load(sender: u32, least: u64, key: &str) -> anyhow::Result<()> {
         let trailer = Trailer { sender, seq: count };
         client.report_numbered(&route, what, trailer, PATIENCE).with_context(|| format!("report {count}"))?;
         count += 1;
+        counter.is(count);
         if count % 64 == 0 {
             oldest = oldest.max(client.age()?);
-            if count == 64 {
-                println!("begun");
-            }
             std::thread::sleep(Duration::from_millis(1));
         }
-    }
-    if count == 0 {
-        bail!("expected a COUNT above 0");
     }
     let (longest, oldest) = (longest.as_micros(), oldest.as_millis());
     println!("{count} picks and reports, longest pick {longest} us, oldest routes {oldest} ms");
