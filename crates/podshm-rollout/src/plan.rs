@@ -1,5 +1,7 @@
 //! What a rollout would do, and why it would not, before anything is touched.
 
+mod gates;
+
 use crate::batches::{assign, eligible, shared};
 use crate::capacity::{remaining, tolerates, tolerates_mark};
 use crate::forms::{slim_form, slim_name};
@@ -82,15 +84,7 @@ pub fn plan(rollout: &AgentRollout, world: &World) -> Plan {
     for workload in &spec.workloads {
         look_at_workload(rollout, world, workload, &mut plan);
     }
-    for query in &spec.gates.prometheus {
-        if !query.url.starts_with("http://") && !query.url.starts_with("https://") {
-            refuse(
-                &mut plan,
-                &format!("gate {}", query.name),
-                format!("url is {:?}; expected http://… or https://…", query.url),
-            );
-        }
-    }
+    gates::look_at_gates(rollout, world, &mut plan);
     for what in &world.denied {
         refuse(&mut plan, "the rollouts' controller", what.clone());
     }

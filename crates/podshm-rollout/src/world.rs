@@ -6,6 +6,7 @@ use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
+use podshm_api::domain::ShmDomain;
 use podshm_api::report::NodeReport;
 use podshm_api::rollout::{
     ASKED, AgentRef, AgentRollout, Mark, NODE_MARK, NodeMark, Operator, Requirement, Selector, Verdict,
@@ -37,6 +38,8 @@ pub struct World {
     pub autoscalers: Vec<HorizontalPodAutoscaler>,
     /// All of them.
     pub rollouts: Vec<AgentRollout>,
+    /// All of them, where whoever looks may see them.
+    pub domains: Option<Vec<ShmDomain>>,
     /// What node daemons say, by node.
     pub reports: BTreeMap<String, NodeReport>,
     /// When they were asked, in seconds since 1970. What else is here may be newer, or older: a watch takes its time.

@@ -9,6 +9,7 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::runtime::reflector::{self, Store};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
+use podshm_api::domain::ShmDomain;
 use podshm_api::rollout::AgentRollout;
 use podshm_rollout::World;
 use std::fmt::Debug;
@@ -28,7 +29,8 @@ trims_nothing!(
     HorizontalPodAutoscaler,
     Service,
     PodDisruptionBudget,
-    AgentRollout
+    AgentRollout,
+    ShmDomain
 );
 
 impl Trim for Pod {
@@ -217,6 +219,8 @@ pub async fn look(client: &Client, now: i64) -> kube::Result<World> {
         services: list(client).await?,
         autoscalers: list(client).await?,
         rollouts: list(client).await?,
+        // Not everybody who may plan a rollout may see them, and they are for warnings alone.
+        domains: list(client).await.ok(),
         ..World::default()
     })
 }

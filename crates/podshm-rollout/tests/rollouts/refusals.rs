@@ -250,3 +250,54 @@ fn a_plan_counts_nodes_and_pods_and_warns() {
     };
     assert_ne!(zone(0), zone(1));
 }
+
+#[test]
+fn what_a_verification_lacks_of_what_the_domain_has_is_warned_of_by_name() {
+    let mut cluster = fleet();
+    cluster.rollout.spec.domain = Some("routing".into());
+    let warned = |cluster: &Cluster| -> Vec<String> {
+        let plan = plan(&cluster.rollout, &cluster.world);
+        assert_eq!(said(&plan), [""; 0]);
+        let about = |of: &str| of == "gates.verification" || of == "domain";
+        plan.warnings.into_iter().filter(|one| about(&one.about)).map(|one| one.message).collect()
+    };
+    let only = |found: Vec<String>, expected: &[&str]| {
+        assert_eq!(found.len(), expected.len(), "{expected:?}: {found:#?}");
+        for expected in expected {
+            assert!(found.iter().any(|one| one.contains(expected)), "{expected}: {found:#?}");
+        }
+    };
+    only(warned(&cluster), &["there is none"]);
+    let with = |cluster: &mut Cluster, dev_shm: bool, command: &[&str]| {
+        let gate = json!({"namespace": "verify", "image": "podshm", "command": command, "devShm": dev_shm});
+        cluster.rollout.spec.gates.verification = Some(object(gate));
+    };
+    with(&mut cluster, false, &[]);
+    only(warned(&cluster), &["its command is empty"]);
+    with(&mut cluster, false, &["/podshm", "verify"]);
+    only(warned(&cluster), &[]);
+    // From here on it is known which domains there are.
+    cluster.world.domains = Some(Vec::new());
+    only(warned(&cluster), &["there is no ShmDomain routing"]);
+    let modes =
+        json!({"metadata": {"name": "routing"}, "spec": {"modes": ["channel", "posix", "sysv"], "shmSize": "1Mi"}});
+    let modes = json!({"apiVersion": "podshm.dev/v1alpha1", "kind": "ShmDomain", "metadata": modes["metadata"], "spec": modes["spec"]});
+    cluster.world.domains = Some(vec![object(modes)]);
+    only(
+        warned(&cluster),
+        &[
+            "devShm is not set",
+            "no --lookup:",
+            "no --report:",
+            "no --call:",
+            "no --posix or --posix-write:",
+            "no --sysv or --sysv-write:",
+        ],
+    );
+    let some = ["/podshm", "verify", "--lookup", "a:b", "--report=a:b", "--posix-write", "x"];
+    with(&mut cluster, true, &some);
+    only(warned(&cluster), &["no --call: calls of domain routing", "no --sysv or --sysv-write:"]);
+    // Of a program of somebody's own nothing is known.
+    with(&mut cluster, true, &["/try-it"]);
+    only(warned(&cluster), &[]);
+}
