@@ -46,8 +46,21 @@ pub struct World {
     pub asked: i64,
     /// What queries and Jobs say.
     pub outside: Vec<Verdict>,
+    /// Queries that are no gates as they are now; asked before anything is touched.
+    pub queries: Vec<BadQuery>,
     /// What the API server will not let whoever carries it out do, in words.
     pub denied: Vec<String>,
+}
+
+/// A query that has no number as its result, or one that is over its limit already.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadQuery {
+    /// Its gate.
+    pub gate: String,
+    /// It would be so for the controller, too: not a server that can't be reached from here alone.
+    pub is_certain: bool,
+    /// What is wrong.
+    pub message: String,
 }
 
 /// Pods of one form of a workload.

@@ -14,6 +14,16 @@ pub(super) fn look_at_gates(rollout: &AgentRollout, world: &World, plan: &mut Pl
             refuse(plan, &format!("gate {}", query.name), what);
         }
     }
+    for query in &world.queries {
+        let (about, why) = (format!("gate {}", query.gate), &query.message);
+        if query.is_certain {
+            let what = "no batch would pass; correct query, url or limits (a query that finds nothing while all is well: … or vector(0))";
+            refuse(plan, &about, format!("{why}; {what}"));
+        } else {
+            let what = "the controller asks it before anything is touched, from where it runs, and refuses the rollout if it is so there";
+            warn(plan, &about, format!("from here {why}; {what}"));
+        }
+    }
     match &rollout.spec.gates.verification {
         None => {
             let what = "there is none: agents that are Ready and answer wrongly are met by business first; have it run `podshm verify`, or a program of your own";
