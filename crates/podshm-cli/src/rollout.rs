@@ -186,9 +186,11 @@ async fn with(client: &Client, verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Rollback(which) => steer(&rollouts, &which, json!({"stop": "RollBack"}), "goes back").await,
         Verb::Report { name } => {
             let rollout = found(&rollouts, &name).await?;
-            let mut nodes = facts::nodes(client, &rollout).await?;
+            // Whoever may see rollouts and nothing else has a page without what nodes and pods say, and is told so.
+            let without = |error: anyhow::Error| eprintln!("the page is without what can't be seen: {error:#}");
+            let mut nodes = facts::nodes(client, &rollout).await.map_err(without).unwrap_or_default();
             facts::ways(client, &rollout, &mut nodes).await;
-            let moved = facts::moved(client, &rollout).await?;
+            let moved = facts::moved(client, &rollout).await.map_err(without).unwrap_or_default();
             print!("{}", report::page(&rollout, &nodes, &moved));
             Ok(ExitCode::SUCCESS)
         }
