@@ -2,6 +2,7 @@
 //!
 //! All of it goes through the API server: whoever may change AgentRollouts may use it, from anywhere.
 
+mod facts;
 mod report;
 mod show;
 
@@ -35,6 +36,8 @@ pub enum Verb {
         /// File with an AgentRollout, in YAML or JSON.
         #[arg(short, long)]
         file: PathBuf,
+        #[command(flatten)]
+        output: Output,
     },
     /// Says where a rollout is.
     Status {
@@ -43,42 +46,42 @@ pub enum Verb {
         /// Until it is over or waits for somebody.
         #[arg(short, long)]
         watch: bool,
+        /// Each node of it, too.
+        #[arg(long)]
+        nodes: bool,
         #[command(flatten)]
         output: Output,
     },
-    /// Begins no new step.
-    Pause {
-        /// The rollout.
-        name: String,
-    },
+    /// Begins no new step. What goes back is not paused.
+    Pause(Named),
     /// Goes on, after a pause, or after somebody has looked at what failed.
-    Resume {
-        /// The rollout.
-        name: String,
-    },
+    Resume(Named),
     /// Lets the next batch begin, or all up to a number.
     Approve {
-        /// The rollout.
-        name: String,
+        #[command(flatten)]
+        which: Named,
         /// Batches up to this one.
         #[arg(long)]
         batch: Option<u32>,
     },
     /// Ends a rollout where it is: what is moved stays moved.
-    Abort {
-        /// The rollout.
-        name: String,
-    },
-    /// Brings everything back: workloads first, then label and taint.
-    Rollback {
-        /// The rollout.
-        name: String,
-    },
+    Abort(Named),
+    /// Brings everything back: workloads first, then label and taint. One that is over stays as it is.
+    Rollback(Named),
     /// Writes what was done when as one HTML page, for a change ticket.
     Report {
         /// The rollout.
         name: String,
     },
+}
+
+/// A rollout, and how it is printed once it is changed.
+#[derive(clap::Args)]
+pub struct Named {
+    /// The rollout.
+    name: String,
+    #[command(flatten)]
+    output: Output,
 }
 
 /// A rollout that is in the cluster, or one in a file.
@@ -128,7 +131,7 @@ async fn with(client: &Client, verb: Verb) -> anyhow::Result<ExitCode> {
             print(&plan, &output, || show::plan(&plan))?;
             Ok(if plan.refusals.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
-        Verb::Start { file } => {
+        Verb::Start { file, output } => {
             let rollout = read(&file)?;
             let name = rollout.name_any();
             if let Some(found) = rollouts.get_opt(&name).await? {
@@ -139,43 +142,56 @@ async fn with(client: &Client, verb: Verb) -> anyhow::Result<ExitCode> {
                 );
             }
             let plan = planned(client, &rollout).await?;
-            print!("{}", show::plan(&plan));
+            print(&plan, &output, || show::plan(&plan))?;
             ensure!(plan.refusals.is_empty(), "not started; see above for what to change");
             let object = serde_json::to_value(&rollout)?;
             rollouts.patch(&name, &PatchParams::apply(MANAGER), &Patch::Apply(&object)).await?;
-            println!("\nstarted; watch it: podshm rollout status {name} --watch");
+            eprintln!("\nstarted; watch it: podshm rollout status {name} --watch");
             Ok(ExitCode::SUCCESS)
         }
-        Verb::Status { name, watch, output } => loop {
+        Verb::Status { name, watch, nodes, output } => loop {
             let rollout = found(&rollouts, &name).await?;
             let status = rollout.status.clone().unwrap_or_default();
             if watch && output.output.is_none() {
                 // To the top of an empty screen.
                 print!("\x1b[H\x1b[2J");
             }
-            print(&status, &output, || show::status(&rollout, Timestamp::now().as_second()))?;
+            let now = Timestamp::now().as_second();
+            if nodes {
+                let nodes = facts::nodes(client, &rollout).await?;
+                let both = || show::status(&rollout, now) + &show::nodes(&nodes, now);
+                print(&json!({"status": status, "nodes": nodes}), &output, both)?;
+            } else {
+                print(&status, &output, || show::status(&rollout, now))?;
+            }
             let waits = status.phase.is_over() || matches!(status.phase, Phase::Paused | Phase::AwaitingApproval);
             if !watch || waits {
                 return Ok(exit_of(&status));
             }
             tokio::time::sleep(Duration::from_secs(2)).await;
         },
-        Verb::Pause { name } => steer(&rollouts, &name, json!({"paused": true}), "pauses").await,
-        Verb::Resume { name } => {
-            let failures = found(&rollouts, &name).await?.status.unwrap_or_default().failures;
-            steer(&rollouts, &name, json!({"paused": false, "resumedFailures": failures}), "goes on").await
+        Verb::Pause(which) => steer(&rollouts, &which, json!({"paused": true}), "pauses").await,
+        Verb::Resume(which) => {
+            let failures = found(&rollouts, &which.name).await?.status.unwrap_or_default().failures;
+            steer(&rollouts, &which, json!({"paused": false, "resumedFailures": failures}), "goes on").await
         }
-        Verb::Approve { name, batch } => {
-            let rollout = found(&rollouts, &name).await?;
+        Verb::Approve { which, batch } => {
+            let rollout = found(&rollouts, &which.name).await?;
             let next = rollout.status.unwrap_or_default().batch + 1;
             let batch = batch.unwrap_or(next);
-            steer(&rollouts, &name, json!({"approved": batch}), &format!("may begin batches up to {batch}")).await
+            let what = format!("may begin batches up to {batch}");
+            steer(&rollouts, &which, json!({"approved": batch}), &what).await
         }
-        Verb::Abort { name } => steer(&rollouts, &name, json!({"stop": "Abort"}), "ends where it is").await,
-        Verb::Rollback { name } => steer(&rollouts, &name, json!({"stop": "RollBack"}), "goes back").await,
+        Verb::Abort(which) => steer(&rollouts, &which, json!({"stop": "Abort"}), "ends where it is").await,
+        Verb::Rollback(which) => steer(&rollouts, &which, json!({"stop": "RollBack"}), "goes back").await,
         Verb::Report { name } => {
             let rollout = found(&rollouts, &name).await?;
-            print!("{}", report::page(&rollout));
+            // Whoever may see rollouts and nothing else has a page without what nodes and pods say, and is told so.
+            let without = |error: anyhow::Error| eprintln!("the page is without what can't be seen: {error:#}");
+            let mut nodes = facts::nodes(client, &rollout).await.map_err(without).unwrap_or_default();
+            facts::ways(client, &rollout, &mut nodes).await;
+            let moved = facts::moved(client, &rollout).await.map_err(without).unwrap_or_default();
+            print!("{}", report::page(&rollout, &nodes, &moved));
             Ok(ExitCode::SUCCESS)
         }
     }
@@ -189,7 +205,8 @@ async fn found(rollouts: &Api<AgentRollout>, name: &str) -> anyhow::Result<Agent
 }
 
 async fn planned(client: &Client, rollout: &AgentRollout) -> anyhow::Result<Plan> {
-    let world = podshm_controller::rollout::look(client, Timestamp::now().as_second()).await?;
+    let mut world = podshm_controller::rollout::look(client, Timestamp::now().as_second()).await?;
+    world.queries = podshm_controller::rollout::queries(rollout).await;
     Ok(plan(rollout, &world))
 }
 
@@ -210,13 +227,28 @@ fn read(file: &Path) -> anyhow::Result<AgentRollout> {
     Ok(rollout)
 }
 
-async fn steer(rollouts: &Api<AgentRollout>, name: &str, spec: Value, what: &str) -> anyhow::Result<ExitCode> {
+async fn steer(rollouts: &Api<AgentRollout>, which: &Named, spec: Value, what: &str) -> anyhow::Result<ExitCode> {
+    let name = &which.name;
     let phase = found(rollouts, name).await?.status.unwrap_or_default().phase;
-    ensure!(!phase.is_over(), "rollout {name} is over: {phase:?}");
+    may_be_steered(name, phase, &spec)?;
     let parameters = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
-    rollouts.patch(name, &parameters, &Patch::Merge(json!({"spec": spec}))).await?;
-    println!("rollout {name} {what}");
+    let changed = rollouts.patch(name, &parameters, &Patch::Merge(json!({"spec": spec}))).await?;
+    print(&changed, &which.output, || format!("rollout {name} {what}\n"))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What the controller would not heed is refused.
+fn may_be_steered(name: &str, phase: Phase, spec: &Value) -> anyhow::Result<()> {
+    ensure!(
+        !(phase == Phase::Completed && spec["stop"] == "RollBack"),
+        "rollout {name} is over: Completed, and its taint is gone; docs/rollout.md has the way back by hand"
+    );
+    ensure!(!phase.is_over(), "rollout {name} is over: {phase:?}");
+    ensure!(
+        !(phase == Phase::RollingBack && spec["paused"] == true),
+        "rollout {name} goes back, which is not paused: half of a way back leaves business on both forms; `abort` leaves everything where it is"
+    );
+    Ok(())
 }
 
 /// 0 while all is well, 1 where somebody should look.
@@ -239,6 +271,25 @@ fn print<T: Serialize>(value: &T, output: &Output, for_people: impl Fn() -> Stri
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_would_not_be_heeded_is_refused() {
+        let (pause, back) = (json!({"paused": true}), json!({"stop": "RollBack"}));
+        let said = |phase, spec: &Value| {
+            may_be_steered("routing", phase, spec).err().map_or(String::new(), |error| error.to_string())
+        };
+        for (phase, spec, expected) in [
+            (Phase::Running, &pause, ""),
+            (Phase::RollingBack, &pause, "goes back, which is not paused"),
+            (Phase::RollingBack, &json!({"stop": "Abort"}), ""),
+            (Phase::RolledBack, &pause, "is over: RolledBack"),
+            (Phase::Completed, &back, "the way back by hand"),
+            (Phase::Paused, &back, ""),
+        ] {
+            let found = said(phase, spec);
+            assert!(found.contains(expected) && found.is_empty() == expected.is_empty(), "{phase:?} {spec}: {found}");
+        }
+    }
 
     #[test]
     fn a_file_that_is_no_rollout_says_what_was_expected() {

@@ -2,7 +2,9 @@
 
 use crate::quantity::milli;
 use crate::world::{World, is_cordoned, labels, name, namespace, node_of, owner, phase, unhealthy};
-use k8s_openapi::api::core::v1::{Node, Pod, PodSpec, Toleration};
+use k8s_openapi::api::core::v1::{
+    Container, Node, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec, Taint, Toleration,
+};
 use podshm_api::rollout::Mark;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -29,14 +31,10 @@ pub(crate) fn remaining(
     tainted: &BTreeSet<&str>,
     is_listed: &dyn Fn(&Pod) -> bool,
 ) -> Remaining {
-    let takes_any = |node: &Node| {
-        let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_ref());
-        !taints.into_iter().flatten().any(|taint| taint.effect != "PreferNoSchedule")
-            && !is_cordoned(node)
-            && unhealthy(node).is_none()
-    };
     let mut free: BTreeMap<&str, Room> = BTreeMap::new();
-    for node in world.nodes.values().filter(|node| takes_any(node) && !tainted.contains(name(&node.metadata))) {
+    let is_open =
+        |node: &&Node| !is_cordoned(node) && unhealthy(node).is_none() && !tainted.contains(name(&node.metadata));
+    for node in world.nodes.values().filter(is_open) {
         free.insert(name(&node.metadata), allocatable(node));
     }
     let mut moving = Vec::new();
@@ -55,13 +53,7 @@ pub(crate) fn remaining(
     for pod in moving {
         let Some(spec) = pod.spec.as_ref() else { continue };
         let needs = requests(spec);
-        let may = |node: &str| {
-            let labels = world.nodes.get(node).map(|node| labels(&node.metadata));
-            spec.node_selector
-                .iter()
-                .flatten()
-                .all(|(key, value)| labels.is_some_and(|all| all.get(key) == Some(value)))
-        };
+        let may = |node: &str| world.nodes.get(node).is_some_and(|node| is_wanted(spec, node) && is_let_in(spec, node));
         let fits = free.iter_mut().find(|(node, room)| (0..3).all(|index| room[index] >= needs[index]) && may(node));
         match fits {
             Some((_, room)) => (0..3).for_each(|index| room[index] -= needs[index]),
@@ -69,6 +61,8 @@ pub(crate) fn remaining(
         }
     }
     homeless.sort();
+    // What has taints of its own takes some pods, and is no room for any.
+    free.retain(|node, _| world.nodes.get(*node).is_some_and(|node| repelling(node).next().is_none()));
     Remaining {
         nodes: free.len() as u32,
         cpu_milli: free.values().map(|room| room[0].max(0)).sum(),
@@ -83,17 +77,76 @@ fn allocatable(node: &Node) -> Room {
     [of("cpu"), of("memory") / 1000, of("pods") / 1000]
 }
 
+/// As the scheduler counts: containers run together, with the sidecars among the init containers; the others begin one after the other,
+/// beside the sidecars that were there before.
 fn requests(spec: &PodSpec) -> Room {
     let of = |what: &str| {
-        let one = |container: &k8s_openapi::api::core::v1::Container| {
+        let one = |container: &Container| {
             let asked = container.resources.as_ref().and_then(|resources| resources.requests.as_ref());
             asked.and_then(|asked| asked.get(what)).map_or(0, milli)
         };
-        let running: i128 = spec.containers.iter().map(one).sum();
-        let beginning = spec.init_containers.iter().flatten().map(one).max().unwrap_or(0);
-        running.max(beginning)
+        let (mut sidecars, mut beginning) = (0, 0);
+        for container in spec.init_containers.iter().flatten() {
+            if container.restart_policy.as_deref() == Some("Always") {
+                sidecars += one(container);
+                beginning = beginning.max(sidecars);
+            } else {
+                beginning = beginning.max(sidecars + one(container));
+            }
+        }
+        let running: i128 = spec.containers.iter().map(one).sum::<i128>() + sidecars;
+        let overhead = spec.overhead.as_ref().and_then(|all| all.get(what)).map_or(0, milli);
+        running.max(beginning) + overhead
     };
     [of("cpu"), of("memory") / 1000, 1]
+}
+
+/// Taints that keep pods away.
+fn repelling(node: &Node) -> impl Iterator<Item = &Taint> {
+    let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_ref());
+    taints.into_iter().flatten().filter(|taint| taint.effect != "PreferNoSchedule")
+}
+
+/// A pod tolerates all that a node has.
+fn is_let_in(spec: &PodSpec, node: &Node) -> bool {
+    let tolerated = |taint: &Taint| {
+        let value = taint.value.as_deref().unwrap_or_default();
+        spec.tolerations.iter().flatten().any(|one| tolerates_taint(one, &taint.key, value, &taint.effect))
+    };
+    repelling(node).all(tolerated)
+}
+
+/// A node is one that a pod asks for, by its selector and by what its affinity requires.
+fn is_wanted(spec: &PodSpec, node: &Node) -> bool {
+    let has = labels(&node.metadata);
+    let selected = spec.node_selector.iter().flatten().all(|(key, value)| has.get(key) == Some(value));
+    let affinity = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
+    let required = affinity.and_then(|affinity| affinity.required_during_scheduling_ignored_during_execution.as_ref());
+    let fields = BTreeMap::from([("metadata.name".to_owned(), name(&node.metadata).to_owned())]);
+    let is_so = |all: &Option<Vec<NodeSelectorRequirement>>, found: &BTreeMap<String, String>| {
+        all.iter().flatten().all(|one| is_met(one, found.get(&one.key)))
+    };
+    // One term is enough; one that says nothing selects nothing.
+    let is_any = |term: &NodeSelectorTerm| {
+        let says = term.match_expressions.iter().flatten().count() + term.match_fields.iter().flatten().count();
+        says > 0 && is_so(&term.match_expressions, has) && is_so(&term.match_fields, &fields)
+    };
+    selected && required.is_none_or(|required| required.node_selector_terms.iter().any(is_any))
+}
+
+fn is_met(one: &NodeSelectorRequirement, found: Option<&String>) -> bool {
+    let values = one.values.as_deref().unwrap_or_default();
+    let number = |text: Option<&String>| text.and_then(|text| text.parse::<i64>().ok());
+    let compared = number(found).zip(number(values.first()));
+    match one.operator.as_str() {
+        "In" => found.is_some_and(|found| values.contains(found)),
+        "NotIn" => found.is_none_or(|found| !values.contains(found)),
+        "Exists" => found.is_some(),
+        "DoesNotExist" => found.is_none(),
+        "Gt" => compared.is_some_and(|(found, than)| found > than),
+        "Lt" => compared.is_some_and(|(found, than)| found < than),
+        _ => false,
+    }
 }
 
 /// A pod that belongs to its node: a DaemonSet's, or the kubelet's own.
@@ -106,10 +159,14 @@ pub(crate) fn tolerates(spec: &PodSpec, mark: &Mark) -> bool {
 }
 
 pub(crate) fn tolerates_mark(one: &Toleration, mark: &Mark) -> bool {
-    let key = one.key.as_deref().unwrap_or_default();
-    let effect = one.effect.as_deref().unwrap_or_default();
+    tolerates_taint(one, &mark.key, &mark.value, "NoSchedule")
+}
+
+fn tolerates_taint(one: &Toleration, key: &str, value: &str, effect: &str) -> bool {
+    let wanted = one.key.as_deref().unwrap_or_default();
+    let of = one.effect.as_deref().unwrap_or_default();
     let any_value = one.operator.as_deref() == Some("Exists");
-    (effect.is_empty() || effect == "NoSchedule")
-        && ((key.is_empty() && any_value)
-            || (key == mark.key && (any_value || one.value.as_deref().unwrap_or_default() == mark.value)))
+    (of.is_empty() || of == effect)
+        && ((wanted.is_empty() && any_value)
+            || (wanted == key && (any_value || one.value.as_deref().unwrap_or_default() == value)))
 }

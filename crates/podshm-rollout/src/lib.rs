@@ -35,4 +35,4 @@ pub use batches::{assign, eligible};
 pub use forms::{FormError, join, slim_form, slim_name};
 pub use plan::{Finding, Move, Plan, PlannedBatch, plan};
 pub use step::{Step, step};
-pub use world::{FormPods, World};
+pub use world::{BadQuery, FormPods, World};

@@ -1,15 +1,18 @@
 //! What a rollout would do, and why it would not, before anything is touched.
 
+mod apart;
+mod gates;
+mod owners;
+mod taint;
+
 use crate::batches::{assign, eligible, shared};
-use crate::capacity::{remaining, tolerates, tolerates_mark};
-use crate::forms::{slim_form, slim_name};
+use crate::capacity::{remaining, tolerates};
+use crate::forms::slim_form;
 use crate::moves::COST;
 use crate::nodes::newest;
-use crate::world::{
-    World, annotation, is_cordoned, labels, mark_of, name, namespace, node_of, owner, replicas, selector, unhealthy,
-};
+use crate::world::{World, annotation, is_cordoned, name, namespace, node_of, owner, replicas, selector, unhealthy};
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Pod, Toleration};
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use podshm_api::rollout::{AgentRef, AgentRollout, Mark, Purpose, Workload};
 use serde::Serialize;
@@ -77,20 +80,12 @@ pub fn plan(rollout: &AgentRollout, world: &World) -> Plan {
         look_at_agent(rollout, world, agent, &mut plan);
     }
     if spec.purpose == Purpose::Convert {
-        look_at_taint(rollout, world, &mut plan);
+        taint::look_at_taint(rollout, world, &mut plan);
     }
     for workload in &spec.workloads {
         look_at_workload(rollout, world, workload, &mut plan);
     }
-    for query in &spec.gates.prometheus {
-        if !query.url.starts_with("http://") && !query.url.starts_with("https://") {
-            refuse(
-                &mut plan,
-                &format!("gate {}", query.name),
-                format!("url is {:?}; expected http://… or https://…", query.url),
-            );
-        }
-    }
+    gates::look_at_gates(rollout, world, &mut plan);
     for what in &world.denied {
         refuse(&mut plan, "the rollouts' controller", what.clone());
     }
@@ -115,6 +110,7 @@ fn look_at_agent(rollout: &AgentRollout, world: &World, agent: &AgentRef, plan: 
         return refuse(plan, &of, "there is none; create it first (its pods appear as nodes get the label)".into());
     };
     let Some(spec) = set.spec.as_ref() else { return refuse(plan, &of, "it has no spec".into()) };
+    owners::look_at_agent(rollout, &set.metadata, &of, plan);
     let pod = spec.template.spec.clone().unwrap_or_default();
     if !tolerates(&pod, mark) {
         let what = format!(
@@ -156,62 +152,9 @@ fn look_at_agent(rollout: &AgentRollout, world: &World, agent: &AgentRef, plan: 
     }
 }
 
-fn look_at_taint(rollout: &AgentRollout, world: &World, plan: &mut Plan) {
-    let mark = &rollout.spec.mark;
-    for node in world.nodes.values().filter(|node| mark_of(node, rollout).is_none()) {
-        let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_ref());
-        let (about, has_label) = (format!("node {}", name(&node.metadata)), labels(&node.metadata).get(&mark.key));
-        for taint in taints.into_iter().flatten().filter(|taint| taint.key == mark.key) {
-            let found = format!("{}={}:{}", taint.key, taint.value.as_deref().unwrap_or_default(), taint.effect);
-            let what = format!(
-                "it has the taint {found} already, which is not this rollout's; take it off, or choose another mark.key"
-            );
-            refuse(plan, &about, what);
-        }
-        if has_label.is_some_and(|value| *value != mark.value) {
-            let what = format!(
-                "its label {} is {:?}; expected none, or {:?}: something else uses it; choose another mark.key",
-                mark.key, has_label, mark.value
-            );
-            refuse(plan, &about, what);
-        }
-    }
-    let agents = rollout.spec.agents.iter().filter_map(|agent| world.daemon_set(agent)?.metadata.uid.as_deref());
-    let slim = rollout.spec.workloads.iter().filter_map(|one| world.deployment(&one.namespace, &slim_name(one)));
-    let ours: BTreeSet<&str> = agents.chain(slim.flat_map(|slim| world.sets_of(slim))).collect();
-    let mut others = BTreeSet::new();
-    // podshm's own controllers find a place everywhere; see the chart.
-    let is_podshm = |pod: &Pod| labels(&pod.metadata).get("app.kubernetes.io/name").is_some_and(|of| of == "podshm");
-    for pod in world.pods.iter().filter(|pod| !is_owned(pod, &ours) && !is_podshm(pod)) {
-        let tolerations = pod.spec.as_ref().and_then(|spec| spec.tolerations.as_ref());
-        let by_name = |one: &Toleration| one.key.as_deref() == Some(mark.key.as_str()) && tolerates_mark(one, mark);
-        if tolerations.into_iter().flatten().any(by_name) {
-            others.insert(format!("{}/{}", namespace(&pod.metadata), name(&pod.metadata)));
-        }
-    }
-    if !others.is_empty() {
-        let list = others.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
-        let what = format!(
-            "{} pods that are not listed tolerate the taint {} by name ({list}): something else uses it, or they were moved by hand; choose another mark.key, or list their workloads",
-            others.len(),
-            mark.key
-        );
-        warn(plan, "pods", what);
-    }
-}
-
 fn is_owned(pod: &Pod, by: &BTreeSet<&str>) -> bool {
     owner(&pod.metadata).is_some_and(|owner| by.contains(owner.uid.as_str()))
 }
-
-/// By which a GitOps tool says that an object is its own: it would undo what a rollout does.
-const GITOPS: [(&str, &str); 5] = [
-    ("argocd.argoproj.io/instance", "Argo CD"),
-    ("argocd.argoproj.io/tracking-id", "Argo CD"),
-    ("kustomize.toolkit.fluxcd.io/name", "Flux"),
-    ("helm.toolkit.fluxcd.io/name", "Flux"),
-    ("fleet.cattle.io/bundle-id", "Fleet"),
-];
 
 fn look_at_workload(rollout: &AgentRollout, world: &World, workload: &Workload, plan: &mut Plan) {
     let of = format!("{} {}/{}", workload.kind, workload.namespace, workload.name);
@@ -235,16 +178,7 @@ fn look_at_workload(rollout: &AgentRollout, world: &World, workload: &Workload, 
             refuse(plan, &of, what);
         }
     }
-    let tool = GITOPS
-        .iter()
-        .find(|(key, _)| labels(&fat.metadata).contains_key(*key) || annotation(&fat.metadata, key).is_some());
-    if let Some((key, tool)) = tool {
-        refuse(
-            plan,
-            &of,
-            format!("{tool} owns it ({key}) and would undo each move; suspend it there, or move the workload in Git"),
-        );
-    }
+    owners::look_at_workload(&fat.metadata, &of, plan);
     if let Some(owner) = owner(&fat.metadata) {
         refuse(plan, &of, format!("{} {} owns it and would undo each move; move it there", owner.kind, owner.name));
     }
@@ -254,6 +188,7 @@ fn look_at_workload(rollout: &AgentRollout, world: &World, workload: &Workload, 
     };
     look_at_services(world, workload, fat, &slim, &of, plan);
     look_at_budgets(world, workload, fat, &slim, &of, plan);
+    apart::look_at_forms(fat, &slim, &of, plan);
     let by_hand = world.pods_of(fat).all.iter().filter(|pod| annotation(&pod.metadata, COST).is_some()).count();
     if by_hand > 0 {
         warn(plan, &of, format!("{by_hand} of its pods have {COST} already; the rollout sets it"));
@@ -395,6 +330,10 @@ fn look_at_batches(rollout: &AgentRollout, world: &World, plan: &mut Plan) {
     plan.in_no_batch = assigned.remove(&0).unwrap_or_default();
     if !plan.in_no_batch.is_empty() {
         warn(plan, "batches", format!("{} of {} nodes are in no batch", plan.in_no_batch.len(), nodes.len()));
+    }
+    if rollout.spec.batches.last().is_some_and(|last| last.percent != Some(100)) {
+        let what = "the last one is not {percent: 100}: nodes that join while the rollout runs are in no batch, and stay as they are";
+        warn(plan, "batches", what.into());
     }
     let fat = rollout.spec.workloads.iter().filter_map(|one| world.deployment(&one.namespace, &one.name));
     let listed: BTreeSet<&str> = fat.flat_map(|fat| world.sets_of(fat)).collect();

@@ -401,6 +401,14 @@ impl Run<'_> {
             self.status.message =
                 format!("agents of {done} nodes are of the newest version; {} were skipped", self.marks.len() - done);
         }
+        let all = assign(self.rollout, self.world, u32::MAX);
+        let apart = all.get(&0).into_iter().flatten().collect::<Vec<_>>();
+        if let Some(first) = apart.first() {
+            let n = apart.len();
+            self.status.message += &format!(
+                "; {n} nodes are in no batch and stay as they are ({first}, …): a rollout of their own converts them"
+            );
+        }
     }
 
     fn fail(&mut self, why: &str) {

@@ -6,6 +6,7 @@ use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
+use podshm_api::domain::ShmDomain;
 use podshm_api::report::NodeReport;
 use podshm_api::rollout::{
     ASKED, AgentRef, AgentRollout, Mark, NODE_MARK, NodeMark, Operator, Requirement, Selector, Verdict,
@@ -37,14 +38,29 @@ pub struct World {
     pub autoscalers: Vec<HorizontalPodAutoscaler>,
     /// All of them.
     pub rollouts: Vec<AgentRollout>,
+    /// All of them, where whoever looks may see them.
+    pub domains: Option<Vec<ShmDomain>>,
     /// What node daemons say, by node.
     pub reports: BTreeMap<String, NodeReport>,
     /// When they were asked, in seconds since 1970. What else is here may be newer, or older: a watch takes its time.
     pub asked: i64,
     /// What queries and Jobs say.
     pub outside: Vec<Verdict>,
+    /// Queries that are no gates as they are now; asked before anything is touched.
+    pub queries: Vec<BadQuery>,
     /// What the API server will not let whoever carries it out do, in words.
     pub denied: Vec<String>,
+}
+
+/// A query that has no number as its result, or one that is over its limit already.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadQuery {
+    /// Its gate.
+    pub gate: String,
+    /// It would be so for the controller, too: not a server that can't be reached from here alone.
+    pub is_certain: bool,
+    /// What is wrong.
+    pub message: String,
 }
 
 /// Pods of one form of a workload.

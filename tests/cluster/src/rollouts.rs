@@ -3,6 +3,7 @@
 
 use crate::images::{PROBE, built_statically};
 use crate::place::nodes;
+use crate::programs::{CLUSTER, Programs};
 use crate::testing::{Cluster, Space, until};
 use serde_json::{Value, json};
 use std::fs;
@@ -68,6 +69,25 @@ pub fn rollout_says(cluster: &Cluster, arguments: &[&str]) -> Output {
     let command = Command::new(program("podshm"))
         .arg("rollout")
         .args(arguments)
+        .env("KUBECONFIG", cluster.place.kubeconfig())
+        .stdin(Stdio::null())
+        .output();
+    command.unwrap()
+}
+
+/// `kubectl podshm …`: the same program, by the name under which kubectl looks for it.
+pub fn kubectl_podshm(cluster: &Cluster, arguments: &[&str]) -> Output {
+    let directory = cluster.place.path("plugins");
+    fs::create_dir_all(&directory).unwrap();
+    let plugin = directory.join("kubectl-podshm");
+    let _ = fs::remove_file(&plugin);
+    std::os::unix::fs::symlink(program("podshm"), &plugin).unwrap();
+    let others = std::env::var("PATH").unwrap_or_default();
+    let kubectl = Programs::built(CLUSTER).unwrap().path("kubectl").unwrap();
+    let command = Command::new(kubectl)
+        .arg("podshm")
+        .args(arguments)
+        .env("PATH", format!("{}:{others}", directory.display()))
         .env("KUBECONFIG", cluster.place.kubeconfig())
         .stdin(Stdio::null())
         .output();
@@ -152,6 +172,13 @@ pub fn rollout(name: &str, verify: &[&str]) -> Value {
             "workloads": workloads,
         },
     })
+}
+
+/// A gate's Job, which runs such a command once.
+pub fn job_gate(name: &str, command: &[&str]) -> Value {
+    let mut pod = pod_of(&[container("try", command)]);
+    pod["restartPolicy"] = json!("Never");
+    json!({"name": name, "namespace": "shop", "spec": {"backoffLimit": 0, "template": {"spec": pod}}})
 }
 
 /// The definition of AgentRollouts, where the chart is not installed.

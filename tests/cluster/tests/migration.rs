@@ -26,8 +26,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Requests of each second, over the whole time.
-const AT_LEAST: f64 = 200.0;
+/// Requests of each second, in each window of the whole time; of 250 that are sent.
+const AT_LEAST: u64 = 200;
+/// A window: long enough that a kubelet's or a scheduler's burst on a machine of two cores is not all of it.
+const SECONDS: u64 = 5;
 
 #[test]
 fn two_workloads_go_over_under_load_and_bad_agents_are_stopped_at_the_canary() {
@@ -122,7 +124,8 @@ fn wrong_answers_are_stopped_before_any_business_moves(cluster: &Cluster, system
     patch_agent(cluster, system, &with_fault("answers-wrongly"));
     begin(cluster, &careful_conversion("wrong"));
     let found = wait_for(cluster, "wrong", "RolledBack");
-    stopped_by(&found, "verification", "lookup: shop/ledger:http has 192.0.2.");
+    // The canary is Failed by then, and no other node has agents to look at.
+    stopped_by(&found, "verification", "lookup: shop/ledger:http has 192.0.2.", &["agents"]);
     assert!(nodes_json(cluster).iter().all(|node| !has_label(node) && !has_taint(node)));
     let slim = cluster.within(shop, &["get", "pods,deployments", "-l", "form=slim", "-o", "name"]).unwrap();
     assert_eq!(slim, "", "no slim business has been made");
@@ -130,13 +133,17 @@ fn wrong_answers_are_stopped_before_any_business_moves(cluster: &Cluster, system
     cluster.kubectl(&["delete", "agentrollout", "wrong"]).unwrap();
 }
 
-/// A rollout was stopped in its first batch by this gate, in these words, and no other gate has failed.
-fn stopped_by(found: &Value, gate: &str, says: &str) {
+/// A rollout was stopped in its first batch by this gate, in these words, and each other gate has passed, but for `waits`: what has no
+/// verdict yet where the batch did not come as far.
+fn stopped_by(found: &Value, gate: &str, says: &str, waits: &[&str]) {
     let record = &found["status"]["history"][0];
     println!("stopped: {}", record["outcome"]);
     for one in record["gates"].as_array().unwrap() {
         println!("  gate {}: {}: {}", one["gate"], one["result"], one["message"]);
-        assert_eq!(one["result"] == "Failed", one["gate"] == gate, "{record:#}");
+        let name = one["gate"].as_str().unwrap();
+        let may_wait = waits.contains(&name) && one["result"] == "Waiting";
+        let expected = if name == gate { "Failed" } else { "Passed" };
+        assert!(one["result"] == expected || may_wait, "expected gate {name} to be {expected}: {record:#}");
     }
     assert!(record["outcome"].as_str().unwrap().contains(says), "expected {says:?}: {record:#}");
     assert!(message(found).contains("rolled back") && found["status"]["history"].as_array().unwrap().len() == 1);
@@ -174,7 +181,9 @@ fn a_bad_version_is_stopped_at_the_canary(cluster: &Cluster, system: &Space, sho
     patch_agent(cluster, system, &with_fault(fault));
     begin(cluster, &upgrade(fault, &canary));
     let found = wait_for(cluster, fault, "RolledBack");
-    stopped_by(&found, gate, &format!("gate {gate}:"));
+    // Who stops at once does so while the verification may still run; an agent that has just crashed serves no domain.
+    let waits: &[&str] = if fault == "crashes" { &["verification", "podshm"] } else { &["verification"] };
+    stopped_by(&found, gate, &format!("gate {gate}:"), waits);
     assert_eq!(agents_of_others(), others, "agents of other nodes were not touched");
     // The version before, there too.
     let images = ["get", "pods", "-l", "app=route-agent", "-o", "jsonpath={.items[*].spec.containers[*].image}"];
@@ -198,11 +207,16 @@ fn judge(cluster: &Cluster, shop: &Space, done: &[Done], failed: &[String], took
     for ((service, form), count) in &counts {
         println!("  {} {form}: {count}", SERVICES[*service]);
     }
-    let first = done.iter().map(|one| one.at).min().unwrap();
-    let mut by_time: BTreeMap<u64, u64> = BTreeMap::new();
-    done.iter().for_each(|one| *by_time.entry(one.at.duration_since(first).as_secs() / 5).or_default() += 1);
-    let last = by_time.keys().next_back().copied().unwrap_or_default();
-    let fewest = by_time.iter().filter(|(at, _)| **at < last).map(|(_, count)| count / 5).min().unwrap_or_default();
+    let windows = windows(done);
+    // Of all but the last, which ends before its time is over.
+    let whole = &windows[..windows.len().saturating_sub(1)];
+    let fewest = whole.iter().map(|window| window.values().sum::<u64>() / SECONDS).min().unwrap_or_default();
+    for (at, window) in whole.iter().enumerate() {
+        let all = window.values().sum::<u64>() / SECONDS;
+        if all < AT_LEAST + 20 {
+            println!("  from {} s on: {all} a second, {window:?}", at as u64 * SECONDS);
+        }
+    }
     let mut times: Vec<Duration> = done.iter().map(|one| one.took).collect();
     times.sort_unstable();
     let at = |part: usize| times[(times.len() * part / 1000).min(times.len() - 1)];
@@ -240,9 +254,26 @@ fn judge(cluster: &Cluster, shop: &Space, done: &[Done], failed: &[String], took
         (0, 0),
         "records of requests that were never answered; business that was started again"
     );
-    assert!(rate >= AT_LEAST, "{rate} requests a second are no such load");
+    assert!(
+        fewest >= AT_LEAST,
+        "{fewest} requests a second in one window of {SECONDS} s: business was slowed down; see above"
+    );
     let forms = ["fat", "slim"].map(|form| (0..SERVICES.len()).all(|service| counts.contains_key(&(service, form))));
     assert_eq!(forms, [true; 2], "both forms of both have answered: {counts:?}");
+}
+
+/// What was answered in each window, by form; one in which nothing was is there, too.
+fn windows(done: &[Done]) -> Vec<BTreeMap<&str, u64>> {
+    let first = done.iter().map(|one| one.at).min().unwrap();
+    let mut all: Vec<BTreeMap<&str, u64>> = Vec::new();
+    for one in done {
+        let at = (one.at.duration_since(first).as_secs() / SECONDS) as usize;
+        if all.len() <= at {
+            all.resize(at + 1, BTreeMap::new());
+        }
+        *all[at].entry(one.form.as_str()).or_default() += 1;
+    }
+    all
 }
 
 #[derive(Default)]

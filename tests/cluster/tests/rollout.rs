@@ -5,11 +5,12 @@
 
 use podshm_cluster::images::CONTROLLER;
 use podshm_cluster::rollouts::{
-    ASKED, Controller, Lowest, business_as_before, get, has_label, has_taint, leave, nodes_json, ready, rollout,
-    rollout_says, scene, start, states, text, wait_for,
+    ASKED, Controller, Lowest, business_as_before, get, has_label, has_taint, job_gate, kubectl_podshm, leave,
+    nodes_json, ready, rollout, rollout_says, scene, start, states, text, wait_for,
 };
 use podshm_cluster::testing::{Cluster, Space, until};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 #[test]
@@ -19,7 +20,8 @@ fn a_fleet_goes_over_and_back_by_the_controller_and_the_command() {
 
     what_the_schema_refuses_and_in_which_words(&cluster);
     what_cannot_be_is_refused_before_anything_is_touched(&cluster);
-    a_canary_that_fails_its_verification_stops_there_and_goes_back(&cluster, &shop);
+    a_canary_that_fails_its_verification_stops_there_and_goes_back(&cluster, &shop, &mut controller);
+    a_job_that_fails_stops_the_canary_and_the_command_steers(&cluster, &shop);
     the_fleet_goes_over_while_its_controller_is_killed(&cluster, &shop, &mut controller);
     controller.kill();
     business_as_before(&cluster, &shop);
@@ -138,7 +140,15 @@ fn what_cannot_be_is_refused_before_anything_is_touched(cluster: &Cluster) {
     assert!(nodes_json(cluster).iter().all(|node| !has_label(node) && !has_taint(node)));
 }
 
-fn a_canary_that_fails_its_verification_stops_there_and_goes_back(cluster: &Cluster, shop: &Space) {
+fn phase(cluster: &Cluster, name: &str) -> String {
+    get(cluster, name)["status"]["phase"].as_str().unwrap_or_default().to_owned()
+}
+
+fn a_canary_that_fails_its_verification_stops_there_and_goes_back(
+    cluster: &Cluster,
+    shop: &Space,
+    controller: &mut Controller,
+) {
     let said = start(cluster, &rollout("canary", &["/probe", "posix-get", "/nothing-there"]));
     assert!(said.status.success(), "{}", text(&said));
     let found = wait_for(cluster, "canary", "Paused");
@@ -148,6 +158,14 @@ fn a_canary_that_fails_its_verification_stops_there_and_goes_back(cluster: &Clus
     let shown = rollout_says(cluster, &["status", "canary"]);
     assert!(!shown.status.success() && text(&shown).contains("verification failed"), "{}", text(&shown));
     assert!(rollout_says(cluster, &["rollback", "canary"]).status.success());
+    until("it to go back", || {
+        Ok(["RollingBack", "RolledBack"].contains(&phase(cluster, "canary").as_str()).then_some(()))
+    })
+    .unwrap();
+    // Killed on its way back, too, as far as that is seen.
+    println!("killed as it was {}", phase(cluster, "canary"));
+    controller.kill();
+    *controller = Controller::start(cluster);
     wait_for(cluster, "canary", "RolledBack");
     assert!(nodes_json(cluster).iter().all(|node| !has_label(node) && !has_taint(node)));
     for (name, asked) in ASKED {
@@ -156,30 +174,85 @@ fn a_canary_that_fails_its_verification_stops_there_and_goes_back(cluster: &Clus
     cluster.kubectl(&["delete", "agentrollout", "canary"]).unwrap();
 }
 
+/// A gate of a person's own; what `podshm rollout` and `kubectl podshm rollout` do meanwhile, and how they say it to programs.
+fn a_job_that_fails_stops_the_canary_and_the_command_steers(cluster: &Cluster, shop: &Space) {
+    let mut object = rollout("jobs", &["/probe", "size"]);
+    // What it is named for would be too long for a Job's pods.
+    let name = format!("smoke-{}", "x".repeat(34));
+    object["metadata"]["name"] = json!(format!("jobs-{}", "y".repeat(58)));
+    let of = object["metadata"]["name"].as_str().unwrap().to_owned();
+    object["spec"]["gates"]["jobs"] = json!([job_gate(&name, &["/probe", "posix-get", "/nothing-there"])]);
+    object["spec"]["gates"]["approval"] = json!(true);
+    assert!(start(cluster, &object).status.success());
+
+    // It waits for a person; meanwhile it is paused, and goes on.
+    wait_for(cluster, &of, "AwaitingApproval");
+    let paused = rollout_says(cluster, &["pause", &of, "-o", "json"]);
+    let said: Value =
+        serde_json::from_slice(&paused.stdout).unwrap_or_else(|error| panic!("{error}: {}", text(&paused)));
+    assert_eq!(said["spec"]["paused"], true);
+    wait_for(cluster, &of, "Paused");
+    assert!(rollout_says(cluster, &["resume", &of]).status.success());
+    wait_for(cluster, &of, "AwaitingApproval");
+    assert!(nodes_json(cluster).iter().all(|node| !has_label(node)), "nothing is touched before it is approved");
+    assert!(rollout_says(cluster, &["approve", &of]).status.success());
+
+    let found = wait_for(cluster, &of, "Paused");
+    let message = found["status"]["message"].as_str().unwrap();
+    assert!(message.contains(&format!("gate {name}: Job shop/jobs-")) && message.contains("failed"), "{message}");
+    let yaml = text(&kubectl_podshm(cluster, &["rollout", "status", &of, "--nodes", "-o", "yaml"]));
+    assert!(yaml.contains("phase: Paused") && yaml.contains("state: Soaking"), "{yaml}");
+    let one = nodes_json(cluster).iter().filter(|node| has_label(node)).count();
+    assert_eq!(one, 1, "the canary alone");
+
+    assert!(rollout_says(cluster, &["rollback", &of]).status.success());
+    wait_for(cluster, &of, "RolledBack");
+    for (name, asked) in ASKED {
+        assert_eq!(ready(cluster, shop, &format!("app={name},form=fat")), asked);
+    }
+    let late = rollout_says(cluster, &["pause", &of]);
+    assert!(!late.status.success() && text(&late).contains("is over"), "{}", text(&late));
+    cluster.kubectl(&["delete", "agentrollout", &of]).unwrap();
+
+    // One that is ended where it is, before anything was touched.
+    let mut aborted = rollout("aborted", &["/probe", "size"]);
+    aborted["spec"]["gates"]["approval"] = json!(true);
+    assert!(start(cluster, &aborted).status.success());
+    wait_for(cluster, "aborted", "AwaitingApproval");
+    assert!(rollout_says(cluster, &["abort", "aborted"]).status.success());
+    wait_for(cluster, "aborted", "Aborted");
+    cluster.kubectl(&["delete", "agentrollout", "aborted"]).unwrap();
+}
+
 fn the_fleet_goes_over_while_its_controller_is_killed(cluster: &Cluster, shop: &Space, controller: &mut Controller) {
-    let object = rollout("routing", &["/probe", "size"]);
+    let mut object = rollout("routing", &["/probe", "size"]);
+    // In the last batch all nodes have the taint: the Job's pod runs where it is to try something.
+    object["spec"]["gates"]["jobs"] = json!([job_gate("smoke", &["/probe", "size"])]);
     let said = start(cluster, &object);
     assert!(said.status.success() && text(&said).contains("batch 1: 1 nodes"), "{}", text(&said));
     until("it to have begun", || Ok((get(cluster, "routing")["status"]["phase"] == "Running").then_some(()))).unwrap();
     let other = ["patch", "agentrollout", "routing", "--type=merge", "-p", r#"{"spec":{"mark":{"value":"NO"}}}"#];
     let refused = cluster.kubectl(&other).unwrap_err().to_string();
     assert!(refused.contains("purpose, agents and mark stay as they are once a rollout has begun"), "{refused}");
-    let (lowest, begin, mut kills) = (Lowest::watch(cluster), Instant::now(), 0);
+    let (lowest, begin) = (Lowest::watch(cluster), Instant::now());
     // At every state that its nodes go through, as far as they are seen.
-    let mut seen: Vec<String> = Vec::new();
+    let (mut seen, mut killed_at) = (Vec::new(), BTreeSet::new());
     while get(cluster, "routing")["status"]["phase"] != "Completed" {
-        let states = format!("{:?}", states(cluster));
+        let states = states(cluster);
         if !seen.contains(&states) {
+            killed_at.extend(states.iter().map(|(_, state)| state.clone()));
             seen.push(states);
             controller.kill();
             *controller = Controller::start(cluster);
-            kills += 1;
         }
         assert!(begin.elapsed() < Duration::from_secs(900), "not over: {}", get(cluster, "routing")["status"]);
         std::thread::sleep(Duration::from_millis(200));
     }
     println!("states of the nodes as the controller was killed: {seen:?}");
-    assert!(kills >= 4, "{kills} kills");
+    // AgentReady is over with the next step: it is seen, or not.
+    for state in ["Preparing", "Verifying", "Migrating", "Soaking", "Done"] {
+        assert!(killed_at.contains(state), "not killed at {state}: {killed_at:?}");
+    }
     assert_eq!(lowest.seen(), ASKED.map(|(_, asked)| asked), "Ready replicas, the lowest seen");
     for (name, asked) in ASKED {
         assert_eq!(ready(cluster, shop, &format!("app={name},form=slim")), asked);
@@ -189,8 +262,17 @@ fn the_fleet_goes_over_while_its_controller_is_killed(cluster: &Cluster, shop: &
         nodes_json(cluster).iter().all(|node| has_label(node) && !has_taint(node)),
         "the taint goes, the label stays"
     );
+    let history = get(cluster, "routing")["status"]["history"].clone();
+    for record in history.as_array().unwrap() {
+        let smoke = record["gates"].as_array().unwrap().iter().find(|gate| gate["gate"] == "smoke").unwrap();
+        assert_eq!(smoke["result"], "Passed", "{record}");
+    }
     let page = text(&rollout_says(cluster, &["report", "routing"]));
     assert!(page.contains("<h1>Rollout routing: Completed</h1>") && page.contains("Batch 2: passed"), "{page}");
+    for node in podshm_cluster::place::nodes() {
+        assert!(page.contains(&format!("<td>{node}<td>Done<td>")), "{node}: {page}");
+    }
+    assert!(page.contains(" Migrating<br>") && page.contains("<td>shop/cart<td>cart-slim-"), "{page}");
     println!("{}", text(&rollout_says(cluster, &["status", "routing"])));
     let events =
         cluster.kubectl(&["get", "events", "-A", "--field-selector=involvedObject.kind=Node", "-o", "json"]).unwrap();

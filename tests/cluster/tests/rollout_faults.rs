@@ -19,6 +19,7 @@ fn rollouts_survive_what_happens_around_them() {
     let cluster = Cluster::connect().unwrap();
     let (routing, shop, mut controller) = scene(&cluster);
 
+    label_and_taint_that_are_there_already_are_refused(&cluster);
     one_at_a_time_whatever_the_api_server_and_people_do(&cluster, &shop);
     business_as_before(&cluster, &shop);
     a_budget_that_blocks_is_told_of_waited_for_and_kept(&cluster, &shop);
@@ -42,9 +43,30 @@ fn all_are_slim(cluster: &Cluster, shop: &Space) {
     }
 }
 
+fn node_name(node: &Value) -> String {
+    node["metadata"]["name"].as_str().unwrap_or_default().to_owned()
+}
+
 fn labelled(cluster: &Cluster) -> Vec<String> {
-    let name = |node: &Value| node["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-    nodes_json(cluster).iter().filter(|node| has_label(node)).map(name).collect()
+    nodes_json(cluster).iter().filter(|node| has_label(node)).map(node_name).collect()
+}
+
+/// Somebody else's node with such a label and taint: nothing is begun, and what is there stays as it is.
+fn label_and_taint_that_are_there_already_are_refused(cluster: &Cluster) {
+    let other = nodes()[1];
+    cluster.kubectl(&["taint", "node", other, "AgentsDaemonSet=YES:NoSchedule"]).unwrap();
+    let expected = format!("node {other}: it has the taint AgentsDaemonSet=YES:NoSchedule already");
+    let object = rollout("foreign", &["/probe", "size"]);
+    let said = start(cluster, &object);
+    assert!(!said.status.success() && text(&said).contains(&expected), "{}", text(&said));
+    cluster.given(&["create", "-f", "-"], &object.to_string()).unwrap();
+    let found = wait_for(cluster, "foreign", "Refused");
+    assert!(message(&found).contains(&expected), "{found}");
+    assert_eq!(labelled(cluster), [""; 0]);
+    let node = nodes_json(cluster).into_iter().find(|node| node_name(node) == other).unwrap();
+    assert!(has_taint(&node), "{node}");
+    cluster.kubectl(&["taint", "node", other, "AgentsDaemonSet-"]).unwrap();
+    cluster.kubectl(&["delete", "agentrollout", "foreign"]).unwrap();
 }
 
 fn one_at_a_time_whatever_the_api_server_and_people_do(cluster: &Cluster, shop: &Space) {
@@ -82,6 +104,26 @@ fn one_at_a_time_whatever_the_api_server_and_people_do(cluster: &Cluster, shop: 
     std::thread::sleep(Duration::from_secs(5));
     assert!(!labelled(cluster).contains(&edited), "it is not fought over");
     cluster.kubectl(&["label", "node", &edited, "AgentsDaemonSet=YES"]).unwrap();
+    let resumed = rollout_says(cluster, &["resume", "routing"]);
+    assert!(resumed.status.success(), "{}", text(&resumed));
+
+    // And the taint off, as somebody does who wants pods there; on one with some way to go, so that the batch is not over before it is seen.
+    let edited = until("a node of the second batch to be touched again", || {
+        let on = |node: &Value| has_label(node) && has_taint(node);
+        let touched: Vec<String> = nodes_json(cluster).iter().filter(|node| on(node)).map(node_name).collect();
+        let is_touched = |state: &str| ["Preparing", "AgentReady", "Verifying"].contains(&state);
+        let mut all = states(cluster).into_iter();
+        Ok(all.find(|(node, state)| is_touched(state) && touched.contains(node)).map(|(node, _)| node))
+    })
+    .unwrap();
+    cluster.kubectl(&["taint", "node", &edited, "AgentsDaemonSet-"]).unwrap();
+    let found = wait_for(cluster, "routing", "Paused");
+    let expected = format!("node {edited}: the taint AgentsDaemonSet=YES was taken off by somebody else");
+    assert!(message(&found).contains(&expected), "{found}");
+    std::thread::sleep(Duration::from_secs(5));
+    let node = nodes_json(cluster).into_iter().find(|node| node_name(node) == edited).unwrap();
+    assert!(has_label(&node) && !has_taint(&node), "it is not fought over: {node}");
+    // Put back by hand, or by `resume`, which does so for what it tries again.
     let resumed = rollout_says(cluster, &["resume", "routing"]);
     assert!(resumed.status.success(), "{}", text(&resumed));
     wait_for(cluster, "routing", "Completed");
@@ -132,7 +174,17 @@ fn a_budget_that_blocks_is_told_of_waited_for_and_kept(cluster: &Cluster, shop: 
 
 fn a_node_that_dies_stops_the_rollout_and_its_removal_lets_it_go_on(cluster: &Cluster, shop: &Space) {
     begin(cluster, &rollout("dies", &["/probe", "size"]));
+    let lowest = Lowest::watch(cluster);
     let dead = node_that_is(cluster, "Migrating");
+    assert_eq!(lowest.seen(), ASKED.map(|(_, asked)| asked), "Ready replicas before it died, the lowest seen");
+    // What runs on it dies with it; no more than that may be missing from now on, and the rollout takes none away.
+    let there = |name: &str| {
+        let on = format!("spec.nodeName={dead}");
+        let which = ["get", "pods", "-l", &format!("app={name}"), "--field-selector", &on, "-o", "name"];
+        cluster.within(shop, &which).unwrap().lines().count() as u64
+    };
+    let with_it = ASKED.map(|(name, _)| there(name));
+    let lowest = Lowest::watch(cluster);
     for program in ["kubelet", "containerd"] {
         ask(&cluster.place, &dead, &format!("stop {program}")).unwrap();
     }
@@ -149,6 +201,11 @@ fn a_node_that_dies_stops_the_rollout_and_its_removal_lets_it_go_on(cluster: &Cl
     assert!(resumed.status.success(), "{}", text(&resumed));
     wait_for(cluster, "dies", "Completed");
     all_are_slim(cluster, shop);
+    let lowest = lowest.seen();
+    println!("Ready replicas while a node was dead: {lowest:?} at least, of {ASKED:?}; {with_it:?} pods were on it");
+    for (((_, asked), lowest), with_it) in ASKED.into_iter().zip(lowest).zip(with_it) {
+        assert!(lowest + with_it >= asked, "{lowest} of {asked} Ready, and {with_it} died with the node");
+    }
     let left: Vec<String> = labelled(cluster);
     assert!(left.len() == nodes().len() - 1 && !left.contains(&dead), "{left:?}");
 

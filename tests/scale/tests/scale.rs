@@ -29,6 +29,8 @@ const MOST_REQUESTS_A_NODE: usize = 30;
 /// The controller's memory, at most: half of what the chart gives it.
 const MOST_MEMORY: u64 = 256 << 20;
 const MOST_STATUS: usize = 100_000;
+/// How long a plan shall take: a goal that is measured and printed, as the benches do. A test does not fail for a slow machine.
+const PLAN: Duration = Duration::from_secs(5);
 /// It bounds a rollout that stands still.
 const PATIENCE: Duration = Duration::from_secs(3600);
 
@@ -169,18 +171,28 @@ async fn scale(cluster: Cluster, client: Client) {
 
     let file = cluster.place.path("scale.json");
     fs::write(&file, rollout().to_string()).unwrap();
+    let mut planned = Vec::new();
     for turn in 0..3 {
         let begin = Instant::now();
         let mut plan = Command::new(program("podshm"));
         plan.args(["rollout", "plan", "-o", "json", "--file"]).arg(&file).env("KUBECONFIG", cluster.place.kubeconfig());
         let plan = output(&mut plan).await;
-        println!("plan, turn {turn}: {:.2} s (goal 5 s), {} bytes", begin.elapsed().as_secs_f64(), plan.len());
+        planned.push(begin.elapsed());
+        println!("plan, turn {turn}: {:.2} s, {} bytes", begin.elapsed().as_secs_f64(), plan.len());
         let plan: Value = serde_json::from_str(&plan).unwrap();
         assert_eq!(plan["refusals"], json!([]));
         let sizes: Vec<usize> =
             plan["batches"].as_array().unwrap().iter().map(|batch| batch["nodes"].as_array().unwrap().len()).collect();
         assert_eq!(sizes, [1, 99, 900]);
     }
+
+    let slowest = planned.into_iter().max().unwrap_or_default();
+    let verdict = if slowest < PLAN { "met   " } else { "MISSED" };
+    println!(
+        "{verdict} plan: {:.2} s for the slowest of three, goal below {} s",
+        slowest.as_secs_f64(),
+        PLAN.as_secs()
+    );
 
     let controller = Controller::start(&cluster, &account);
     cluster.kubectl(&["create", "-f", file.to_str().unwrap()]).unwrap();

@@ -1,5 +1,6 @@
 //! One HTML page that needs nothing else: when each batch ran, what its gates said, what moved.
 
+use super::facts::{Moved, NodeRow};
 use k8s_openapi::jiff::Timestamp;
 use podshm_api::rollout::{AgentRollout, BatchRecord, Verdict, VerdictResult};
 use std::fmt::Write;
@@ -10,7 +11,7 @@ table{border-collapse:collapse;width:100%}td,th{text-align:left;padding:.3em .8e
 .Passed{color:#1a7f37}.Failed{color:#b42318;font-weight:600}.Waiting{color:#8a6d00}code{background:#f3f4f6;padding:0 .2em}";
 
 /// The page.
-pub fn page(rollout: &AgentRollout) -> String {
+pub fn page(rollout: &AgentRollout, nodes: &[NodeRow], moved: &[Moved]) -> String {
     let status = rollout.status.clone().unwrap_or_default();
     let name = escaped(rollout.metadata.name.as_deref().unwrap_or_default());
     let mut page = String::new();
@@ -41,7 +42,10 @@ pub fn page(rollout: &AgentRollout) -> String {
             one.slim_ready
         ));
     }
-    put("</table>\n<h2>Gates of each batch</h2>\n".into());
+    put("</table>\n".into());
+    put(moves(moved));
+    put(ways(nodes));
+    put("<h2>Gates of each batch</h2>\n".into());
     for record in &status.history {
         put(format!("<h3>Batch {}: {}</h3>\n{}", record.batch, escaped(&record.outcome), gates(&record.gates)));
     }
@@ -80,6 +84,36 @@ fn timeline(history: &[BatchRecord]) -> String {
     text + "</table>\n"
 }
 
+/// Slim replicas by when they came.
+fn moves(moved: &[Moved]) -> String {
+    if moved.is_empty() {
+        return String::new();
+    }
+    let mut text = String::from("<h2>Slim replicas</h2>\n<table><tr><th>Made<th>Workload<th>Pod<th>Node</tr>\n");
+    for one in moved {
+        let (workload, pod, node) = (escaped(&one.workload), escaped(&one.pod), escaped(&one.node));
+        writeln!(text, "<tr><td>{}<td>{workload}<td>{pod}<td>{node}</tr>", time(one.at)).expect("a string has room");
+    }
+    text + "</table>\n"
+}
+
+/// Nodes of each batch, and when each came to which state.
+fn ways(nodes: &[NodeRow]) -> String {
+    if nodes.is_empty() {
+        return String::new();
+    }
+    let head = "<h2>Nodes</h2>\n<p>When a node came to which state is by the cluster's events, which do not last.</p>\n\
+                <table><tr><th>Batch<th>Node<th>State<th>Since<th>Its way</tr>\n";
+    let mut text = String::from(head);
+    for node in nodes {
+        let way: Vec<String> = node.way.iter().map(|(state, at)| format!("{} {}", time(*at), escaped(state))).collect();
+        let (name, since) = (escaped(&node.name), time(node.mark.since));
+        let (batch, state, way) = (node.mark.batch, node.mark.state, way.join("<br>"));
+        writeln!(text, "<tr><td>{batch}<td>{name}<td>{state:?}<td>{since}<td>{way}</tr>").expect("a string has room");
+    }
+    text + "</table>\n"
+}
+
 fn gates(gates: &[Verdict]) -> String {
     let mut text = String::from("<table>\n");
     for gate in gates {
@@ -105,7 +139,7 @@ fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use podshm_api::rollout::{AgentRolloutStatus, Phase};
+    use podshm_api::rollout::{AgentRolloutStatus, NodeMark, NodeState, Phase};
     use serde_json::json;
 
     #[test]
@@ -143,7 +177,10 @@ mod tests {
             ],
             ..AgentRolloutStatus::default()
         });
-        let page = page(&rollout);
+        let mark = NodeMark { batch: 2, state: NodeState::RolledBack, since: 200, ..NodeMark::default() };
+        let nodes = [NodeRow { name: "<n1>".into(), mark, way: vec![("Preparing".into(), 161)] }];
+        let moved = [Moved { at: 170, workload: "shop/cart".into(), pod: "cart-slim-1".into(), node: "n1".into() }];
+        let page = page(&rollout, &nodes, &moved);
         for expected in [
             "RolledBack",
             "1970-01-01T00:01:40Z",
@@ -151,6 +188,8 @@ mod tests {
             "left:60.00%;width:40.00%",
             "Batch 2: rolled back",
             "&lt;script&gt;",
+            "<tr><td>2<td>&lt;n1&gt;<td>RolledBack<td>1970-01-01T00:03:20Z<td>1970-01-01T00:02:41Z Preparing</tr>",
+            "<tr><td>1970-01-01T00:02:50Z<td>shop/cart<td>cart-slim-1<td>n1</tr>",
         ] {
             assert!(page.contains(expected), "{expected}: {page}");
         }

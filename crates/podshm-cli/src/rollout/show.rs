@@ -1,5 +1,6 @@
 //! Plans and states, for people.
 
+use super::facts::NodeRow;
 use podshm_api::rollout::{AgentRollout, NodeState, Phase, VerdictResult};
 use podshm_rollout::Plan;
 use std::fmt::Write;
@@ -95,6 +96,18 @@ pub fn status(rollout: &AgentRollout, now: i64) -> String {
     text
 }
 
+/// A line for each node.
+pub fn nodes(nodes: &[NodeRow], now: i64) -> String {
+    let mut text = String::new();
+    for node in nodes {
+        let (mark, since) = (&node.mark, now - node.mark.since);
+        let state = state_of(mark.state);
+        writeln!(text, "node {:<24} batch {:<3} {state:<12} for {since} s: {}", node.name, mark.batch, mark.reason)
+            .expect("a string has room");
+    }
+    text
+}
+
 fn or<'t>(text: &'t str, other: &'t str) -> &'t str {
     if text.is_empty() { other } else { text }
 }
@@ -115,7 +128,7 @@ fn time_left(rollout: &AgentRollout, now: i64) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use podshm_api::rollout::{AgentRolloutStatus, BatchRecord, NodeSummary, Verdict};
+    use podshm_api::rollout::{AgentRolloutStatus, BatchRecord, NodeMark, NodeSummary, Verdict};
     use podshm_rollout::{Finding, Move, PlannedBatch};
     use serde_json::json;
 
@@ -144,6 +157,20 @@ mod tests {
         ] {
             assert!(shown.contains(expected), "{expected}: {shown}");
         }
+    }
+
+    #[test]
+    fn a_node_has_a_line_of_its_own() {
+        let mark = NodeMark {
+            batch: 2,
+            state: NodeState::Soaking,
+            reason: "watched".into(),
+            since: 990,
+            ..NodeMark::default()
+        };
+        let shown = nodes(&[NodeRow { name: "n1".into(), mark, way: Vec::new() }], 1000);
+        let words: Vec<&str> = shown.split_whitespace().collect();
+        assert_eq!(words, ["node", "n1", "batch", "2", "Soaking", "for", "10", "s:", "watched"]);
     }
 
     #[test]

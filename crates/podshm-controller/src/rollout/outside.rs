@@ -8,13 +8,15 @@ use hyper_util::client::legacy::Client as Http;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::Toleration;
 use kube::api::{Api, PostParams};
 use kube::{Client, Resource, ResourceExt};
 use podshm_api::rollout::{AgentRollout, JobGate, MADE_BY, QueryGate, Verdict, VerdictResult};
+use podshm_rollout::BadQuery;
 use serde_json::{Value, json};
 use std::time::Duration;
 
-/// How long an answer may take.
+/// How long an answer may take, all of it.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// What an answer may have, in bytes.
 const MOST: usize = 4 << 20;
@@ -56,24 +58,78 @@ impl Asker {
         }
     }
 
-    async fn json(&self, url: &str) -> anyhow::Result<Value> {
-        let response = tokio::time::timeout(PATIENCE, self.get(url)).await??;
+    async fn json(&self, url: &str) -> Result<Value, Why> {
+        let away = |error: anyhow::Error| Why::Away(format!("the server does not answer: {error:#}"));
+        let response = self.get(url).await.map_err(away)?;
         let status = response.status();
         let body = Limited::new(response.into_body(), MOST).collect();
-        let body = tokio::time::timeout(PATIENCE, body).await?.map_err(|error| anyhow::anyhow!("{error}"))?.to_bytes();
-        let text = || String::from_utf8_lossy(&body).chars().take(200).collect::<String>();
-        anyhow::ensure!(status.is_success(), "{status}: {}", text());
-        Ok(serde_json::from_slice(&body)?)
+        let body = body.await.map_err(|error| away(anyhow::anyhow!("{error}")))?.to_bytes();
+        if !status.is_success() {
+            let text = String::from_utf8_lossy(&body).chars().take(200).collect::<String>();
+            let said = format!("the server answers {status}: {text}");
+            // It is the query that is wrong, or who asks. Others come and go.
+            let is_ours = status.is_client_error() && status != hyper::StatusCode::TOO_MANY_REQUESTS;
+            return Err(if is_ours { Why::Answer(said) } else { Why::Away(said) });
+        }
+        serde_json::from_slice(&body).map_err(|error| Why::Answer(format!("the answer is no JSON: {error}")))
+    }
+
+    async fn found(&self, gate: &QueryGate) -> Result<f64, Why> {
+        let url = format!("{}/api/v1/query?query={}", gate.url.trim_end_matches('/'), encoded(&gate.query));
+        let late = |_| Err(Why::Away(format!("the server does not answer within {} s", PATIENCE.as_secs())));
+        let answer = tokio::time::timeout(PATIENCE, self.json(&url)).await.unwrap_or_else(late)?;
+        number(&answer).map_err(Why::Answer)
     }
 
     /// What a query gate says.
-    pub async fn query(&self, gate: &QueryGate) -> Verdict {
-        let url = format!("{}/api/v1/query?query={}", gate.url.trim_end_matches('/'), encoded(&gate.query));
-        let found = match self.json(&url).await {
-            Ok(answer) => number(&answer),
-            Err(error) => Err(format!("the server does not answer: {error:#}")),
+    async fn query(&self, gate: &QueryGate) -> Verdict {
+        judge(gate, self.found(gate).await)
+    }
+
+    /// What query gates say, asked at once: all of them together take no longer than the slowest may.
+    pub async fn queries(&self, gates: &[QueryGate]) -> Vec<Verdict> {
+        futures::future::join_all(gates.iter().map(|gate| self.query(gate))).await
+    }
+
+    /// What is wrong with query gates before anything is touched, asked once. A server that can't be reached is wrong for whoever
+    /// `must_reach` it.
+    pub async fn look_at(&self, gates: &[QueryGate], must_reach: bool) -> Vec<BadQuery> {
+        let all = gates.iter().map(|gate| self.bad(gate, must_reach));
+        futures::future::join_all(all).await.into_iter().flatten().collect()
+    }
+
+    async fn bad(&self, gate: &QueryGate, must_reach: bool) -> Option<BadQuery> {
+        let (is_certain, message) = match self.found(gate).await {
+            Err(Why::Away(why)) => (must_reach, why),
+            Err(Why::Answer(why)) => (true, why),
+            Ok(found) => match judge(gate, Ok(found)) {
+                Verdict { result: VerdictResult::Passed, .. } => return None,
+                Verdict { message, .. } => (true, format!("as it is now, before anything is touched: {message}")),
+            },
         };
-        judge(gate, found)
+        Some(BadQuery { gate: gate.name.clone(), is_certain, message })
+    }
+}
+
+/// What is wrong with a rollout's queries, as they are from here: a server of the cluster need not be reached from a person's machine.
+pub async fn queries(rollout: &AgentRollout) -> Vec<BadQuery> {
+    let gates = &rollout.spec.gates.prometheus;
+    if gates.is_empty() { Vec::new() } else { Asker::new().look_at(gates, false).await }
+}
+
+/// Why there is no number.
+#[derive(Debug)]
+enum Why {
+    /// Nobody answers, or nobody who can at the moment.
+    Away(String),
+    /// What comes is no number.
+    Answer(String),
+}
+
+impl std::fmt::Display for Why {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (Why::Away(text) | Why::Answer(text)) = self;
+        out.write_str(text)
     }
 }
 
@@ -111,7 +167,7 @@ fn number(answer: &Value) -> Result<f64, String> {
         .ok_or_else(|| format!("its result is {text:?}, which is no number"))
 }
 
-fn judge(gate: &QueryGate, found: Result<f64, String>) -> Verdict {
+fn judge(gate: &QueryGate, found: Result<f64, Why>) -> Verdict {
     let limits = match (gate.min, gate.max) {
         (Some(min), Some(max)) => format!("{min} to {max}"),
         (Some(min), None) => format!("{min} or more"),
@@ -120,7 +176,7 @@ fn judge(gate: &QueryGate, found: Result<f64, String>) -> Verdict {
     };
     let (result, message) = match found {
         // No number is no verdict: a server that is away for a moment stops nothing, and the batch does not pass without one.
-        Err(why) => (VerdictResult::Waiting, why),
+        Err(why) => (VerdictResult::Waiting, why.to_string()),
         Ok(found) => {
             let is_well = gate.min.is_none_or(|min| found >= min) && gate.max.is_none_or(|max| found <= max);
             let result = if is_well { VerdictResult::Passed } else { VerdictResult::Failed };
@@ -130,6 +186,42 @@ fn judge(gate: &QueryGate, found: Result<f64, String>) -> Verdict {
     Verdict { gate: gate.name.clone(), result, message }
 }
 
+/// What a Job's name may have: its pods have it as a label's value.
+const NAME: usize = 63;
+
+/// After a failure that somebody has looked at there is another one. One that would be too long is its beginning and a hash.
+fn job_name(rollout: &str, batch: u32, failures: u32, gate: &str) -> String {
+    let name = format!("{rollout}-{batch}-{failures}-{gate}");
+    if name.len() <= NAME {
+        return name;
+    }
+    let hash = xxhash_rust::xxh3::xxh3_64(name.as_bytes());
+    let beginning: String = name.chars().take(NAME - 17).collect();
+    format!("{}-{hash:016x}", beginning.trim_end_matches(['-', '.']))
+}
+
+/// The Job, whose pods may run on nodes that have the rollout's taint: those are what it is to try.
+fn job_object(rollout: &AgentRollout, gate: &JobGate, name: &str) -> serde_json::Result<Job> {
+    let mut job: Job = serde_json::from_value(json!({
+        "metadata": {
+            "name": name, "namespace": gate.namespace, "labels": {MADE_BY: rollout.name_any()},
+            "ownerReferences": rollout.owner_ref(&()).map(|owner| vec![owner]).unwrap_or_default(),
+        },
+        "spec": gate.spec,
+    }))?;
+    if let Some(pod) = job.spec.as_mut().and_then(|spec| spec.template.spec.as_mut()) {
+        let mark = &rollout.spec.mark;
+        pod.tolerations.get_or_insert_default().push(Toleration {
+            key: Some(mark.key.clone()),
+            operator: Some("Equal".into()),
+            value: Some(mark.value.clone()),
+            effect: Some("NoSchedule".into()),
+            toleration_seconds: None,
+        });
+    }
+    Ok(job)
+}
+
 /// What a Job gate says; the Job is made once a batch's nodes are all converted.
 pub(super) async fn job(client: &Client, rollout: &AgentRollout, gate: &JobGate) -> Verdict {
     let status = rollout.status.clone().unwrap_or_default();
@@ -137,20 +229,12 @@ pub(super) async fn job(client: &Client, rollout: &AgentRollout, gate: &JobGate)
     if status.soaking_since == 0 {
         return verdict(VerdictResult::Waiting, "runs once the batch is converted".into());
     }
-    // After a failure that somebody has looked at, another one.
-    let name = format!("{}-{}-{}-{}", rollout.name_any(), status.batch, status.failures, gate.name);
+    let name = job_name(&rollout.name_any(), status.batch, status.failures, &gate.name);
     let jobs = Api::<Job>::namespaced(client.clone(), &gate.namespace);
     let found = match jobs.get_opt(&name).await {
         Ok(Some(found)) => found,
         Ok(None) => {
-            let object = json!({
-                "metadata": {
-                    "name": name, "namespace": gate.namespace, "labels": {MADE_BY: rollout.name_any()},
-                    "ownerReferences": rollout.owner_ref(&()).map(|owner| vec![owner]).unwrap_or_default(),
-                },
-                "spec": gate.spec,
-            });
-            let made = match serde_json::from_value::<Job>(object) {
+            let made = match job_object(rollout, gate, &name) {
                 Ok(job) => jobs.create(&PostParams::default(), &job).await.map(drop).map_err(|error| error.to_string()),
                 Err(error) => Err(format!("its spec is no Job's: {error}")),
             };
@@ -200,7 +284,7 @@ mod tests {
             (vector(&["NaN"]), None, Some(5.0), VerdictResult::Waiting),
             (json!({"status": "error"}), None, Some(5.0), VerdictResult::Waiting),
         ] {
-            let verdict = judge(&gate(min, max), number(&answer));
+            let verdict = judge(&gate(min, max), number(&answer).map_err(Why::Answer));
             assert_eq!(verdict.result, expected, "{answer}: {verdict:?}");
         }
     }
@@ -226,6 +310,102 @@ mod tests {
         answers.join().unwrap();
         assert_eq!((plain.result, secure.result), (VerdictResult::Passed, VerdictResult::Waiting), "{plain:?}");
         assert!(secure.message.contains("SSL_CERT_FILE"), "{secure:?}");
+    }
+
+    /// A server that answers each request with a body, as many times as it is asked; one without a body takes connections and says nothing.
+    fn server(body: Option<(&'static str, &'static str)>) -> String {
+        use std::io::{Read, Write};
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            let mut held = Vec::new();
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                if let Some((status, body)) = body {
+                    let _ = stream.read(&mut [0; 4096]).unwrap();
+                    let length = body.len();
+                    write!(stream, "HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}")
+                        .unwrap();
+                } else {
+                    held.push(stream);
+                }
+            }
+        });
+        format!("http://{address}")
+    }
+
+    fn in_a_runtime<T>(work: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap().block_on(work)
+    }
+
+    #[test]
+    fn a_query_that_errs_finds_nothing_or_is_over_its_limit_is_told_of_before_anything_is_touched() {
+        let bad = ("400 Bad Request", r#"{"status":"error","error":"parse error"}"#);
+        let empty = ("200 OK", r#"{"data":{"resultType":"vector","result":[]}}"#);
+        let half = ("200 OK", r#"{"data":{"resultType":"scalar","result":[0,"0.5"]}}"#);
+        let nobody = "http://127.0.0.1:1".to_owned();
+        let rows = [
+            (server(Some(half)), 1.0, None),
+            (server(Some(half)), 0.1, Some((true, "found 0.5, expected 0.1 or less"))),
+            (server(Some(bad)), 1.0, Some((true, "parse error"))),
+            (server(Some(empty)), 1.0, Some((true, "the query has 0 results"))),
+            (nobody, 1.0, Some((false, "the server does not answer"))),
+        ];
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        for (url, max, expected) in rows {
+            let gates = [QueryGate { url: url.clone(), ..gate(None, Some(max)) }];
+            let here = runtime.block_on(Asker::with(Err(std::io::Error::other("none"))).look_at(&gates, false));
+            let there = runtime.block_on(Asker::with(Err(std::io::Error::other("none"))).look_at(&gates, true));
+            let found = here.first().map(|one| (one.is_certain, one.message.as_str()));
+            match (found, expected) {
+                (None, None) => assert_eq!(there, []),
+                (Some((certain, message)), Some((expected, says))) => {
+                    assert!(certain == expected && message.contains(says), "{url}: {message}");
+                    assert!(there[0].is_certain, "{there:?}");
+                }
+                other => panic!("{url}: {other:?}"),
+            }
+        }
+    }
+
+    /// Time goes on by itself where everybody waits for it: what is counted is how often patience ends, not how long that takes.
+    #[test]
+    fn servers_that_swallow_everything_take_one_patience_and_not_one_each() {
+        let gates: Vec<QueryGate> = (0..4).map(|_| QueryGate { url: server(None), ..gate(None, Some(1.0)) }).collect();
+        let (verdicts, took) = in_a_runtime(async {
+            let begin = tokio::time::Instant::now();
+            let verdicts = Asker::with(Err(std::io::Error::other("none"))).queries(&gates).await;
+            (verdicts, begin.elapsed())
+        });
+        assert!(verdicts.iter().all(|one| one.message.contains("does not answer within 10 s")), "{verdicts:?}");
+        assert!(took < PATIENCE * 2, "{took:?} of the runtime's own time");
+    }
+
+    #[test]
+    fn a_jobs_name_fits_whatever_it_is_made_of_and_no_two_are_the_same() {
+        assert_eq!(job_name("routing", 2, 0, "smoke"), "routing-2-0-smoke");
+        let long = |failures| job_name(&"r".repeat(63), 12, failures, &"g".repeat(40));
+        assert!(long(0).len() <= NAME && long(0) != long(1), "{}", long(0));
+        let dots = job_name(&format!("{}.{}", "r".repeat(45), "x".repeat(17)), 1, 0, "g");
+        assert!(dots.len() <= NAME && !dots.contains(".-") && !dots.contains("--"), "{dots}");
+    }
+
+    #[test]
+    fn a_jobs_pods_may_run_on_the_nodes_that_they_are_to_try() {
+        let object = json!({
+            "apiVersion": "podshm.dev/v1alpha1", "kind": "AgentRollout", "metadata": {"name": "r", "uid": "u"},
+            "spec": {"agents": [], "batches": []},
+        });
+        let rollout: AgentRollout = serde_json::from_value(object).unwrap();
+        let container = json!({"name": "try", "image": "try", "command": ["/try"]});
+        let gate = |spec: Value| JobGate { name: "smoke".into(), namespace: "shop".into(), spec };
+        let fine = gate(json!({"template": {"spec": {"containers": [container], "tolerations": [{"key": "gpu"}]}}}));
+        let job = job_object(&rollout, &fine, "r-1-0-smoke").unwrap();
+        let all = job.spec.unwrap().template.spec.unwrap().tolerations.unwrap();
+        let keys: Vec<_> = all.iter().map(|one| one.key.as_deref().unwrap()).collect();
+        assert_eq!(keys, ["gpu", "AgentsDaemonSet"]);
+        assert_eq!((all[1].value.as_deref(), all[1].effect.as_deref()), (Some("YES"), Some("NoSchedule")));
+        assert!(job_object(&rollout, &gate(json!({"template": 3})), "r-1-0-smoke").is_err());
     }
 
     #[test]

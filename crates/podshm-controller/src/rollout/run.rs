@@ -57,7 +57,7 @@ async fn carry_out(client: Client, namespace: &str, lead: &Lead) -> anyhow::Resu
         daemons: Daemons::default(),
         namespace: namespace.to_owned(),
         written: HashMap::new(),
-        asked: None,
+        asked: HashMap::new(),
         told: HashMap::new(),
     };
     let mut stores = None;
@@ -78,6 +78,7 @@ async fn carry_out(client: Client, namespace: &str, lead: &Lead) -> anyhow::Resu
             }
         }
         controller.written.retain(|uid, _| due.iter().any(|one| one.metadata.uid.as_ref() == Some(uid)));
+        controller.asked.retain(|uid, _| due.iter().any(|one| one.metadata.uid.as_ref() == Some(uid)));
         controller.told.retain(|uid, _| due.iter().any(|one| one.metadata.uid.as_ref() == Some(uid)));
         let _ = tokio::time::timeout(TICK, changes.recv()).await;
         tokio::time::sleep(CALM).await;
@@ -110,8 +111,8 @@ struct Controller {
     namespace: String,
     /// By uid: the version of a rollout that was acted upon, and when. Until there is another one, the status that was written is not seen.
     written: HashMap<String, (String, Instant)>,
-    /// What was said outside, and when.
-    asked: Option<(Instant, World)>,
+    /// By uid: what was said outside, and when.
+    asked: HashMap<String, (Instant, World)>,
     /// By uid: what did not work, and when people were told of it.
     told: HashMap<String, (String, Instant)>,
 }
@@ -143,6 +144,8 @@ impl Controller {
         let is_new =
             rollout.status.as_ref().is_none_or(|status| matches!(status.phase, Phase::Pending | Phase::Refused));
         world.denied = if is_new { missing(&self.client, rollout).await? } else { Vec::new() };
+        let queries = &rollout.spec.gates.prometheus;
+        world.queries = if is_new { self.asker.look_at(queries, true).await } else { Vec::new() };
         self.ask(rollout, world).await;
         Ok(true)
     }
@@ -206,23 +209,19 @@ impl Controller {
         if status.phase != Phase::Running {
             return;
         }
-        let is_fresh = self.asked.as_ref().is_some_and(|(at, said)| {
-            at.elapsed() < ASK && said.rollouts.first().and_then(|one| one.metadata.uid.clone()) == rollout.metadata.uid
-        });
-        if !is_fresh {
-            let mut said = World { rollouts: vec![rollout.clone()], asked: world.now, ..World::default() };
+        let uid = rollout.uid().unwrap_or_default();
+        if self.asked.get(&uid).is_none_or(|(at, _)| at.elapsed() >= ASK) {
+            let mut said = World { asked: world.now, ..World::default() };
             if rollout.spec.domain.is_some() {
                 said.reports = self.daemons.round(daemons(rollout, world, &self.namespace)).await.reports;
             }
-            for gate in &rollout.spec.gates.prometheus {
-                said.outside.push(self.asker.query(gate).await);
-            }
+            said.outside = self.asker.queries(&rollout.spec.gates.prometheus).await;
             for gate in &rollout.spec.gates.jobs {
                 said.outside.push(job(&self.client, rollout, gate).await);
             }
-            self.asked = Some((Instant::now(), said));
+            self.asked.insert(uid.clone(), (Instant::now(), said));
         }
-        if let Some((_, said)) = &self.asked {
+        if let Some((_, said)) = self.asked.get(&uid) {
             (world.reports, world.outside, world.asked) = (said.reports.clone(), said.outside.clone(), said.asked);
         }
     }

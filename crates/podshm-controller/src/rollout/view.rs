@@ -6,9 +6,11 @@ use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, Repl
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use kube::runtime::reflector::{self, Store};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
+use podshm_api::domain::ShmDomain;
 use podshm_api::rollout::AgentRollout;
 use podshm_rollout::World;
 use std::fmt::Debug;
@@ -17,19 +19,21 @@ use tokio::task::JoinSet;
 
 /// What a store has no use for, and most of its bytes.
 trait Trim {
+    /// Whether it is looked at who writes its fields.
+    const HAS_MANAGERS: bool = false;
+
     fn trim(&mut self);
 }
 
 macro_rules! trims_nothing { ($($kind:ty),*) => { $(impl Trim for $kind { fn trim(&mut self) {} })* } }
-trims_nothing!(
-    ControllerRevision,
-    DaemonSet,
-    Deployment,
-    HorizontalPodAutoscaler,
-    Service,
-    PodDisruptionBudget,
-    AgentRollout
-);
+trims_nothing!(ControllerRevision, HorizontalPodAutoscaler, Service, PodDisruptionBudget, AgentRollout, ShmDomain);
+
+macro_rules! keeps_managers { ($($kind:ty),*) => { $(impl Trim for $kind {
+    const HAS_MANAGERS: bool = true;
+
+    fn trim(&mut self) {}
+})* } }
+keeps_managers!(DaemonSet, Deployment);
 
 impl Trim for Pod {
     fn trim(&mut self) {
@@ -60,7 +64,11 @@ impl Trim for ReplicaSet {
 }
 
 fn trimmed<K: Trim + Resource>(object: &mut K) {
-    object.meta_mut().managed_fields = None;
+    let managers = object.meta_mut().managed_fields.take().filter(|_| K::HAS_MANAGERS);
+    object.meta_mut().managed_fields = managers.map(|all| {
+        let brief = |one: ManagedFieldsEntry| ManagedFieldsEntry { fields_v1: None, ..one };
+        all.into_iter().map(brief).collect()
+    });
     if let Some(annotations) = object.meta_mut().annotations.as_mut() {
         annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
     }
@@ -217,6 +225,8 @@ pub async fn look(client: &Client, now: i64) -> kube::Result<World> {
         services: list(client).await?,
         autoscalers: list(client).await?,
         rollouts: list(client).await?,
+        // Not everybody who may plan a rollout may see them, and they are for warnings alone.
+        domains: list(client).await.ok(),
         ..World::default()
     })
 }
@@ -232,4 +242,24 @@ where
     })
     .await?;
     Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    #[test]
+    fn of_who_writes_a_deployment_the_names_are_kept_and_nothing_else() {
+        let fields = json!([{"manager": "argocd-controller", "operation": "Apply", "fieldsType": "FieldsV1", "fieldsV1": {"f:spec": {}}}]);
+        let object = json!({"metadata": {"name": "cart", "managedFields": fields}});
+        let mut deployment: Deployment = serde_json::from_value(object.clone()).unwrap();
+        trimmed(&mut deployment);
+        let kept: Value = serde_json::to_value(&deployment).unwrap();
+        assert_eq!(kept["metadata"]["managedFields"][0]["manager"], "argocd-controller");
+        assert!(kept["metadata"]["managedFields"][0].get("fieldsV1").is_none(), "{kept}");
+        let mut pod: Pod = serde_json::from_value(object).unwrap();
+        trimmed(&mut pod);
+        assert_eq!(pod.metadata.managed_fields, None);
+    }
 }

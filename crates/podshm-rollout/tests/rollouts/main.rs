@@ -2,6 +2,8 @@
 
 mod faults;
 mod health;
+mod planned;
 mod refusals;
 mod simulated;
 mod steps;
+mod warnings;

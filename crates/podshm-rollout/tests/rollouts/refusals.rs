@@ -2,11 +2,12 @@
 
 use crate::simulated::{Cluster, daemon_set, object};
 use k8s_openapi::api::apps::v1::Deployment;
-use podshm_rollout::{Plan, plan};
+use podshm_api::rollout::{OnFailure, Purpose};
+use podshm_rollout::{BadQuery, Plan, plan};
 use serde_json::{Value, json};
 
 /// A fleet of four nodes that may go over as it is.
-fn fleet() -> Cluster {
+pub fn fleet() -> Cluster {
     let mut cluster = Cluster::new(
         4,
         json!({
@@ -25,15 +26,15 @@ fn fleet() -> Cluster {
     cluster
 }
 
-fn said(plan: &Plan) -> Vec<String> {
+pub fn said(plan: &Plan) -> Vec<String> {
     plan.refusals.iter().map(|one| format!("{}: {}", one.about, one.message)).collect()
 }
 
-fn cart(cluster: &mut Cluster) -> &mut Deployment {
+pub fn cart(cluster: &mut Cluster) -> &mut Deployment {
     cluster.deployment("cart").unwrap()
 }
 
-fn a_pod(name: &str, node: &str, spec: Value) -> k8s_openapi::api::core::v1::Pod {
+pub fn a_pod(name: &str, node: &str, spec: Value) -> k8s_openapi::api::core::v1::Pod {
     let mut spec = spec;
     spec["nodeName"] = json!(node);
     object(
@@ -41,12 +42,33 @@ fn a_pod(name: &str, node: &str, spec: Value) -> k8s_openapi::api::core::v1::Pod
     )
 }
 
-type Change = fn(&mut Cluster);
+pub fn a_deployment(name: &str, pod: &Value) -> Deployment {
+    object(json!({
+        "metadata": {"name": name, "namespace": "other", "uid": name},
+        "spec": {"selector": {}, "template": {"metadata": {"labels": {"app": name}}, "spec": pod}},
+    }))
+}
+
+pub fn managed_by(manager: &str) -> Value {
+    json!([{"manager": "kubectl", "operation": "Update"}, {"manager": manager, "operation": "Apply"}])
+}
+
+pub fn bad_query(is_certain: bool) -> BadQuery {
+    BadQuery { gate: "errors".into(), is_certain, message: "the query has 0 results; expected one number".into() }
+}
+
+pub fn warnings(cluster: &Cluster) -> Vec<String> {
+    let plan = plan(&cluster.rollout, &cluster.world);
+    assert_eq!(said(&plan), [""; 0]);
+    plan.warnings.iter().map(|one| format!("{}: {}", one.about, one.message)).collect()
+}
+
+pub type Change = fn(&mut Cluster);
 
 #[test]
 fn what_cannot_be_done_is_refused_with_what_to_change() {
     assert_eq!(said(&plan(&fleet().rollout, &fleet().world)), [""; 0]);
-    let rows: [(&str, Change, &str); 22] = [
+    let rows: [(&str, Change, &str); 29] = [
         ("no DaemonSet", |c| c.world.daemon_sets.clear(), "DaemonSet routing/agent: there is none; create it first"),
         (
             "no toleration",
@@ -87,6 +109,57 @@ fn what_cannot_be_done_is_refused_with_what_to_change() {
                 labels.insert("kustomize.toolkit.fluxcd.io/name".into(), "shop".into());
             },
             "Flux owns it",
+        ),
+        (
+            "Argo CD, which says so as the one who writes fields alone",
+            |c| cart(c).metadata.managed_fields = Some(object(managed_by("argocd-controller"))),
+            "Argo CD owns it (field manager argocd-controller)",
+        ),
+        (
+            "Fleet",
+            |c| cart(c).metadata.managed_fields = Some(object(managed_by("fleetagent"))),
+            "Fleet owns it (field manager fleetagent)",
+        ),
+        (
+            "an upgrade of agents that Argo CD owns, which is to go back by itself",
+            |c| {
+                (c.rollout.spec.purpose, c.rollout.spec.on_failure) = (Purpose::UpgradeAgents, OnFailure::RollBack);
+                daemon_set(c).metadata.managed_fields = Some(object(managed_by("argocd-controller")));
+            },
+            "DaemonSet routing/agent: Argo CD owns it (field manager argocd-controller): going back",
+        ),
+        (
+            "a DaemonSet that is not listed and would come, too",
+            |c| {
+                let mut other = daemon_set(c).clone();
+                (other.metadata.name, other.metadata.uid) = (Some("other".into()), Some("ds-other".into()));
+                c.world.daemon_sets.push(other);
+            },
+            "DaemonSet routing/other: it is not listed and selects nodes by the label AgentsDaemonSet",
+        ),
+        (
+            "a Deployment that tolerates the taint by name",
+            |c| {
+                let toleration = json!([{"key": "AgentsDaemonSet", "operator": "Exists"}]);
+                c.world.deployments.push(a_deployment("batch", &json!({"containers": [], "tolerations": toleration})));
+            },
+            "Deployment other/batch: it is not listed and tolerates the taint AgentsDaemonSet",
+        ),
+        (
+            "a query that is no gate for the controller",
+            |c| c.world.queries = vec![bad_query(true)],
+            "gate errors: the query has 0 results; expected one number; no batch would pass",
+        ),
+        (
+            "pods that only nodes which are to be tainted let in",
+            |c| {
+                c.rollout.spec.nodes.exclude_names = vec!["n03".into()];
+                let zone = json!([{"key": "topology.kubernetes.io/zone", "operator": "In", "values": ["z0"]}]);
+                let required = json!({"nodeSelectorTerms": [{"matchExpressions": zone}]});
+                let affinity = json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}});
+                c.world.pods.push(a_pod("db-0", "n00", json!({"containers": [{"name": "db"}], "affinity": affinity})));
+            },
+            "1 pods that are not listed would have nowhere to go if they started again (other/db-0)",
         ),
         (
             "an owner",

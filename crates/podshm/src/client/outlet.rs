@@ -59,6 +59,12 @@ impl Outlet {
         self.producer.refresh(&self.channel.cursors())
     }
 
+    /// Where the agent stands: it has handled what lies before.
+    pub(crate) fn taken(&mut self) -> Result<u64, PushError> {
+        self.free()?;
+        Ok(self.producer.acked())
+    }
+
     /// Publishes what was committed and wakes the agent if it sleeps.
     #[inline(always)]
     pub(crate) fn publish(&mut self) {

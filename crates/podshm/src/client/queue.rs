@@ -89,6 +89,16 @@ impl QueueSender {
         }
     }
 
+    /// Where the agent stands in this queue: it has handled every record with a lower position. That a push went well says only that
+    /// there was room. One load, of a word that the agent writes.
+    pub fn taken(&self) -> Result<u64, Error> {
+        let shared = &*self.client.shared;
+        shared.check_fork()?;
+        let mut outlet = self.outlet.enter()?;
+        outlet.follow(shared);
+        Ok(outlet.taken()?)
+    }
+
     /// Writes `len` bytes in place by `fill` and accepts the record, or says that the ring is full.
     #[inline(always)]
     pub fn try_push_with(&self, len: usize, fill: impl FnOnce(&mut [u8])) -> Result<u64, Error> {
