@@ -3,7 +3,7 @@
 use crate::batches::{assign, eligible, shared};
 use crate::capacity::{remaining, tolerates, tolerates_mark};
 use crate::forms::{slim_form, slim_name};
-use crate::moves::COST;
+use crate::moves::{COST, others};
 use crate::nodes::newest;
 use crate::world::{
     World, annotation, is_cordoned, labels, mark_of, name, namespace, node_of, owner, replicas, selector, unhealthy,
@@ -248,10 +248,14 @@ fn look_at_workload(rollout: &AgentRollout, world: &World, workload: &Workload, 
     if let Some(owner) = owner(&fat.metadata) {
         refuse(plan, &of, format!("{} {} owns it and would undo each move; move it there", owner.kind, owner.name));
     }
-    let slim = match slim_form(workload, fat, &rollout.spec.mark, name(&rollout.metadata)) {
+    let slim = match slim_form(workload, fat, rollout) {
         Ok(slim) => slim,
         Err(error) => return refuse(plan, &of, error.to_string()),
     };
+    let there = world.deployment(&workload.namespace, &slim_name(workload));
+    if let Some(found) = there.and_then(|there| others(there, rollout)) {
+        refuse(plan, &of, found);
+    }
     look_at_services(world, workload, fat, &slim, &of, plan);
     look_at_budgets(world, workload, fat, &slim, &of, plan);
     let by_hand = world.pods_of(fat).all.iter().filter(|pod| annotation(&pod.metadata, COST).is_some()).count();
