@@ -22,6 +22,10 @@ pub const NODE_MARK: &str = "rollout.podshm.dev/node";
 pub const ASKED: &str = "rollout.podshm.dev/asked";
 /// Label of what a rollout has made: its name.
 pub const MADE_BY: &str = "rollout.podshm.dev/name";
+/// Annotation of a slim form: the uid of the rollout that moves it.
+pub const MADE_BY_UID: &str = "rollout.podshm.dev/uid";
+/// Annotation of a slim form: the hash of the pod template that it was made with.
+pub const TEMPLATE: &str = "rollout.podshm.dev/template";
 /// Label of a verification pod: its node.
 pub const VERIFIES: &str = "rollout.podshm.dev/verifies";
 /// What the controller is called where it writes fields.

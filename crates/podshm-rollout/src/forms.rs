@@ -5,7 +5,7 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Toleration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use podshm_api::DRIVER;
-use podshm_api::rollout::{MADE_BY, Mark, Workload};
+use podshm_api::rollout::{AgentRollout, MADE_BY, MADE_BY_UID, TEMPLATE, Workload};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
@@ -61,8 +61,8 @@ pub fn slim_name(workload: &Workload) -> String {
 }
 
 /// The slim form, with no replicas.
-pub fn slim_form(workload: &Workload, fat: &Deployment, mark: &Mark, rollout: &str) -> Result<Deployment, FormError> {
-    let of = workload.full_name();
+pub fn slim_form(workload: &Workload, fat: &Deployment, rollout: &AgentRollout) -> Result<Deployment, FormError> {
+    let (of, mark) = (workload.full_name(), &rollout.spec.mark);
     let malformed = |what: String| FormError::Malformed { workload: of.clone(), what };
     let slim = &workload.slim;
     let mut spec = fat.spec.clone().ok_or_else(|| malformed("the Deployment has no spec".into()))?;
@@ -117,6 +117,7 @@ pub fn slim_form(workload: &Workload, fat: &Deployment, mark: &Mark, rollout: &s
     if let Some(patch) = &slim.patch {
         merge(&mut template, patch);
     }
+    let made_with = hash(&template);
     spec.template = serde_json::from_value(template)
         .map_err(|error| malformed(format!("slim.patch makes no pod template: {error}")))?;
 
@@ -136,7 +137,8 @@ pub fn slim_form(workload: &Workload, fat: &Deployment, mark: &Mark, rollout: &s
     if !slim_selector.matches(&slim_labels) {
         return Err(malformed("slim.patch takes labels away that the slim form's selector wants".into()));
     }
-    let labels = BTreeMap::from([(MADE_BY.to_owned(), rollout.to_owned())]);
+    let labels = BTreeMap::from([(MADE_BY.to_owned(), name(&rollout.metadata).to_owned())]);
+    let uid = rollout.metadata.uid.clone().unwrap_or_default();
     let meta = ObjectMeta {
         name: Some(slim_name(workload)),
         namespace: fat.metadata.namespace.clone(),
@@ -150,10 +152,17 @@ pub fn slim_form(workload: &Workload, fat: &Deployment, mark: &Mark, rollout: &s
                 .chain(labels)
                 .collect(),
         ),
+        annotations: Some([(MADE_BY_UID.to_owned(), uid), (TEMPLATE.to_owned(), made_with)].into()),
         ..ObjectMeta::default()
     };
     debug_assert_eq!(name(&fat.metadata), workload.name);
     Ok(Deployment { metadata: meta, spec: Some(spec), status: None })
+}
+
+/// Of a template's text; FNV-1a, which is the same in every version of this program.
+fn hash(template: &Value) -> String {
+    let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+    format!("{:016x}", template.to_string().bytes().fold(0xcbf2_9ce4_8422_2325, step))
 }
 
 /// Gives all containers of a pod's spec a domain's volume, in place of what the pod has of its own there: an agent in the pod has its sockets, and

@@ -6,12 +6,12 @@
 //! ```
 
 use crate::action::{Action, Asked};
-use crate::forms::slim_name;
+use crate::forms::{slim_form, slim_name};
 use crate::seen::Seen;
-use crate::world::{annotation, asked_of, is_ready, labels, name, namespace, node_of, replicas};
+use crate::world::{adopted, annotation, asked_of, is_ready, labels, name, namespace, node_of, replicas};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Pod;
-use podshm_api::rollout::{AgentRollout, MADE_BY, Workload, WorkloadStatus};
+use podshm_api::rollout::{AgentRollout, MADE_BY, MADE_BY_UID, TEMPLATE, Workload, WorkloadStatus};
 use std::collections::BTreeSet;
 
 /// Annotation by which a ReplicaSet takes away pods first.
@@ -68,6 +68,16 @@ pub(crate) fn forward(
         }
         return moves;
     };
+    match is_as_wanted(rollout, workload, forms.fat, slim) {
+        Ok(true) => {}
+        Ok(false) => {
+            moves.actions.push(Action::Slim { workload: index });
+            return moves;
+        }
+        Err(why) => {
+            moves.failure.get_or_insert(why);
+        }
+    }
     moves.status.slim_wanted = (replicas(slim) as usize + to_move.len()).min(forms.asked.replicas as usize) as u32;
     if moves.failure.is_some() {
         return moves;
@@ -106,10 +116,17 @@ pub(crate) fn forward(
 pub(crate) fn back(rollout: &AgentRollout, world: &Seen<'_>, before: &[WorkloadStatus], index: usize) -> Moves {
     let workload = &rollout.spec.workloads[index];
     let (mut moves, forms) = match look(rollout, world, before, workload) {
-        // Without its fat form there is nothing to go back to.
-        Ok((moves, _)) if moves.failure.is_some() => return moves,
+        Ok((mut moves, forms)) if moves.failure.is_some() => {
+            serves_on(&mut moves, &forms.slim_pods);
+            return moves;
+        }
         Ok(found) => found,
-        Err(moves) => return moves,
+        // Without its fat form there is nothing to go back to.
+        Err(mut moves) => {
+            let slim = world.deployment(&workload.namespace, &slim_name(workload));
+            serves_on(&mut moves, &slim.map(|slim| world.pods_of(slim).all).unwrap_or_default());
+            return moves;
+        }
     };
     // A slim form may be there before anything was moved: whoever made it may have died then.
     let (fat, slim_now, asked) = (forms.asked.fat, forms.slim.map_or(0, replicas), forms.asked.replicas);
@@ -138,6 +155,13 @@ pub(crate) fn back(rollout: &AgentRollout, world: &Seen<'_>, before: &[WorkloadS
     moves
 }
 
+/// Where a workload can't go back its slim pods serve on, and need the agents: somebody is waited for.
+fn serves_on(moves: &mut Moves, slim_pods: &[&Pod]) {
+    if let Some(why) = moves.failure.as_ref().filter(|_| !slim_pods.is_empty()) {
+        moves.waits_for = Some(format!("{why}; meanwhile its {} slim pods keep their agents", slim_pods.len()));
+    }
+}
+
 fn look<'w>(
     rollout: &AgentRollout,
     world: &Seen<'w>,
@@ -152,22 +176,13 @@ fn look<'w>(
         return Err(moves);
     };
     let slim = world.deployment(&workload.namespace, &slim_name(workload));
-    if slim.is_some_and(|slim| labels(&slim.metadata).get(MADE_BY).map(String::as_str) != Some(name(&rollout.metadata)))
-    {
-        moves.failure = Some(format!(
-            "Deployment {}/{} is not this rollout's; remove or rename it",
-            workload.namespace,
-            slim_name(workload)
-        ));
+    if let Some(found) = slim.and_then(|slim| others(slim, rollout)) {
+        moves.failure = Some(found);
         return Err(moves);
     }
     let asked = asked_of(fat, rollout);
     let is_annotated = asked.is_some();
-    let asked = asked.unwrap_or_else(|| Asked {
-        rollout: rollout.metadata.uid.clone().unwrap_or_default(),
-        replicas: replicas(fat),
-        fat: replicas(fat),
-    });
+    let asked = asked.unwrap_or_else(|| adopted(fat, slim, rollout));
     let fat_pods = world.pods_of(fat).all;
     let slim_pods = slim.map(|slim| world.pods_of(slim).all).unwrap_or_default();
     moves.status.asked = asked.replicas;
@@ -183,6 +198,35 @@ fn look<'w>(
         ));
     }
     Ok((moves, Forms { fat, slim, asked, is_annotated, fat_pods, slim_pods }))
+}
+
+/// Why a Deployment of the slim form's name is not one that this rollout may move; a rollout of the same name before this one is gone.
+pub(crate) fn others(slim: &Deployment, rollout: &AgentRollout) -> Option<String> {
+    let made_by = labels(&slim.metadata).get(MADE_BY);
+    if made_by.map(String::as_str) == Some(name(&rollout.metadata)) {
+        return None;
+    }
+    let (of, by) = (format!("{}/{}", namespace(&slim.metadata), name(&slim.metadata)), name(&rollout.metadata));
+    Some(match made_by {
+        Some(other) => format!(
+            "Deployment {of} is rollout {other}'s, and is left alone: its pods may serve; leave this workload out of {by}, or call this rollout {other} once that one is gone"
+        ),
+        None => format!(
+            "Deployment {of} is nobody's rollout's, and is left alone: its pods may serve; leave this workload out of {by}, or have whoever made it give it another name"
+        ),
+    })
+}
+
+/// Whether the slim form is what its fat one makes it now: its owner may have released another version since.
+fn is_as_wanted(
+    rollout: &AgentRollout,
+    workload: &Workload,
+    fat: &Deployment,
+    slim: &Deployment,
+) -> Result<bool, String> {
+    let wanted = slim_form(workload, fat, rollout).map_err(|error| error.to_string())?;
+    let is_same = |key: &str| annotation(&wanted.metadata, key) == annotation(&slim.metadata, key);
+    Ok(is_same(TEMPLATE) && is_same(MADE_BY_UID))
 }
 
 fn ready(pods: &[&Pod]) -> u32 {

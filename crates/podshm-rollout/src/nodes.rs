@@ -132,8 +132,8 @@ pub(crate) fn next(rollout: &AgentRollout, world: &Seen<'_>, node: &Node, mark: 
             let timeout = spec.gates.verification.as_ref().map_or(0, |one| one.timeout_seconds);
             match verification(rollout, world, who) {
                 Some(pod) if phase(pod) == "Succeeded" => {
-                    let clean = Action::CleanUp { node: who.into() };
-                    to(NodeState::Migrating, "verified; business moves".into(), vec![clean])
+                    // It stays until that is written down: it would have to run once more.
+                    to(NodeState::Migrating, "verified; business moves".into(), vec![])
                 }
                 Some(pod) if phase(pod) == "Failed" => {
                     to(NodeState::Failed, format!("verification failed: {}", last_words(pod)), vec![])
@@ -148,11 +148,17 @@ pub(crate) fn next(rollout: &AgentRollout, world: &Seen<'_>, node: &Node, mark: 
                 None => Next { actions: vec![Action::Verify { node: who.into() }], ..stay() },
             }
         }
-        NodeState::Migrating => match fat_on(rollout, world, who) {
-            0 => to(NodeState::Soaking, "watched".into(), vec![]),
-            n if is_late => to(NodeState::Failed, format!("after {waited} s, {n} fat pods are still there"), vec![]),
-            _ => stay(),
-        },
+        NodeState::Migrating => {
+            let verified = verification(rollout, world, who).map(|_| Action::CleanUp { node: who.into() });
+            let actions = verified.into_iter().collect();
+            match fat_on(rollout, world, who) {
+                0 => to(NodeState::Soaking, "watched".into(), actions),
+                n if is_late => {
+                    to(NodeState::Failed, format!("after {waited} s, {n} fat pods are still there"), actions)
+                }
+                _ => Next { actions, ..stay() },
+            }
+        }
         NodeState::Soaking | NodeState::Done | NodeState::Skipped | NodeState::Failed | NodeState::RolledBack => stay(),
     }
 }

@@ -7,8 +7,8 @@ mod taint;
 
 use crate::batches::{assign, eligible, shared};
 use crate::capacity::{remaining, tolerates};
-use crate::forms::slim_form;
-use crate::moves::COST;
+use crate::forms::{slim_form, slim_name};
+use crate::moves::{COST, others};
 use crate::nodes::newest;
 use crate::world::{World, annotation, is_cordoned, name, namespace, node_of, owner, replicas, selector, unhealthy};
 use k8s_openapi::api::apps::v1::Deployment;
@@ -182,10 +182,14 @@ fn look_at_workload(rollout: &AgentRollout, world: &World, workload: &Workload, 
     if let Some(owner) = owner(&fat.metadata) {
         refuse(plan, &of, format!("{} {} owns it and would undo each move; move it there", owner.kind, owner.name));
     }
-    let slim = match slim_form(workload, fat, &rollout.spec.mark, name(&rollout.metadata)) {
+    let slim = match slim_form(workload, fat, rollout) {
         Ok(slim) => slim,
         Err(error) => return refuse(plan, &of, error.to_string()),
     };
+    let there = world.deployment(&workload.namespace, &slim_name(workload));
+    if let Some(found) = there.and_then(|there| others(there, rollout)) {
+        refuse(plan, &of, found);
+    }
     look_at_services(world, workload, fat, &slim, &of, plan);
     look_at_budgets(world, workload, fat, &slim, &of, plan);
     apart::look_at_forms(fat, &slim, &of, plan);

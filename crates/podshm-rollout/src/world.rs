@@ -195,6 +195,20 @@ pub(crate) fn asked_of(workload: &Deployment, rollout: &AgentRollout) -> Option<
     (Some(asked.rollout.as_str()) == rollout.metadata.uid.as_deref()).then_some(asked)
 }
 
+/// What a workload's owner has asked for, where this rollout has not written it down yet. A rollout of the same name may have moved it before.
+pub(crate) fn adopted(fat: &Deployment, slim: Option<&Deployment>, rollout: &AgentRollout) -> Asked {
+    let (fat_now, slim_now) = (replicas(fat), slim.map_or(0, replicas));
+    let before: Option<Asked> =
+        annotation(&fat.metadata, ASKED).and_then(|text| serde_json::from_str(text).ok()).filter(|_| slim_now > 0);
+    // Somebody may have scaled it since, and one that was ended midway may have had a few too many.
+    let asked = before.filter(|before| before.fat == fat_now && before.replicas <= fat_now + slim_now);
+    Asked {
+        rollout: rollout.metadata.uid.clone().unwrap_or_default(),
+        replicas: asked.map_or(fat_now + slim_now, |asked| asked.replicas),
+        fat: fat_now,
+    }
+}
+
 /// Replicas that a Deployment's spec has; 1 where it has none.
 pub(crate) fn replicas(workload: &Deployment) -> u32 {
     workload.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1).max(0) as u32

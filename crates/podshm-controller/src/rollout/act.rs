@@ -35,8 +35,21 @@ pub(super) async fn act(client: &Client, rollout: &AgentRollout, world: &World, 
         Action::Slim { workload } => {
             let Some(one) = rollout.spec.workloads.get(*workload) else { return Ok(()) };
             let deployments = Api::<Deployment>::namespaced(client.clone(), &one.namespace);
-            let slim = slim_form(one, &deployments.get(&one.name).await?, &rollout.spec.mark, &rollout.name_any())?;
-            created(deployments.create(&PostParams::default(), &slim).await)
+            let slim = slim_form(one, &deployments.get(&one.name).await?, rollout)?;
+            match deployments.create(&PostParams::default(), &slim).await {
+                Err(kube::Error::Api(status)) if status.code == 409 => {}
+                other => return Ok(other.map(drop)?),
+            }
+            // Its template as a whole: what is gone from the fat one goes here, too.
+            let Some(found) = world.deployment(&one.namespace, &slim.name_any()) else { return Ok(()) };
+            let mut annotations = found.annotations().clone();
+            annotations.extend(slim.annotations().clone());
+            let patch = serde_json::from_value(json!([
+                {"op": "replace", "path": "/metadata/resourceVersion", "value": found.resource_version()},
+                {"op": "add", "path": "/metadata/annotations", "value": annotations},
+                {"op": "replace", "path": "/spec/template", "value": slim.spec.as_ref().map(|spec| &spec.template)},
+            ]))?;
+            gone(deployments.patch(&slim.name_any(), &manager(), &Patch::<()>::Json(patch)).await)
         }
         Action::Scale { namespace, name, replicas, asked } => {
             let mut patch = json!({"spec": {"replicas": replicas}});

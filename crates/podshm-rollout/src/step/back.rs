@@ -6,7 +6,11 @@ use crate::moves::{Moves, back};
 use crate::nodes::{is_touched, newest, revision_of};
 use crate::world::{has_label, has_taint, is_ready, labels, name, phase};
 use k8s_openapi::api::core::v1::{Node, Pod};
+use podshm_api::clipped;
 use podshm_api::rollout::{NodeMark, NodeState, Phase, Purpose};
+
+/// Between why a rollout goes back and what it waits for.
+const WAITS: &str = "; waits for: ";
 
 impl Run<'_> {
     /// Workloads first, then label and taint; agents to their former version.
@@ -26,8 +30,9 @@ impl Run<'_> {
             .filter(|(_, mark)| is_touched(mark.state) || mark.state == NodeState::Pending)
             .map(|(name, mark)| (name.clone(), mark.clone()))
             .collect();
-        let is_back =
-            moves.iter().all(|moves| moves.is_idle() || (moves.actions.is_empty() && moves.failure.is_some()));
+        // What can't be moved back is given up only where nothing of it needs an agent any more.
+        let is_back = moves.iter().all(|moves| moves.actions.is_empty() && moves.waits_for.is_none());
+        self.waits(moves.iter().find_map(|moves| moves.waits_for.clone()));
         if !is_back {
             // Only where fat pods find no other place does the taint go before they are back.
             if rollout.spec.workloads.iter().any(|one| self.is_stuck(&one.namespace, &one.name)) {
@@ -63,6 +68,13 @@ impl Run<'_> {
                 self.status.message = shortened(&format!("{}; not moved back: {lost}", self.status.message));
             }
         }
+    }
+
+    /// Says what is waited for on the way back, if anything is, beside why it goes back.
+    fn waits(&mut self, what: Option<String>) {
+        let why = self.status.message.split(WAITS).next().unwrap_or_default().to_owned();
+        self.status.message =
+            what.map_or(why.clone(), |what| shortened(&format!("{}{WAITS}{what}", clipped(&why, 500))));
     }
 
     /// Whether a pod of the fat form finds no place.

@@ -1,5 +1,7 @@
 //! Rollouts on a cluster in memory. One program, since each would have all kinds of Kubernetes in it.
 
+mod again;
+mod back;
 mod faults;
 mod health;
 mod planned;

@@ -76,10 +76,13 @@ impl Cluster {
             Action::Slim { workload } => {
                 let one = self.rollout.spec.workloads[workload].clone();
                 let fat = self.deployment(&one.name).unwrap().clone();
-                let name = self.rollout.metadata.name.clone().unwrap();
-                let slim = slim_form(&one, &fat, &self.rollout.spec.mark, &name).unwrap();
-                if self.deployment(&format!("{}-slim", one.name)).is_none() {
-                    self.add_deployment(slim);
+                let slim = slim_form(&one, &fat, &self.rollout).unwrap();
+                match self.deployment(&format!("{}-slim", one.name)) {
+                    Some(found) => {
+                        found.metadata.annotations.get_or_insert_default().extend(slim.metadata.annotations.unwrap());
+                        found.spec.as_mut().unwrap().template = slim.spec.unwrap().template;
+                    }
+                    None => self.add_deployment(slim),
                 }
             }
             Action::Scale { name, replicas, asked, .. } => {
