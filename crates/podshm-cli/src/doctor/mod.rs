@@ -39,7 +39,7 @@ enum Output {
 /// Looks, says what it saw, and returns the worst: 0, 2 for a warning, 3 for a problem.
 pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let support = support::table();
-    let findings = look(arguments, &support.floors)?;
+    let findings = look(arguments, &support)?;
     match arguments.output {
         Output::Text => print!("{}", finding::text(&findings)),
         Output::Json => println!("{}", serde_json::to_string_pretty(&findings)?),
@@ -48,14 +48,14 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
 }
 
 #[cfg(feature = "kubernetes")]
-fn look(arguments: &Arguments, floors: &support::Floors) -> anyhow::Result<Vec<finding::Finding>> {
+fn look(arguments: &Arguments, support: &support::Support) -> anyhow::Result<Vec<finding::Finding>> {
     match arguments.cluster {
-        true => Ok(cluster::findings(&cluster::gather(&arguments.namespace)?, floors)),
-        false => Ok(node::findings(&node::gather(), floors)),
+        true => Ok(cluster::findings(&cluster::gather(&arguments.namespace)?, support)),
+        false => Ok(node::findings(&node::gather(), support)),
     }
 }
 
 #[cfg(not(feature = "kubernetes"))]
-fn look(_: &Arguments, floors: &support::Floors) -> anyhow::Result<Vec<finding::Finding>> {
-    Ok(node::findings(&node::gather(), floors))
+fn look(_: &Arguments, support: &support::Support) -> anyhow::Result<Vec<finding::Finding>> {
+    Ok(node::findings(&node::gather(), support))
 }

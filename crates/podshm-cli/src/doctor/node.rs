@@ -3,7 +3,7 @@
 //! [`gather`] looks, [`findings`] judges what it saw and nothing else.
 
 use super::finding::{Finding, Level};
-use super::support::{self, Floors};
+use super::support::{self, Support};
 use podshm_region::barrier;
 use podshm_region::peer::{self, Means, Peer};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create, statvfs};
@@ -17,6 +17,8 @@ use std::path::Path;
 const LITTLE: u64 = 64 << 20;
 /// The kernel's number of System V segments by default; it is often lowered, never needed to be.
 const FEW_SEGMENTS: u64 = 128;
+/// The kubelet's --root-dir, where nobody has said another.
+const KUBELET: &str = "/var/lib/kubelet";
 /// From here on a file system is told to be full soon.
 const FULL_PERCENT: u64 = 80;
 
@@ -44,9 +46,22 @@ pub struct Facts {
     pub cgroup: Option<Cgroup>,
     /// Runtime, and whether its NRI socket is there too.
     pub runtimes: Vec<(String, bool)>,
+    /// What podshmd's driver has on this node; `None` where no kubelet is.
+    pub driver: Option<Driver>,
     /// Whether SELinux enforces, where there is SELinux.
     pub selinux: Option<bool>,
     pub has_apparmor: bool,
+}
+
+/// What is there of the driver.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Driver {
+    /// Where the kubelet finds out about it.
+    pub registration: bool,
+    /// Where the kubelet calls it.
+    pub endpoint: bool,
+    /// podshmd's directory.
+    pub root: bool,
 }
 
 /// A file system's bytes.
@@ -99,6 +114,11 @@ pub fn gather() -> Facts {
             .filter(|(_, socket)| is_socket(socket))
             .map(|(name, _)| (name.into(), has_nri))
             .collect(),
+        driver: Path::new(KUBELET).join("pods").is_dir().then(|| Driver {
+            registration: is_socket(&format!("{KUBELET}/plugins_registry/podshm.dev/podshm.dev@reg.sock")),
+            endpoint: is_socket(&format!("{KUBELET}/plugins/podshm.dev/csi.sock")),
+            root: Path::new("/run/podshm").is_dir(),
+        }),
         selinux: number("/sys/fs/selinux/enforce").map(|enforces| enforces == 1),
         has_apparmor: word("/sys/module/apparmor/parameters/enabled").is_some_and(|enabled| enabled == "Y"),
     }
@@ -138,11 +158,12 @@ fn chosen(all: &str) -> Option<String> {
 }
 
 /// Judges what was seen.
-pub fn findings(facts: &Facts, floors: &Floors) -> Vec<Finding> {
-    [kernel(facts, floors), memory(facts), surroundings(facts)].concat()
+pub fn findings(facts: &Facts, support: &Support) -> Vec<Finding> {
+    [kernel(facts, support), memory(facts), surroundings(facts, support)].concat()
 }
 
-fn kernel(facts: &Facts, floors: &Floors) -> Vec<Finding> {
+fn kernel(facts: &Facts, support: &Support) -> Vec<Finding> {
+    let floors = &support.floors;
     let is_there = |problem: &Option<String>| {
         problem.as_ref().map_or_else(|| "works".to_owned(), |why| format!("does not work: {why}"))
     };
@@ -156,7 +177,7 @@ fn kernel(facts: &Facts, floors: &Floors) -> Vec<Finding> {
         Finding::ok("kernel", &facts.kernel, format!("{} or newer", floors.kernel)).judged(
             support::reaches(&facts.kernel, &floors.kernel) == Some(true),
             Level::Problem,
-            "run podshm on nodes with a newer kernel only: nodeSelector of podshmd, docs/support.md",
+            format!("run podshm on nodes with a newer kernel only, by nodeSelector of podshmd: {}", support.says("Linux before 6.1")),
         ),
         Finding::ok("architecture", &facts.architecture, floors.architectures.join(" or ")).judged(
             floors.architectures.contains(&facts.architecture),
@@ -166,7 +187,7 @@ fn kernel(facts: &Facts, floors: &Floors) -> Vec<Finding> {
         Finding::ok("page-size", facts.page_size.to_string(), floors.page_size.to_string()).judged(
             facts.page_size == floors.page_size,
             Level::Warning,
-            "nothing was tested with it; boot a kernel with pages of 4 KiB, docs/support.md",
+            format!("boot a kernel with pages of 4 KiB: {}", support.says("Pages of 64 KiB")),
         ),
         Finding::ok("memfd-seals", is_there(&facts.no_seals), "works").judged(
             facts.no_seals.is_none(),
@@ -248,7 +269,7 @@ fn memory(facts: &Facts) -> Vec<Finding> {
     all
 }
 
-fn surroundings(facts: &Facts) -> Vec<Finding> {
+fn surroundings(facts: &Facts, support: &Support) -> Vec<Finding> {
     let mut all = Vec::new();
     let cgroup = match facts.cgroup {
         Some(Cgroup::V1) => "v1",
@@ -268,9 +289,10 @@ fn surroundings(facts: &Facts) -> Vec<Finding> {
         all.push(Finding::ok("runtime", format!("{name} {nri}"), "containerd; NRI for native mode `sysv`").judged(
             name == "containerd",
             Level::Warning,
-            "podshm was tested with containerd only, docs/support.md",
+            format!("run the tests there before you rely on it: {}", support.says("CRI-O")),
         ));
     }
+    all.push(driver(facts));
     let selinux = match facts.selinux {
         Some(true) => "enforcing",
         Some(false) => "permissive",
@@ -279,10 +301,30 @@ fn surroundings(facts: &Facts) -> Vec<Finding> {
     all.push(Finding::ok("selinux", selinux, "not there, or permissive").judged(
         facts.selinux != Some(true),
         Level::Warning,
-        "podshm was not tested with it: look for denials (ausearch -m avc) of /run/podshm, docs/support.md",
+        format!("look for denials (ausearch -m avc): {}", support.says("SELinux, enforcing")),
     ));
     all.push(Finding::ok("apparmor", if facts.has_apparmor { "enabled" } else { "not there" }, "any"));
     all
+}
+
+fn driver(facts: &Facts) -> Finding {
+    let expected = "podshmd's sockets for the kubelet, and /run/podshm";
+    let Some(Driver { registration, endpoint, root }) = facts.driver else {
+        return Finding::ok("csi-driver", "no kubelet in /var/lib/kubelet", "any, where this is no node");
+    };
+    let is_there = |is_there: bool| if is_there { "there" } else { "not there" };
+    let found = format!(
+        "plugins_registry/podshm.dev/podshm.dev@reg.sock {}, plugins/podshm.dev/csi.sock {}, /run/podshm {}",
+        is_there(registration),
+        is_there(endpoint),
+        is_there(root)
+    );
+    Finding::ok("csi-driver", found, expected).judged(
+        registration && endpoint && root,
+        Level::Problem,
+        "podshmd does not run on this node: kubectl -n podshm-system get pods -l app=podshmd -o wide; or the kubelet's --root-dir is not the \
+         chart's kubeletDir",
+    )
 }
 
 /// As people write it.
@@ -316,12 +358,13 @@ mod tests {
             huge_pool: Some((0, 0)),
             cgroup: Some(Cgroup::V2),
             runtimes: vec![("containerd".into(), true)],
+            driver: Some(Driver { registration: true, endpoint: true, root: true }),
             ..Facts::default()
         }
     }
 
     fn judged(facts: &Facts) -> Vec<Finding> {
-        findings(facts, &support::table().floors)
+        findings(facts, &support::table())
     }
 
     #[test]
@@ -334,7 +377,7 @@ mod tests {
     #[test]
     fn each_fault_is_found_by_its_own_check_alone_and_has_a_remedy() {
         type Fault = fn(&mut Facts);
-        let faults: [(&str, Level, Fault); 17] = [
+        let faults: [(&str, Level, Fault); 19] = [
             ("kernel", Level::Problem, |f| f.kernel = "5.15.0-100-generic".into()),
             ("architecture", Level::Warning, |f| f.architecture = "riscv64".into()),
             ("page-size", Level::Warning, |f| f.page_size = 65536),
@@ -351,6 +394,8 @@ mod tests {
             ("shmmni", Level::Warning, |f| f.shmmni = Some(8)),
             ("huge-pages-shmem", Level::Warning, |f| f.huge_shmem = Some("deny".into())),
             ("cgroup", Level::Warning, |f| f.cgroup = None),
+            ("csi-driver", Level::Problem, |f| f.driver = Some(Driver::default())),
+            ("csi-driver", Level::Problem, |f| f.driver.as_mut().unwrap().registration = false),
             ("selinux", Level::Warning, |f| f.selinux = Some(true)),
         ];
         for (check, level, plant) in faults {

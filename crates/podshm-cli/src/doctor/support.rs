@@ -10,9 +10,17 @@ const TEXT: &str = include_str!("support.json");
 #[serde(deny_unknown_fields)]
 pub struct Support {
     pub floors: Floors,
-    // For docs/support.md: a test puts them there.
-    #[cfg_attr(not(test), expect(dead_code))]
     pub rows: Vec<Row>,
+}
+
+impl Support {
+    /// What the table says of something, for a finding's remedy.
+    pub fn says(&self, what: &str) -> String {
+        let row = self.rows.iter().find(|row| row.what == what);
+        let row = row.expect("each that is asked for is in the table: a test asks for all");
+        let note = if row.note.is_empty() { String::new() } else { format!(": {}", row.note) };
+        format!("{} is {}{note} (docs/support.md)", row.what, row.state.word())
+    }
 }
 
 /// What is compared with what is found.
@@ -30,11 +38,11 @@ pub struct Floors {
 /// A line of the table.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[cfg_attr(not(test), expect(dead_code))]
 pub struct Row {
     pub what: String,
     pub state: State,
-    /// What was run there; empty where nothing was.
+    /// What was run there; empty where nothing was. For docs/support.md: a test puts it there.
+    #[cfg_attr(not(test), expect(dead_code))]
     pub seen: String,
     pub note: String,
 }
@@ -46,6 +54,17 @@ pub enum State {
     Supported,
     Untested,
     Refused,
+}
+
+impl State {
+    /// As people read it.
+    pub fn word(self) -> &'static str {
+        match self {
+            State::Supported => "supported",
+            State::Untested => "untested",
+            State::Refused => "not supported",
+        }
+    }
 }
 
 /// The table.
@@ -70,13 +89,8 @@ mod tests {
     use super::*;
 
     fn markdown(support: &Support) -> String {
-        let state = |row: &Row| match row.state {
-            State::Supported => "supported",
-            State::Untested => "untested",
-            State::Refused => "not supported",
-        };
         let line = |row: &Row| {
-            format!("| {} | {} | {} | {} |\n", row.what, state(row), row.seen, row.note).replace("|  |", "| |")
+            format!("| {} | {} | {} | {} |\n", row.what, row.state.word(), row.seen, row.note).replace("|  |", "| |")
         };
         let head = "| what | | seen on it | |\n|---|---|---|---|\n";
         head.to_owned() + &support.rows.iter().map(line).collect::<String>().replace("|  |", "| |")
@@ -93,6 +107,20 @@ mod tests {
     fn what_is_supported_was_seen_and_what_is_untested_was_not() {
         for row in table().rows {
             assert_eq!(row.state == State::Supported, !row.seen.is_empty(), "{}", row.what);
+        }
+    }
+
+    #[test]
+    fn what_findings_cite_is_in_the_table() {
+        let sources = [include_str!("node.rs"), include_str!("cluster/judge.rs")].concat();
+        let cited: Vec<&str> =
+            ["Linux before 6.1", "Pages of 64 KiB", "CRI-O", "SELinux, enforcing", "Kubernetes before 1.30", "arm64"]
+                .into_iter()
+                .chain(["Kata Containers", "gVisor (runsc)"])
+                .collect();
+        for what in &cited {
+            assert!(sources.contains(&format!("\"{what}\"")), "{what} is cited by nobody");
+            assert!(table().says(what).contains(" (docs/support.md)"), "{what}");
         }
     }
 

@@ -1,23 +1,26 @@
 //! Asks the API server.
 
+use super::at_once::{self, PATIENCE};
+use super::placed;
 use super::{Admission, CsiDriver, Daemon, Domain, Facts, Node, Sharing, Workload};
 use anyhow::Context;
 use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicy;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
+use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::core::v1::{self as core, Namespace, Pod, PodSpec};
 use k8s_openapi::api::node::v1::RuntimeClass;
 use k8s_openapi::api::storage::v1::{CSIDriver, CSINode};
 use kube::api::ListParams;
 use kube::{Api, Client, Config, Resource, ResourceExt};
 use podshm_api::DRIVER;
-use podshm_api::domain::ShmDomain;
+use podshm_api::domain::{Mechanism, Mode, ShmDomain};
 use podshm_api::report::{NodeReport, PORT};
 use podshm_api::status::ConditionStatus;
 use podshm_controller::pages;
 use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 const ENFORCE: &str = "pod-security.kubernetes.io/enforce";
 const PROFILE: &str = "security.openshift.io/csi-ephemeral-volume-profile";
@@ -80,6 +83,20 @@ impl Asked {
                 template.and_then(labels_of),
             );
         }
+        for found in self.all::<Job>("jobs").await.iter().filter(|found| is_own(*found)) {
+            let template = found.spec.as_ref().map(|spec| &spec.template);
+            note("Job", &|| named(found), template.and_then(|t| t.spec.as_ref()), template.and_then(labels_of));
+        }
+        for found in self.all::<CronJob>("cronjobs").await {
+            let template = found.spec.job_template.spec.as_ref().map(|spec| &spec.template);
+            note("CronJob", &|| named(&found), template.and_then(|t| t.spec.as_ref()), template.and_then(labels_of));
+        }
+        // What makes the others is what to change. Static pods are of their node.
+        let pods = self.all::<Pod>("pods").await;
+        for found in pods.iter().filter(|found| is_own(*found)) {
+            note("Pod", &|| named(found), found.spec.as_ref(), found.metadata.labels.as_ref());
+        }
+        let podshmd = daemon_sets.iter().find(|found| named(*found) == (namespace.to_owned(), "podshmd".to_owned()));
         let classes = self.all::<RuntimeClass>("runtimeclasses").await;
         let is_foreign = |handler: &str| FOREIGN.iter().any(|foreign| handler.starts_with(foreign));
         Facts {
@@ -91,10 +108,8 @@ impl Asked {
                 .find(|driver| driver.name_any() == DRIVER)
                 .map(driver_of),
             own_level: levels.get(namespace).cloned(),
-            has_daemon_set: daemon_sets
-                .iter()
-                .any(|found| named(found) == (namespace.to_owned(), "podshmd".to_owned())),
-            nodes: self.nodes(namespace).await,
+            has_daemon_set: podshmd.is_some(),
+            nodes: self.nodes(namespace, podshmd.and_then(|found| found.spec.as_ref()?.template.spec.as_ref())).await,
             workloads,
             domains: self.domains().await,
             admission: self.admission().await,
@@ -121,7 +136,8 @@ impl Asked {
         }
     }
 
-    async fn nodes(&mut self, namespace: &str) -> Vec<Node> {
+    /// `spec` is that of podshmd's pods.
+    async fn nodes(&mut self, namespace: &str, spec: Option<&PodSpec>) -> Vec<Node> {
         let registered: BTreeSet<String> = self
             .all::<CSINode>("csinodes")
             .await
@@ -138,6 +154,7 @@ impl Asked {
             }
         };
         let mut nodes = Vec::new();
+        let mut questions = Vec::new();
         for node in self.all::<core::Node>("nodes").await {
             let name = node.name_any();
             // While it is rolled a node has two: the one that is ready counts.
@@ -149,8 +166,12 @@ impl Asked {
             let daemon = match here().find(|pod| is_true(pod, "Ready")).or_else(|| here().next()) {
                 None => Daemon::Missing,
                 Some(pod) if !is_true(pod, "Ready") => Daemon::NotReady(why_not(pod)),
-                Some(pod) => self.report(namespace, &pod.name_any()).await,
+                Some(pod) => {
+                    questions.push(report(self.client.clone(), namespace.to_owned(), pod.name_any()));
+                    Daemon::Silent(format!("no answer in {} s", PATIENCE.as_secs()))
+                }
             };
+            let not_for_it = spec.and_then(|spec| placed::why_not(spec, &node));
             let status = node.status.unwrap_or_default();
             let info = status.node_info.unwrap_or_default();
             nodes.push(Node {
@@ -159,23 +180,18 @@ impl Asked {
                 architecture: info.architecture,
                 runtime: info.container_runtime_version,
                 is_registered: registered.contains(&name),
+                not_for_it,
                 name,
                 daemon,
             });
         }
-        nodes
-    }
-
-    /// What podshmd says of its node: through the API server, since the doctor may be anywhere.
-    async fn report(&self, namespace: &str, pod: &str) -> Daemon {
-        let uri = format!("/api/v1/namespaces/{namespace}/pods/{pod}:{PORT}/proxy/domains");
-        let Ok(request) = http::Request::get(uri).body(Vec::new()) else {
-            return Daemon::Silent(format!("{pod} is no name of a pod"));
-        };
-        match self.client.request::<NodeReport>(request).await {
-            Ok(report) => Daemon::Reports(Box::new(report)),
-            Err(error) => Daemon::Silent(error.to_string()),
+        let asked = nodes.iter_mut().filter(|node| matches!(node.daemon, Daemon::Silent(_)));
+        for (node, answer) in asked.zip(at_once::all(questions, PATIENCE).await) {
+            if let Some(answer) = answer {
+                node.daemon = answer;
+            }
         }
+        nodes
     }
 
     async fn domains(&mut self) -> Option<Vec<Domain>> {
@@ -210,6 +226,18 @@ impl Asked {
             policies.extend(found.iter().map(ResourceExt::name_any).filter(ours));
         }
         Admission { can_mutate, policies }
+    }
+}
+
+/// What podshmd says of its node: through the API server, since the doctor may be anywhere.
+async fn report(client: Client, namespace: String, pod: String) -> Daemon {
+    let uri = format!("/api/v1/namespaces/{namespace}/pods/{pod}:{PORT}/proxy/domains");
+    let Ok(request) = http::Request::get(uri).body(Vec::new()) else {
+        return Daemon::Silent(format!("{pod} is no name of a pod"));
+    };
+    match client.request::<NodeReport>(request).await {
+        Ok(report) => Daemon::Reports(Box::new(report)),
+        Err(error) => Daemon::Silent(error.to_string()),
     }
 }
 
@@ -250,9 +278,7 @@ fn workload(
 ) -> Option<Workload> {
     let volumes = || spec.volumes.iter().flatten();
     let csi = volumes().filter_map(|volume| volume.csi.as_ref()).find(|csi| csi.driver == DRIVER);
-    let has_host_path = volumes()
-        .filter_map(|volume| volume.host_path.as_ref())
-        .any(|host| Path::new(&host.path).starts_with("/dev/shm"));
+    let has_host_path = volumes().filter_map(|volume| volume.host_path.as_ref()).any(|host| leads_to_shm(&host.path));
     let label = labels.and_then(|labels| labels.get("podshm.dev/domain"));
     let sharing = if spec.host_ipc == Some(true) || has_host_path {
         Sharing::Host
@@ -264,6 +290,19 @@ fn workload(
     let attributes = csi.and_then(|csi| csi.volume_attributes.as_ref());
     let domain = attributes.and_then(|attributes| attributes.get("domain")).or(label).cloned();
     Some(Workload { name, level, sharing, domain, runtime_class: spec.runtime_class_name.clone() })
+}
+
+/// As the chart's admission policy sees it.
+fn leads_to_shm(path: &str) -> bool {
+    // Components are without `.` and doubled or trailing slashes.
+    let path: PathBuf = Path::new(path).components().collect();
+    let whole = ["/", "/dev", "/run/shm", "/var/run/shm"];
+    whole.iter().any(|whole| path == Path::new(whole)) || path.starts_with("/dev/shm")
+}
+
+/// Whether nothing else makes it.
+fn is_own(object: &impl ResourceExt) -> bool {
+    object.owner_references().is_empty()
 }
 
 fn is_true(pod: &Pod, kind: &str) -> bool {
@@ -297,9 +336,28 @@ fn domain_of(domain: &ShmDomain) -> Domain {
     };
     Domain {
         name: domain.name_any(),
+        is_native: domain.spec.modes.contains(&Mode::Sysv)
+            && domain.spec.sysv.as_ref().is_some_and(|sysv| sysv.mechanism == Mechanism::Native),
         complaints: conditions
             .filter(|condition| is_bad(&condition.kind, condition.status))
             .map(|condition| (condition.kind.clone(), condition.reason.clone(), condition.message.clone()))
             .collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::leads_to_shm;
+
+    #[test]
+    fn paths_to_the_nodes_shared_memory_however_they_are_written() {
+        for path in
+            ["/", "//", "/dev", "/dev/", "/dev/shm", "//dev/./shm/", "/dev/shm/app", "/run/shm", "/var/run/shm/"]
+        {
+            assert!(leads_to_shm(path), "{path}");
+        }
+        for path in ["/dev/shmem", "/dev/null", "/run", "/var/log"] {
+            assert!(!leads_to_shm(path), "{path}");
+        }
     }
 }

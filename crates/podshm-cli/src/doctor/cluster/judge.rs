@@ -1,14 +1,15 @@
 //! Facts to findings.
 
+use super::remedy;
 use super::{Admission, CsiDriver, Daemon, Domain, Facts, Node, Sharing, Workload};
 use crate::doctor::finding::{Finding, Level};
-use crate::doctor::support::{self, Floors};
+use crate::doctor::support::{self, Support};
 use podshm_api::report::{DomainReport, NodeReport};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Judges what was seen.
-pub fn findings(facts: &Facts, floors: &Floors) -> Vec<Finding> {
-    let mut all = vec![server(facts, floors)];
+pub fn findings(facts: &Facts, support: &Support) -> Vec<Finding> {
+    let mut all = vec![server(facts, support)];
     all.extend(facts.unknown.iter().map(|what| {
         Finding::ok("access", what, "an answer").judged(
             false,
@@ -19,21 +20,23 @@ pub fn findings(facts: &Facts, floors: &Floors) -> Vec<Finding> {
     all.extend(driver(facts));
     all.push(own_namespace(facts));
     for node in &facts.nodes {
-        all.extend(node_is_fit(node, floors));
+        if node.not_for_it.is_none() {
+            all.extend(node_is_fit(node, support));
+        }
         all.push(daemon(node, facts));
     }
     all.extend(facts.workloads.iter().filter_map(refused));
-    all.extend(facts.workloads.iter().filter_map(|workload| foreign(workload, facts)));
+    all.extend(facts.workloads.iter().filter_map(|workload| foreign(workload, facts, support)));
     all.extend(domains(facts));
     all.extend(admission(facts));
     all
 }
 
-fn server(facts: &Facts, floors: &Floors) -> Finding {
-    Finding::ok("kubernetes", &facts.server_version, format!("{} or newer", floors.kubernetes)).judged(
-        support::reaches(&facts.server_version, &floors.kubernetes) == Some(true),
+fn server(facts: &Facts, support: &Support) -> Finding {
+    Finding::ok("kubernetes", &facts.server_version, format!("{} or newer", support.floors.kubernetes)).judged(
+        support::reaches(&facts.server_version, &support.floors.kubernetes) == Some(true),
         Level::Problem,
-        "upgrade the cluster: nothing of podshm was tested on older ones, docs/support.md",
+        format!("upgrade the cluster: {}", support.says("Kubernetes before 1.30")),
     )
 }
 
@@ -91,8 +94,9 @@ fn own_namespace(facts: &Facts) -> Finding {
     finding.judged(!is_refused, Level::Problem, remedy)
 }
 
-fn node_is_fit(node: &Node, floors: &Floors) -> Vec<Finding> {
+fn node_is_fit(node: &Node, support: &Support) -> Vec<Finding> {
     let Node { name, kernel, architecture, runtime, .. } = node;
+    let floors = &support.floors;
     let found = format!("kernel {kernel}, {architecture}, {runtime}");
     let finding = Finding::ok(
         format!("node/{name}"),
@@ -101,11 +105,20 @@ fn node_is_fit(node: &Node, floors: &Floors) -> Vec<Finding> {
     );
     let is_new = support::reaches(kernel, &floors.kernel) == Some(true);
     let is_tested = floors.architectures.contains(architecture) && runtime.starts_with("containerd:");
-    let finding = finding.judged(is_tested, Level::Warning, "nothing was tested on it, docs/support.md");
+    let row = match (architecture.as_str(), runtime.split(':').next()) {
+        (_, Some("cri-o")) => support.says("CRI-O"),
+        ("arm64", _) => support.says("arm64"),
+        _ => "it is not in the table of docs/support.md".into(),
+    };
+    let finding =
+        finding.judged(is_tested, Level::Warning, format!("run the tests there before you rely on it: {row}"));
     vec![finding.judged(
         is_new,
         Level::Problem,
-        "keep podshmd, and pods that need it, off this node (nodeSelector), or update its kernel",
+        format!(
+            "keep podshmd, and pods that need it, off this node (nodeSelector), or update its kernel: {}",
+            support.says("Linux before 6.1")
+        ),
     )]
 }
 
@@ -116,6 +129,10 @@ fn daemon(node: &Node, facts: &Facts) -> Finding {
         Finding::ok(format!("podshmd/{name}"), found, "ready, registered with the kubelet, within its memory limit")
     };
     let problem = |found: String, remedy: String| finding(found).judged(false, Level::Problem, remedy);
+    // Somebody's choice.
+    if let (Daemon::Missing, Some(why)) = (&node.daemon, &node.not_for_it) {
+        return finding(format!("no pod, and none is meant to be there: {why}"));
+    }
     match &node.daemon {
         Daemon::Missing if !node.is_ready => finding("no pod; the node is not Ready".into()).judged(
             false,
@@ -190,16 +207,13 @@ fn shown(level: &str) -> &str {
     if level.is_empty() { "nothing" } else { level }
 }
 
-fn foreign(workload: &Workload, facts: &Facts) -> Option<Finding> {
+fn foreign(workload: &Workload, facts: &Facts, support: &Support) -> Option<Finding> {
     let class = workload.runtime_class.as_ref()?;
     let (_, handler) = facts.foreign_runtimes.iter().find(|(name, _)| name == class)?;
+    let row = support.says(if handler.starts_with("kata") { "Kata Containers" } else { "gVisor (runsc)" });
     let finding =
         Finding::ok(format!("runtime/{}", workload.name), format!("RuntimeClass {class} ({handler})"), "runc");
-    Some(finding.judged(
-        false,
-        Level::Problem,
-        "its pods have no memory in common with the node: leave the class away, or use scheme `sidecar`, docs/support.md",
-    ))
+    Some(finding.judged(false, Level::Problem, format!("leave the class away, or use scheme `sidecar`: {row}")))
 }
 
 fn domains(facts: &Facts) -> Vec<Finding> {
@@ -245,21 +259,39 @@ fn domains(facts: &Facts) -> Vec<Finding> {
         (reason == "NoAgent" && unserved.contains_key(domain))
             || said.keys().any(|(of, found, _)| (*of, *found) == (domain, reason))
     };
-    for Domain { name, complaints } in declared {
+    for Domain { name, complaints, .. } in declared {
         for (kind, reason, message) in complaints.iter().filter(|(_, reason, _)| !is_said(name, reason)) {
             all.push(
-                Finding::ok(format!("domain/{name}"), format!("condition {kind}: {reason}"), "no such condition")
-                    .judged(false, Level::Warning, message),
+                Finding::ok(
+                    format!("domain/{name}"),
+                    format!("condition {kind}: {reason}: {message}"),
+                    "no such condition",
+                )
+                .judged(false, Level::Warning, remedy::of(reason)),
             );
         }
     }
     for ((name, reason, message), nodes) in said {
         let nodes: Vec<&str> = nodes.into_iter().collect();
         all.push(
-            Finding::ok(format!("domain/{name}"), format!("{reason} on {}", some(&nodes)), "nothing to be said")
-                .judged(false, Level::Warning, message),
+            Finding::ok(
+                format!("domain/{name}"),
+                format!("{reason} on {}: {message}", some(&nodes)),
+                "nothing to be said",
+            )
+            .judged(false, Level::Warning, remedy::of(reason)),
         );
     }
+    all.extend(declared.iter().filter(|domain| domain.is_native).filter_map(|domain| {
+        let without = reports().filter(|(_, report)| report.nri != Some(true)).map(|(node, _)| node.as_str());
+        let without: Vec<&str> = without.collect();
+        let finding = Finding::ok(
+            format!("domain/{}", domain.name),
+            format!("sysv.mechanism is native, and the container runtime does not ask podshmd on {}", some(&without)),
+            "NRI on, and podshmd connected to it",
+        );
+        (!without.is_empty()).then(|| finding.judged(false, Level::Problem, remedy::of("NoRuntime")))
+    }));
     for workload in &facts.workloads {
         let Some(domain) = &workload.domain else { continue };
         if facts.domains.is_some() && !declared.iter().any(|known| known.name == *domain) {

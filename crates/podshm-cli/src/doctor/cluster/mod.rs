@@ -2,8 +2,11 @@
 //!
 //! [`gather`] asks the API server, [`findings`] judges what it said and nothing else.
 
+mod at_once;
 mod gather;
 mod judge;
+mod placed;
+mod remedy;
 #[cfg(test)]
 mod tests;
 
@@ -55,6 +58,8 @@ pub struct Node {
     pub runtime: String,
     /// Whether its CSINode has the driver.
     pub is_registered: bool,
+    /// Why podshmd does not go there by itself, where it does not.
+    pub not_for_it: Option<String>,
     pub daemon: Daemon,
 }
 
@@ -70,7 +75,7 @@ pub enum Daemon {
     Reports(Box<NodeReport>),
 }
 
-/// A Deployment, DaemonSet or StatefulSet whose pods share memory.
+/// What makes pods that share memory, or such a pod that nothing makes.
 #[derive(Clone, Debug, Default)]
 pub struct Workload {
     /// `Kind namespace/name`.
@@ -99,6 +104,8 @@ pub enum Sharing {
 #[derive(Clone, Debug, Default)]
 pub struct Domain {
     pub name: String,
+    /// System V memory by the kernel: the container runtime has to ask podshmd.
+    pub is_native: bool,
     /// Conditions that say that something is wrong: type, reason, message.
     pub complaints: Vec<(String, String, String)>,
 }

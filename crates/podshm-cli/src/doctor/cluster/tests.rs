@@ -35,6 +35,7 @@ fn healthy() -> Facts {
             architecture: "amd64".into(),
             runtime: "containerd://2.3.0".into(),
             is_registered: true,
+            not_for_it: None,
             daemon: Daemon::Reports(Box::new(report())),
         }],
         workloads: vec![Workload {
@@ -43,14 +44,14 @@ fn healthy() -> Facts {
             domain: Some("routing".into()),
             ..Workload::default()
         }],
-        domains: Some(vec![Domain { name: "routing".into(), complaints: Vec::new() }]),
+        domains: Some(vec![Domain { name: "routing".into(), ..Domain::default() }]),
         admission: Admission { can_mutate: true, policies: Vec::new() },
         ..Facts::default()
     }
 }
 
 fn judged(facts: &Facts) -> Vec<Finding> {
-    findings(facts, &support::table().floors)
+    findings(facts, &support::table())
 }
 
 fn with_report(facts: &mut Facts, change: impl FnOnce(&mut NodeReport)) {
@@ -96,6 +97,11 @@ fn each_fault_is_found_by_its_own_check_alone_and_has_a_remedy() {
         ("domain/routing", Level::Warning, |f| {
             f.domains.as_mut().unwrap()[0].complaints = vec![("Degraded".into(), "NoAgent".into(), "start it".into())];
         }),
+        ("domain/routing", Level::Problem, |f| f.domains.as_mut().unwrap()[0].is_native = true),
+        ("domain/routing", Level::Problem, |f| {
+            f.domains.as_mut().unwrap()[0].is_native = true;
+            with_report(f, |r| r.nri = Some(false));
+        }),
         // What the nodes say themselves, the status repeats a while later.
         ("domain/routing", Level::Problem, |f| {
             with_report(f, |r| r.domains[0].served = false);
@@ -114,13 +120,20 @@ fn each_fault_is_found_by_its_own_check_alone_and_has_a_remedy() {
         let bad: Vec<Finding> = judged(&facts).into_iter().filter(|finding| finding.level != Level::Ok).collect();
         assert_eq!(bad.len(), 1, "{check}: {bad:?}");
         assert_eq!((bad[0].check.as_str(), bad[0].level), (check, level));
-        assert!(!bad[0].remedy.is_empty(), "{check}");
+        assert!(!bad[0].remedy.is_empty() && !bad[0].found.contains(&bad[0].remedy), "{:?}", bad[0]);
     }
 }
 
 #[test]
 fn what_is_chosen_is_no_fault() {
     let mut facts = healthy();
+    facts.domains.as_mut().unwrap()[0].is_native = true;
+    with_report(&mut facts, |r| r.nri = Some(true));
+    assert!(judged(&facts).iter().all(|finding| finding.level == Level::Ok), "{:?}", judged(&facts));
+    // A node that podshmd's DaemonSet leaves out, whatever that is.
+    let (kernel, runtime) = ("10.0.20348".to_owned(), "containerd://1.7".to_owned());
+    let not_for_it = Some("its kubernetes.io/os is windows".to_owned());
+    facts.nodes.push(Node { name: "w".into(), is_ready: true, kernel, runtime, not_for_it, ..Node::default() });
     // Older schemes where a namespace lets them through, no ShmDomains at all, no admission policies.
     facts.workloads[0] = Workload { sharing: Sharing::Host, level: "privileged".into(), ..facts.workloads[0].clone() };
     facts.domains = None;
