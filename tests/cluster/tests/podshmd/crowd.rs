@@ -89,7 +89,7 @@ fn wave(cluster: &Cluster, shop: &Space, wave: &str, of_a_node: usize) {
     for (number, (name, node)) in names.iter().zip(NODES.iter().cycle()).enumerate() {
         let mut pod = with_volume(name, node, json!({"domain": "routing"}));
         // One of five on each node has a client, and so regions: all of them would not fit into the example's budget.
-        if number / NODES.len() % 5 == 0 {
+        if (number / NODES.len()).is_multiple_of(5) {
             pod["spec"]["containers"][0]["image"] = POD.into();
             pod["spec"]["containers"][0]["args"] = json!(["look"]);
         }
