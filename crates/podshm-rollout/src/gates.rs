@@ -5,7 +5,9 @@ use crate::nodes::{is_touched, last_words, newest, revision_of};
 use crate::seen::Seen;
 use crate::world::{is_ready, name, restarts};
 use k8s_openapi::api::core::v1::{Node, Pod};
-use podshm_api::rollout::{AgentRollout, NodeMark, NodeState, Purpose, Verdict, VerdictResult, WorkloadStatus};
+use podshm_api::rollout::{
+    AgentRollout, AgentRolloutStatus, NodeMark, NodeState, Purpose, Verdict, VerdictResult, WorkloadStatus,
+};
 use std::collections::BTreeMap;
 
 /// How long something that was Ready may be not, in seconds: a probe that failed once is no verdict.
@@ -16,7 +18,7 @@ pub(crate) fn evaluate(
     rollout: &AgentRollout,
     world: &Seen<'_>,
     marks: &BTreeMap<String, NodeMark>,
-    workloads: &[WorkloadStatus],
+    status: &AgentRolloutStatus,
 ) -> Vec<Verdict> {
     // As they are from this step on.
     let marked: Vec<(&Node, NodeMark)> =
@@ -27,13 +29,13 @@ pub(crate) fn evaluate(
         .collect();
     let mut all = vec![agents(rollout, world, &served)];
     if rollout.spec.gates.verification.is_some() {
-        all.push(verification(&marked));
+        all.push(verification(&marked, status.resumed_at));
     }
     if let Some(domain) = &rollout.spec.domain {
         all.push(health(rollout, world, domain, &served));
     }
     if !rollout.spec.workloads.is_empty() {
-        all.push(business(rollout, world, workloads));
+        all.push(business(rollout, world, &status.workloads));
     }
     all.extend(world.outside.iter().cloned());
     all
@@ -56,7 +58,7 @@ fn agents(rollout: &AgentRollout, world: &Seen<'_>, served: &[&(&Node, NodeMark)
             );
         };
         let wanted = (rollout.spec.purpose == Purpose::UpgradeAgents).then(|| newest(world, set)).flatten();
-        for (node, _) in served {
+        for (node, mark) in served {
             let on = name(&node.metadata);
             let pod = world
                 .agents_on(set, on)
@@ -64,8 +66,8 @@ fn agents(rollout: &AgentRollout, world: &Seen<'_>, served: &[&(&Node, NodeMark)
                 .find(|pod| wanted.is_none() || revision_of(pod) == wanted.as_ref());
             let found = match pod {
                 None => Some((VerdictResult::Failed, format!("{} has no pod on node {on}", agent.name))),
-                Some(pod) if restarts(pod) > most => {
-                    let (times, why) = (restarts(pod), ended(pod));
+                Some(pod) if started_again(pod, mark) > most => {
+                    let (times, why) = (started_again(pod, mark), ended(pod));
                     let message = format!(
                         "{} on node {on} was started again {times} times, {most} expected at most{why}",
                         agent.name
@@ -97,6 +99,12 @@ fn agents(rollout: &AgentRollout, world: &Seen<'_>, served: &[&(&Node, NodeMark)
     }
 }
 
+/// How often since somebody looked at it, or since it came.
+fn started_again(pod: &Pod, mark: &NodeMark) -> u32 {
+    let seen = pod.metadata.uid.as_ref().and_then(|uid| mark.restarts.get(uid)).copied().unwrap_or_default();
+    restarts(pod).saturating_sub(seen)
+}
+
 /// How a container ended the last time.
 fn ended(pod: &Pod) -> String {
     let containers = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref());
@@ -113,9 +121,9 @@ fn not_ready_for(pod: &Pod, now: i64) -> i64 {
     since.map_or(0, |since| now - since.0.as_second())
 }
 
-fn verification(marked: &[(&Node, NodeMark)]) -> Verdict {
-    let failed =
-        marked.iter().find(|(_, mark)| mark.state == NodeState::Failed && mark.reason.starts_with("verification"));
+fn verification(marked: &[(&Node, NodeMark)], resumed_at: i64) -> Verdict {
+    let is_new = |mark: &NodeMark| mark.state == NodeState::Failed && mark.since > resumed_at;
+    let failed = marked.iter().find(|(_, mark)| is_new(mark) && mark.reason.starts_with("verification"));
     if let Some((node, mark)) = failed {
         return verdict(
             "verification",

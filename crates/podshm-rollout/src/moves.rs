@@ -12,7 +12,7 @@ use crate::world::{adopted, annotation, asked_of, is_ready, labels, name, namesp
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Pod;
 use podshm_api::rollout::{AgentRollout, MADE_BY, MADE_BY_UID, TEMPLATE, Workload, WorkloadStatus};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Annotation by which a ReplicaSet takes away pods first.
 pub(crate) const COST: &str = "controller.kubernetes.io/pod-deletion-cost";
@@ -257,9 +257,9 @@ fn grow(moves: &mut Moves, forms: &Forms<'_>, of: &Deployment, missing: u32, to:
 }
 
 /// Fewer of one form: as many as are Ready beyond what was asked for, and as budgets allow.
-fn shrink(
+fn shrink<'w>(
     moves: &mut Moves,
-    world: &Seen<'_>,
+    world: &Seen<'w>,
     forms: &Forms<'_>,
     of: &Deployment,
     going: &[&Pod],
@@ -277,17 +277,23 @@ fn shrink(
         return;
     }
     let mut allowed = most.min(spare);
-    for pod in going {
-        for budget in world.budgets_of(namespace(&pod.metadata), labels(&pod.metadata)) {
-            let left = budget.status.as_ref().and_then(|status| status.disruptions_allowed).unwrap_or(0).max(0) as u32;
-            if left == 0 {
-                let name = name(&budget.metadata);
-                moves.waits_for =
-                    Some(format!("PodDisruptionBudget {name} allows no disruption of {} now", moves.status.name));
-            }
-            allowed = allowed.min(left);
+    let budgets: BTreeMap<_, _> = going
+        .iter()
+        .flat_map(|pod| world.budgets_of(namespace(&pod.metadata), labels(&pod.metadata)))
+        .map(|budget| ((namespace(&budget.metadata), name(&budget.metadata)), budget))
+        .collect();
+    let mut spent = world.spent.borrow_mut();
+    for (key, budget) in &budgets {
+        let left = budget.status.as_ref().and_then(|status| status.disruptions_allowed).unwrap_or(0).max(0) as u32;
+        let left = left.saturating_sub(spent.get(key).copied().unwrap_or_default());
+        if left == 0 {
+            moves.waits_for =
+                Some(format!("PodDisruptionBudget {} allows no disruption of {} now", key.1, moves.status.name));
         }
+        allowed = allowed.min(left);
     }
+    budgets.into_keys().for_each(|key| *spent.entry(key).or_default() += allowed);
+    drop(spent);
     if allowed > 0 {
         moves.actions.push(to(replicas(of).saturating_sub(allowed)));
     }

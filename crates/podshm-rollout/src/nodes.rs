@@ -6,9 +6,10 @@ use crate::seen::Seen;
 use crate::world::{
     World, has_label, has_taint, is_cordoned, is_ready, labels, mark_of, name, phase, restarts, unhealthy,
 };
-use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use podshm_api::rollout::{AgentRef, AgentRollout, NodeMark, NodeState, Purpose};
+use std::collections::BTreeMap;
 
 /// Label of a DaemonSet's pods and revisions.
 const REVISION: &str = "controller-revision-hash";
@@ -56,6 +57,7 @@ pub(crate) fn new_mark(rollout: &AgentRollout, batch: u32, state: NodeState, rea
         reason: reason.into(),
         since: now,
         before: None,
+        restarts: BTreeMap::new(),
     }
 }
 
@@ -76,8 +78,15 @@ pub(crate) fn edited(rollout: &AgentRollout, node: &Node) -> Option<String> {
     ))
 }
 
-/// A node's next state. `may_begin`: whether an untouched one may be touched now.
-pub(crate) fn next(rollout: &AgentRollout, world: &Seen<'_>, node: &Node, mark: &NodeMark, may_begin: bool) -> Next {
+/// A node's next state. `may_begin`: whether an untouched one may be touched now; `going_since`: nobody was late before.
+pub(crate) fn next(
+    rollout: &AgentRollout,
+    world: &Seen<'_>,
+    node: &Node,
+    mark: &NodeMark,
+    may_begin: bool,
+    going_since: i64,
+) -> Next {
     let to = |state, reason: String, actions: Vec<Action>| Next {
         mark: NodeMark { state, reason, since: world.now, ..mark.clone() },
         actions,
@@ -85,7 +94,7 @@ pub(crate) fn next(rollout: &AgentRollout, world: &Seen<'_>, node: &Node, mark: 
     let stay = || Next { mark: mark.clone(), actions: Vec::new() };
     let who = name(&node.metadata);
     let spec = &rollout.spec;
-    let waited = world.now - mark.since;
+    let waited = world.now - mark.since.max(going_since);
     let is_late = waited > i64::from(spec.progress_deadline_seconds);
     let is_watched = is_touched(mark.state) && mark.state != NodeState::Failed;
     if let Some(why) = is_watched.then(|| unhealthy(node).or_else(|| edited(rollout, node))).flatten() {
@@ -231,6 +240,11 @@ fn agent_missing(
 /// The hash of a DaemonSet's newest revision.
 pub(crate) fn newest(world: &World, set: &DaemonSet) -> Option<String> {
     labels(&world.revisions_of(set).last()?.metadata).get(REVISION).cloned()
+}
+
+/// The hash of a revision.
+pub(crate) fn hash_of(revision: &ControllerRevision) -> Option<&String> {
+    labels(&revision.metadata).get(REVISION)
 }
 
 /// The hash of a pod's revision.

@@ -3,8 +3,10 @@
 use crate::world::{FormPods, World, annotation, is_going, labels, namespace, node_of, owner, phase};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use podshm_api::rollout::VERIFIES;
-use std::collections::HashMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Deref;
 
 type Sorted<'w, T> = HashMap<&'w str, Vec<T>>;
@@ -16,6 +18,8 @@ pub(crate) struct Seen<'w> {
     by_owner: Sorted<'w, &'w Pod>,
     /// Verification pods, by the node that they are about.
     verifying: Sorted<'w, &'w Pod>,
+    /// Disruptions of budgets, by namespace and name, that this step has used: several workloads may fall under one.
+    pub spent: RefCell<HashMap<(&'w str, &'w str), u32>>,
     /// Uids of ReplicaSets, by that of their Deployment.
     sets: Sorted<'w, &'w str>,
 }
@@ -36,6 +40,7 @@ impl<'w> Seen<'w> {
             by_node: HashMap::new(),
             by_owner: HashMap::new(),
             verifying: HashMap::new(),
+            spent: RefCell::default(),
             sets: HashMap::new(),
         };
         for pod in &world.pods {
@@ -67,6 +72,15 @@ impl<'w> Seen<'w> {
     fn sets_of(&self, workload: &Deployment) -> &[&'w str] {
         let uid = workload.metadata.uid.as_deref();
         uid.and_then(|uid| self.sets.get(uid)).map_or(&[], Vec::as_slice)
+    }
+
+    /// As [`World::budgets_of`].
+    pub fn budgets_of(
+        &self,
+        space: &str,
+        labels: &BTreeMap<String, String>,
+    ) -> impl Iterator<Item = &'w PodDisruptionBudget> + use<'w> {
+        self.world.budgets_of(space, labels)
     }
 
     /// As [`World::pods_of`].

@@ -1,20 +1,22 @@
 //! One step of a rollout: where it is, and what is to be done.
 
+mod again;
 mod back;
 mod compare;
 mod small;
 
 use crate::action::{Action, Change};
-use crate::batches::assign;
+use crate::batches::{assign, eligible};
 use crate::gates::{evaluate, restarts_of};
 use crate::moves::{Moves, forward};
-use crate::nodes::{convert, is_converted, is_touched, is_worked_on, marked, new_mark, next};
+use crate::nodes::{hash_of, is_converted, is_touched, is_worked_on, marked, new_mark, next, revision_of};
 use crate::plan::plan;
 use crate::seen::Seen;
 use crate::world::{World, has_taint, name};
+use k8s_openapi::api::apps::v1::ControllerRevision;
 use podshm_api::clipped;
 use podshm_api::rollout::{
-    AgentRollout, AgentRolloutStatus, BatchRecord, NodeMark, NodeState, NodeSummary, OnFailure, Phase, Purpose, Stop,
+    AgentRollout, AgentRolloutStatus, BatchRecord, NodeMark, NodeState, NodeSummary, Phase, Purpose, Stop,
     VerdictResult,
 };
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,12 +36,15 @@ pub struct Step {
 /// Looks at the cluster and decides.
 pub fn step(rollout: &AgentRollout, world: &World) -> Step {
     let seen = Seen::of(world);
+    let marks: BTreeMap<String, NodeMark> =
+        marked(rollout, world).into_iter().map(|(node, mark)| (name(&node.metadata).to_owned(), mark)).collect();
     let mut run = Run {
         rollout,
         world: &seen,
         status: rollout.status.clone().unwrap_or_default(),
         actions: Vec::new(),
-        marks: marked(rollout, world).into_iter().map(|(node, mark)| (name(&node.metadata).to_owned(), mark)).collect(),
+        was: marks.clone(),
+        marks,
     };
     run.decide();
     run.summarize();
@@ -51,7 +56,9 @@ struct Run<'r> {
     world: &'r Seen<'r>,
     status: AgentRolloutStatus,
     actions: Vec<Action>,
-    /// As nodes have them, and as this step changes them.
+    /// As nodes have them.
+    was: BTreeMap<String, NodeMark>,
+    /// As this step changes them.
     marks: BTreeMap<String, NodeMark>,
 }
 
@@ -112,35 +119,6 @@ impl Run<'_> {
         false
     }
 
-    /// After somebody has looked: what failed is tried again.
-    fn resume(&mut self) {
-        self.status.phase = Phase::Running;
-        self.status.message = "resumed".into();
-        self.status.soaking_since = 0;
-        self.status.resumed_at = self.world.now;
-        self.remember_restarts();
-    }
-
-    /// Begins anew with nodes that failed before somebody looked. True if there are any: they are to be seen as they are then first.
-    fn try_again(&mut self) -> bool {
-        let is_due = |mark: &NodeMark| mark.state == NodeState::Failed && mark.since <= self.status.resumed_at;
-        let failed: Vec<String> =
-            self.marks.iter().filter(|(_, mark)| is_due(mark)).map(|(name, _)| name.clone()).collect();
-        for node in &failed {
-            let node = node.clone();
-            let batch = self.marks[&node].batch;
-            let mut mark = new_mark(self.rollout, batch, NodeState::Preparing, "tried again", self.world.now);
-            mark.before = self.marks[&node].before;
-            self.actions.push(match self.rollout.spec.purpose {
-                Purpose::Convert => convert(&node, mark.clone()),
-                Purpose::UpgradeAgents => Action::mark(&node, mark.clone()),
-            });
-            self.actions.push(Action::CleanUp { node: node.clone() });
-            self.marks.insert(node, mark);
-        }
-        !failed.is_empty()
-    }
-
     /// Nodes of batches that are over are done. Whoever ended the batch may have died before it wrote that down.
     fn settle(&mut self) {
         let over: BTreeSet<u32> =
@@ -157,13 +135,19 @@ impl Run<'_> {
     }
 
     fn go_on(&mut self) {
-        if self.try_again() {
+        if self.look_at_restarts() || self.try_again() {
             return;
         }
         self.settle();
         let is_between = self.status.history.last().is_none_or(|record| record.ended != 0);
-        if is_between && !self.begin_batch() {
-            return;
+        if is_between {
+            // What is done is watched while somebody is waited for, and before more is begun.
+            if let Some(why) = self.watch() {
+                return self.fail(&why);
+            }
+            if !self.begin_batch() {
+                return;
+            }
         }
         if self.count_anew() {
             return;
@@ -173,9 +157,8 @@ impl Run<'_> {
         let failed = self.advance_nodes();
         let moves = self.advance_workloads();
         self.status.workloads = moves.iter().map(|moves| moves.status.clone()).collect();
-        self.status.gates = small::brief(evaluate(self.rollout, self.world, &self.marks, &self.status.workloads));
-        let gate = self.status.gates.iter().find(|one| one.result == VerdictResult::Failed);
-        let gate = gate.map(|gate| format!("gate {}: {}", gate.gate, gate.message));
+        self.status.gates = small::brief(evaluate(self.rollout, self.world, &self.marks, &self.status));
+        let gate = self.failed_gate();
         let moving = moves.iter().find_map(|moves| moves.failure.clone());
         // A node that is late is so for a reason.
         let waits = failed.as_ref().and_then(|_| self.moves(&converted).into_iter().find_map(|moves| moves.waits_for));
@@ -184,6 +167,22 @@ impl Run<'_> {
             return self.fail(&why);
         }
         self.soak(&moves);
+    }
+
+    /// What is wrong with the batches before, between two of them.
+    fn watch(&mut self) -> Option<String> {
+        // Once all are over the taint goes, which is not somebody else's doing.
+        if self.marks.is_empty() || self.status.batch as usize >= self.rollout.spec.batches.len() {
+            return None;
+        }
+        let failed = self.advance_nodes();
+        self.status.gates = small::brief(evaluate(self.rollout, self.world, &self.marks, &self.status));
+        failed.or(self.failed_gate())
+    }
+
+    fn failed_gate(&self) -> Option<String> {
+        let gate = self.status.gates.iter().find(|one| one.result == VerdictResult::Failed)?;
+        Some(format!("gate {}: {}", gate.gate, gate.message))
     }
 
     /// The next batch, if there is one and it may begin.
@@ -243,9 +242,17 @@ impl Run<'_> {
         for agent in &self.rollout.spec.agents {
             let Some(set) = self.world.daemon_set(agent) else { continue };
             let revisions = self.world.revisions_of(set);
-            if let [.., before, _] = revisions.as_slice() {
-                let of = agent.full_name();
-                self.status.agents_before.insert(of, name(&before.metadata).into());
+            let [earlier @ .., _] = revisions.as_slice() else { continue };
+            // The one that most nodes run; templates that no pod was ever made of may have come between.
+            let mut running: BTreeMap<&String, usize> = BTreeMap::new();
+            for node in eligible(self.rollout, self.world) {
+                let pods = self.world.agents_on(set, name(&node.metadata));
+                pods.into_iter().filter_map(revision_of).for_each(|hash| *running.entry(hash).or_default() += 1);
+            }
+            let runs = |one: &&&ControllerRevision| hash_of(one).and_then(|hash| running.get(hash)).copied();
+            let before = earlier.iter().filter(|one| runs(one).is_some()).max_by_key(runs).or(earlier.last());
+            if let Some(before) = before {
+                self.status.agents_before.insert(agent.full_name(), name(&before.metadata).into());
             }
         }
     }
@@ -279,11 +286,11 @@ impl Run<'_> {
             let Some(node) = world.nodes.get(&who) else { continue };
             let mark = self.marks[&who].clone();
             let may_begin = busy < rollout.spec.max_unavailable && mark.batch == self.status.batch;
-            if mark.state == NodeState::Failed {
+            if mark.state == NodeState::Failed && !self.is_due(&mark) {
                 // Whoever wrote that down may have died before the status said so.
                 failed.get_or_insert_with(|| format!("node {who}: {}", mark.reason));
             }
-            let advance = next(rollout, world, node, &mark, may_begin);
+            let advance = next(rollout, world, node, &mark, may_begin, self.going_since());
             if advance.mark != mark {
                 busy += u32::from(is_worked_on(advance.mark.state) && !is_worked_on(mark.state));
                 if advance.mark.state == NodeState::Failed {
@@ -300,6 +307,11 @@ impl Run<'_> {
         failed
     }
 
+    /// Nobody was late while nobody was at work: a person's pause, and the time without a controller, do not count.
+    fn going_since(&self) -> i64 {
+        self.status.resumed_at.max(self.world.led_since)
+    }
+
     fn advance_workloads(&mut self) -> Vec<Moves> {
         let all = self.moves(&self.converted());
         self.actions.extend(all.iter().flat_map(|moves| moves.actions.iter().cloned()));
@@ -313,6 +325,7 @@ impl Run<'_> {
 
     fn moves(&self, converted: &BTreeSet<String>) -> Vec<Moves> {
         let (rollout, before) = (self.rollout, &self.status.workloads);
+        self.world.spent.borrow_mut().clear();
         let all = 0..rollout.spec.workloads.len();
         all.map(|index| forward(rollout, self.world, before, index, converted)).collect()
     }
@@ -328,6 +341,9 @@ impl Run<'_> {
         let count = |state: NodeState| here.iter().filter(|(_, mark)| mark.state == state).count();
         let (skipped, watched) = (count(NodeState::Skipped), count(NodeState::Soaking) + count(NodeState::Done));
         if skipped == here.len() && !here.is_empty() {
+            if self.others_instead() {
+                return;
+            }
             return self.fail(&format!(
                 "all {skipped} nodes of batch {number} were unhealthy before they were touched, so nothing was tried"
             ));
@@ -349,7 +365,10 @@ impl Run<'_> {
             _ if passed < soak => {
                 self.status.message = format!("batch {number} is watched for {} s more", soak - passed);
             }
-            Some(gate) if passed > soak + i64::from(self.rollout.spec.progress_deadline_seconds) => {
+            Some(gate)
+                if now - self.status.soaking_since.max(self.world.led_since)
+                    > soak + i64::from(self.rollout.spec.progress_deadline_seconds) =>
+            {
                 let why = format!("gate {} has no verdict {passed} s after all was moved: {}", gate.gate, gate.message);
                 self.fail(&why);
             }
@@ -408,17 +427,6 @@ impl Run<'_> {
             self.status.message += &format!(
                 "; {n} nodes are in no batch and stay as they are ({first}, …): a rollout of their own converts them"
             );
-        }
-    }
-
-    fn fail(&mut self, why: &str) {
-        self.status.failures += 1;
-        match self.rollout.spec.on_failure {
-            OnFailure::Pause => {
-                self.status.phase = Phase::Paused;
-                self.status.message = shortened(&format!("{why} (resume: podshm rollout resume; or rollback, abort)"));
-            }
-            OnFailure::RollBack => self.turn_back(why),
         }
     }
 

@@ -18,6 +18,8 @@ use std::collections::BTreeMap;
 pub struct World {
     /// Seconds since 1970.
     pub now: i64,
+    /// Since when whoever looks has been at work, in seconds since 1970: nobody looked before.
+    pub led_since: i64,
     /// By name.
     pub nodes: BTreeMap<String, Node>,
     /// All of them.
@@ -263,7 +265,7 @@ impl World {
         &'w self,
         space: &str,
         labels: &BTreeMap<String, String>,
-    ) -> impl Iterator<Item = &'w PodDisruptionBudget> {
+    ) -> impl Iterator<Item = &'w PodDisruptionBudget> + use<'w> {
         let (space, labels) = (space.to_owned(), labels.clone());
         self.budgets.iter().filter(move |budget| {
             namespace(&budget.metadata) == space

@@ -80,6 +80,9 @@ pub struct NodeMark {
     /// What its daemon had counted before, to be compared with what it counts now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub before: Option<Counted>,
+    /// How often its agents' pods, by uid, had been started again when somebody looked at what failed.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub restarts: BTreeMap<String, u32>,
 }
 
 /// What a node's daemon has counted of a domain.
@@ -130,6 +133,8 @@ pub struct AgentRolloutStatus {
     pub resumed_at: i64,
     /// What node daemons say is compared with what they said then, or when the node was touched after it; in seconds since 1970.
     pub compared_since: i64,
+    /// Restarts of agents that were there then are seen, in seconds since 1970.
+    pub restarts_since: i64,
     /// When the soak of this batch began, in seconds since 1970; 0 before.
     pub soaking_since: i64,
     /// Revisions of the agents before an upgrade, by `namespace/name`.

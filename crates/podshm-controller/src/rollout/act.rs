@@ -12,36 +12,41 @@ use std::collections::BTreeMap;
 /// A ReplicaSet takes pods with a lower one away first.
 const COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 
-/// Does one thing.
-pub(super) async fn act(client: &Client, rollout: &AgentRollout, world: &World, action: &Action) -> anyhow::Result<()> {
+/// Does one thing. False where the API server has not taken it, since its object has changed or is gone.
+pub(super) async fn act(
+    client: &Client,
+    rollout: &AgentRollout,
+    world: &World,
+    action: &Action,
+) -> anyhow::Result<bool> {
     match action {
         Action::Node { name, mark, label, taint } => {
-            let Some(node) = world.nodes.get(name) else { return Ok(()) };
+            let Some(node) = world.nodes.get(name) else { return Ok(false) };
             let patch = node_patch(rollout, node, mark.as_ref(), *label, *taint)?;
             merge(&Api::<Node>::all(client.clone()), name, &patch).await
         }
         Action::Verify { node } => {
-            let Some(gate) = &rollout.spec.gates.verification else { return Ok(()) };
+            let Some(gate) = &rollout.spec.gates.verification else { return Ok(false) };
             let pods = Api::<Pod>::namespaced(client.clone(), &gate.namespace);
             created(pods.create(&PostParams::default(), &verification_pod(rollout, gate, node)?).await)
         }
         Action::CleanUp { node } => {
-            let Some(gate) = &rollout.spec.gates.verification else { return Ok(()) };
+            let Some(gate) = &rollout.spec.gates.verification else { return Ok(false) };
             let pods = Api::<Pod>::namespaced(client.clone(), &gate.namespace);
             let of = format!("{VERIFIES}={},{MADE_BY}={}", label_value(node), label_value(&rollout.name_any()));
             pods.delete_collection(&DeleteParams::default(), &ListParams::default().labels(&of)).await?;
-            Ok(())
+            Ok(true)
         }
         Action::Slim { workload } => {
-            let Some(one) = rollout.spec.workloads.get(*workload) else { return Ok(()) };
+            let Some(one) = rollout.spec.workloads.get(*workload) else { return Ok(false) };
             let deployments = Api::<Deployment>::namespaced(client.clone(), &one.namespace);
             let slim = slim_form(one, &deployments.get(&one.name).await?, rollout)?;
             match deployments.create(&PostParams::default(), &slim).await {
                 Err(kube::Error::Api(status)) if status.code == 409 => {}
-                other => return Ok(other.map(drop)?),
+                other => return Ok(other.map(|_| true)?),
             }
             // Its template as a whole: what is gone from the fat one goes here, too.
-            let Some(found) = world.deployment(&one.namespace, &slim.name_any()) else { return Ok(()) };
+            let Some(found) = world.deployment(&one.namespace, &slim.name_any()) else { return Ok(false) };
             let mut annotations = found.annotations().clone();
             annotations.extend(slim.annotations().clone());
             let patch = serde_json::from_value(json!([
@@ -75,13 +80,13 @@ pub(super) async fn act(client: &Client, rollout: &AgentRollout, world: &World, 
             gone(Api::<Pod>::namespaced(client.clone(), namespace).delete(name, &DeleteParams::default()).await)
         }
         Action::Restore { agent, revision } => {
-            let Some(agent) = rollout.spec.agents.get(*agent) else { return Ok(()) };
+            let Some(agent) = rollout.spec.agents.get(*agent) else { return Ok(false) };
             let revisions = Api::<ControllerRevision>::namespaced(client.clone(), &agent.namespace);
             // What `kubectl rollout undo` sends: the revision's data is a strategic merge patch.
-            let Some(data) = revisions.get(revision).await?.data else { return Ok(()) };
+            let Some(data) = revisions.get(revision).await?.data else { return Ok(false) };
             let sets = Api::<DaemonSet>::namespaced(client.clone(), &agent.namespace);
             sets.patch(&agent.name, &manager(), &Patch::Strategic(data.0)).await?;
-            Ok(())
+            Ok(true)
         }
     }
 }
@@ -90,7 +95,7 @@ fn manager() -> PatchParams {
     PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() }
 }
 
-async fn merge<K>(api: &Api<K>, name: &str, patch: &Value) -> anyhow::Result<()>
+async fn merge<K>(api: &Api<K>, name: &str, patch: &Value) -> anyhow::Result<bool>
 where
     K: Clone + std::fmt::Debug + serde::de::DeserializeOwned,
 {
@@ -98,18 +103,18 @@ where
 }
 
 /// Already there is there.
-fn created<T>(result: kube::Result<T>) -> anyhow::Result<()> {
+fn created<T>(result: kube::Result<T>) -> anyhow::Result<bool> {
     match result {
-        Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
-        other => Ok(other.map(drop)?),
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(true),
+        other => Ok(other.map(|_| true)?),
     }
 }
 
 /// Gone is gone, and what has changed since is looked at anew.
-fn gone<T>(result: kube::Result<T>) -> anyhow::Result<()> {
+fn gone<T>(result: kube::Result<T>) -> anyhow::Result<bool> {
     match result {
-        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
-        other => Ok(other.map(drop)?),
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(false),
+        other => Ok(other.map(|_| true)?),
     }
 }
 

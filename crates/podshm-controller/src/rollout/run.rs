@@ -51,6 +51,7 @@ async fn carry_out(client: Client, namespace: &str, lead: &Lead) -> anyhow::Resu
     let reporter = Reporter { controller: FIELD_MANAGER.into(), instance: Some(lead.me().to_owned()) };
     let mut controller = Controller {
         lead: lead.clone(),
+        led_since: Timestamp::now().as_second(),
         recorder: Recorder::new(client.clone(), reporter),
         client: client.clone(),
         asker: Asker::new(),
@@ -103,6 +104,8 @@ fn is_due(rollout: &AgentRollout) -> bool {
 
 struct Controller {
     lead: Lead,
+    /// In seconds since 1970.
+    led_since: i64,
     client: Client,
     recorder: Recorder,
     asker: Asker,
@@ -143,6 +146,7 @@ impl Controller {
         }
         let is_new =
             rollout.status.as_ref().is_none_or(|status| matches!(status.phase, Phase::Pending | Phase::Refused));
+        world.led_since = self.led_since;
         world.denied = if is_new { missing(&self.client, rollout).await? } else { Vec::new() };
         let queries = &rollout.spec.gates.prometheus;
         world.queries = if is_new { self.asker.look_at(queries, true).await } else { Vec::new() };
@@ -160,15 +164,21 @@ impl Controller {
             self.written.insert(uid, (version, Instant::now()));
             self.tell(rollout, &before, &next.status).await;
         }
+        let mut first = None;
         for action in &next.actions {
             self.lead_on()?;
             tracing::info!(rollout = rollout.name_any(), ?action, "to be done");
-            act(&self.client, rollout, world, action).await?;
-            if let Action::Node { name, mark: Some(mark), .. } = action {
-                self.tell_node(rollout, name, mark).await;
+            match (act(&self.client, rollout, world, action).await, action) {
+                (Ok(true), Action::Node { name, mark: Some(mark), .. }) => self.tell_node(rollout, name, mark).await,
+                (Ok(_), _) => {}
+                // What one object does not allow is no reason to leave the others half way.
+                (Err(error), _) => {
+                    tracing::warn!(rollout = rollout.name_any(), ?action, %error, "not done");
+                    first.get_or_insert(error);
+                }
             }
         }
-        Ok(())
+        first.map_or(Ok(()), Err)
     }
 
     /// What did not work is tried again; people hear of it by an event, in the API server's words.

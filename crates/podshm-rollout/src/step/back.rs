@@ -4,7 +4,7 @@ use super::{Run, shortened};
 use crate::action::{Action, Change};
 use crate::moves::{Moves, back};
 use crate::nodes::{is_touched, newest, revision_of};
-use crate::world::{has_label, has_taint, is_ready, labels, name, phase};
+use crate::world::{has_label, has_taint, is_ready, name, phase, unhealthy};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use podshm_api::clipped;
 use podshm_api::rollout::{NodeMark, NodeState, Phase, Purpose};
@@ -92,32 +92,53 @@ impl Run<'_> {
         self.world.pods_of(fat).all.iter().any(|pod| is_unschedulable(pod))
     }
 
-    /// Whether agents of nodes that were touched are of the version before.
+    /// Whether agents of nodes that were touched are of the version before; the last that were touched come first, as many at once as
+    /// `maxUnavailable` says.
     fn restore_agents(&mut self) -> bool {
-        let mut is_back = true;
+        let (mut waits, mut left): (Option<String>, Vec<(usize, String)>) = (None, Vec::new());
+        let mut busy = 0;
+        let mut nodes: Vec<(&String, &NodeMark)> =
+            self.marks.iter().filter(|(_, mark)| is_touched(mark.state)).collect();
+        nodes.sort_by_key(|(who, mark)| (std::cmp::Reverse(mark.batch), std::cmp::Reverse(*who)));
         for (index, agent) in self.rollout.spec.agents.iter().enumerate() {
             let of = agent.full_name();
             let (Some(set), Some(before)) = (self.world.daemon_set(agent), self.status.agents_before.get(&of)) else {
                 continue;
             };
             let revisions = self.world.revisions_of(set);
-            let Some(wanted) = revisions.iter().find(|one| name(&one.metadata) == before) else { continue };
+            if !revisions.iter().any(|one| name(&one.metadata) == before) {
+                waits.get_or_insert(format!(
+                    "revision {before} of DaemonSet {of} is gone; set its former template by hand"
+                ));
+                continue;
+            }
             if revisions.last().is_none_or(|last| name(&last.metadata) != before) {
                 self.actions.push(Action::Restore { agent: index, revision: before.clone() });
-                is_back = false;
+                waits.get_or_insert(format!("DaemonSet {of} to have revision {before} again"));
                 continue;
             }
             let hash = newest(self.world, set);
-            debug_assert_eq!(hash.as_ref(), labels(&wanted.metadata).get("controller-revision-hash"));
-            for (who, _) in self.marks.iter().filter(|(_, mark)| is_touched(mark.state)) {
+            for (who, _) in &nodes {
                 let pods: Vec<&Pod> = self.world.agents_on(set, who);
-                for pod in pods.iter().filter(|pod| revision_of(pod) != hash.as_ref()) {
-                    let (namespace, name) = (agent.namespace.clone(), name(&pod.metadata).into());
-                    self.actions.push(Action::Replace { namespace, name });
+                if let Some(pod) = pods.iter().find(|pod| revision_of(pod) != hash.as_ref()) {
+                    left.push((index, name(&pod.metadata).into()));
+                } else if !pods.iter().any(|pod| is_ready(pod)) {
+                    waits.get_or_insert(format!("{of} on node {who} to be Ready"));
+                    // Where a node is away nothing is to be had by waiting for it with the others.
+                    busy += u32::from(self.world.nodes.get(*who).is_some_and(|node| unhealthy(node).is_none()));
                 }
-                is_back &= pods.iter().any(|pod| revision_of(pod) == hash.as_ref() && is_ready(pod));
             }
         }
+        if !left.is_empty() {
+            waits.get_or_insert(format!("{} agents to be of the version before", left.len()));
+        }
+        let room = self.rollout.spec.max_unavailable.saturating_sub(busy) as usize;
+        for (index, name) in left.into_iter().take(room) {
+            let namespace = self.rollout.spec.agents[index].namespace.clone();
+            self.actions.push(Action::Replace { namespace, name });
+        }
+        let is_back = waits.is_none();
+        self.waits(waits);
         is_back
     }
 }
