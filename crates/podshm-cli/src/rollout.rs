@@ -132,10 +132,13 @@ async fn with(client: &Client, verb: Verb) -> anyhow::Result<ExitCode> {
             Ok(if plan.refusals.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Verb::Start { file, output } => {
-            let rollout = read(&file)?;
+            let mut rollout = read(&file)?;
             let name = rollout.name_any();
             if let Some(found) = rollouts.get_opt(&name).await? {
                 let phase = found.status.map(|status| status.phase).unwrap_or_default();
+                // Another text has the controller look again; the same one, after the cluster was changed, would not.
+                let again = u32::from(phase == Phase::Refused);
+                rollout.spec.attempt = rollout.spec.attempt.max(found.spec.attempt.saturating_add(again));
                 ensure!(
                     matches!(phase, Phase::Pending | Phase::Refused),
                     "rollout {name} is there and is {phase:?}; give this one another name, or delete that one"

@@ -145,8 +145,10 @@ fn business(rollout: &AgentRollout, world: &Seen<'_>, workloads: &[WorkloadStatu
     let most = rollout.spec.gates.max_new_restarts;
     let mut waits = None;
     for one in workloads {
+        // Fat pods take theirs along when they go, which must not make up for those of slim ones.
         let now = restarts_of(rollout, world, &one.name);
-        let more = now.saturating_sub(one.restarts_before);
+        let of_slim = now.of_slim.saturating_sub(one.slim_restarts_before);
+        let more = now.of_both.saturating_sub(one.restarts_before).max(of_slim);
         if more > most {
             let message = format!(
                 "containers of {} were started again {more} times since the batch began, {most} expected at most",
@@ -169,10 +171,16 @@ fn business(rollout: &AgentRollout, world: &Seen<'_>, workloads: &[WorkloadStatu
     }
 }
 
-/// Restarts of all pods of both forms of a workload.
-pub(crate) fn restarts_of(rollout: &AgentRollout, world: &Seen<'_>, of: &str) -> u32 {
-    let workload = rollout.spec.workloads.iter().find(|one| one.full_name() == of);
-    let forms = workload.into_iter().flat_map(|one| [one.name.clone(), crate::forms::slim_name(one)]);
-    let space = workload.map(|one| one.namespace.clone()).unwrap_or_default();
-    forms.filter_map(|form| world.deployment(&space, &form)).map(|form| world.pods_of(form).restarts()).sum()
+/// Restarts of all pods of a workload.
+#[derive(Default)]
+pub(crate) struct Restarts {
+    pub(crate) of_both: u32,
+    pub(crate) of_slim: u32,
+}
+
+pub(crate) fn restarts_of(rollout: &AgentRollout, world: &Seen<'_>, of: &str) -> Restarts {
+    let Some(one) = rollout.spec.workloads.iter().find(|one| one.full_name() == of) else { return Restarts::default() };
+    let of = |form: &str| world.deployment(&one.namespace, form).map_or(0, |form| world.pods_of(form).restarts());
+    let of_slim = of(&crate::forms::slim_name(one));
+    Restarts { of_both: of(&one.name) + of_slim, of_slim }
 }

@@ -230,7 +230,8 @@ impl Run<'_> {
                 let of = one.full_name();
                 let place = before.iter().position(|two| two.name == of);
                 let mut status = place.map(|place| before.swap_remove(place)).unwrap_or_default();
-                status.restarts_before = restarts_of(rollout, world, &of);
+                let before = restarts_of(rollout, world, &of);
+                (status.restarts_before, status.slim_restarts_before) = (before.of_both, before.of_slim);
                 status.name = of;
                 status
             })

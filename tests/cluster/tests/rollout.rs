@@ -234,6 +234,9 @@ fn the_fleet_goes_over_while_its_controller_is_killed(cluster: &Cluster, shop: &
     let other = ["patch", "agentrollout", "routing", "--type=merge", "-p", r#"{"spec":{"mark":{"value":"NO"}}}"#];
     let refused = cluster.kubectl(&other).unwrap_err().to_string();
     assert!(refused.contains("purpose, agents and mark stay as they are once a rollout has begun"), "{refused}");
+    let others = ["patch", "agentrollout", "routing", "--type=merge", "-p", r#"{"spec":{"workloads":[]}}"#];
+    let refused = cluster.kubectl(&others).unwrap_err().to_string();
+    assert!(refused.contains("which ones stays as it is once a rollout has begun"), "{refused}");
     let (lowest, begin) = (Lowest::watch(cluster), Instant::now());
     // At every state that its nodes go through, as far as they are seen.
     let (mut seen, mut killed_at) = (Vec::new(), BTreeSet::new());
@@ -297,15 +300,16 @@ fn the_charts_controllers_do_it_too_and_one_follows_the_other(cluster: &Cluster,
     };
     // Not let into the workloads' namespace, it says so, and touches nothing.
     with("{routing}");
-    let mut object = rollout("charted", &["/probe", "size"]);
+    let object = rollout("charted", &["/probe", "size"]);
     cluster.given(&["create", "-f", "-"], &object.to_string()).unwrap();
     let found = wait_for(cluster, "charted", "Refused");
     let message = found["status"]["message"].as_str().unwrap();
     assert!(message.contains("in namespace shop; add shop to rollouts.namespaces of the chart"), "{message}");
     assert!(nodes_json(cluster).iter().all(|node| !has_label(node)));
     with("{routing,shop}");
-    object["spec"]["soakSeconds"] = json!(4);
-    cluster.given(&["apply", "-f", "-"], &object.to_string()).unwrap();
+    // The same again: the chart is what has changed.
+    let said = start(cluster, &object);
+    assert!(said.status.success(), "{}", text(&said));
     until("the canary to have been touched", || Ok(nodes_json(cluster).iter().any(has_label).then_some(()))).unwrap();
     let holder = ["get", "lease", "podshm-rollouts", "-o", "jsonpath={.spec.holderIdentity}"];
     let leader = cluster.within(&system, &holder).unwrap();

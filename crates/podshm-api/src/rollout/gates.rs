@@ -15,7 +15,8 @@ pub struct Gates {
     pub verification: Option<Verification>,
     /// What node daemons may say of the domain, where `spec.domain` names one.
     pub podshm: HealthGate,
-    /// How many more restarts than before a workload's pods may have; more, or one that is not ready, fails.
+    /// How many more restarts than before agents, and a workload's pods, may have; more fails. Replicas that are not ready are waited for, until
+    /// `progressDeadlineSeconds` after the soak.
     pub max_new_restarts: u32,
     /// Queries to Prometheus.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -129,7 +130,7 @@ pub struct QueryGate {
 /// A Job of your own.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 pub struct JobGate {
-    /// What the gate is called; the Job is ROLLOUT-BATCH-NAME.
+    /// What the gate is called; the Job is ROLLOUT-BATCH-FAILURES-NAME, shortened where that is too long.
     #[schemars(length(max = 40))]
     #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')").message("name: expected lower-case letters, digits or '-': it is a part of the Job's name"))]
     pub name: String,

@@ -196,6 +196,8 @@ pub struct WorkloadStatus {
     pub slim_ready: u32,
     /// Restarts of all its pods when the batch began.
     pub restarts_before: u32,
+    /// Those of its slim pods.
+    pub slim_restarts_before: u32,
 }
 
 /// A batch that is over, or under way.

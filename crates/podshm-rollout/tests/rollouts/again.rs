@@ -200,6 +200,26 @@ fn an_agent_that_was_started_again_and_looked_at_stops_nothing_any_more() {
 }
 
 #[test]
+fn restarts_of_slim_pods_are_not_made_up_for_by_fat_pods_that_leave() {
+    let mut cluster = cluster(4);
+    let crash = |cluster: &mut Cluster, of_slim: bool, times: i32| {
+        for pod in &mut cluster.world.pods {
+            let form = pod.metadata.labels.iter().flatten().find(|(key, _)| *key == "form");
+            if form.is_some_and(|(_, form)| (form == "slim") == of_slim) {
+                pod.status.as_mut().unwrap().container_statuses = Some(object(json!([
+                    {"name": "main", "ready": true, "restartCount": times, "image": "a", "imageID": "a"},
+                ])));
+            }
+        }
+    };
+    crash(&mut cluster, false, 10);
+    until_batch(&mut cluster, 2);
+    crash(&mut cluster, true, 3);
+    until(&mut cluster, &[Phase::Paused]);
+    assert!(message(&cluster).contains("were started again"), "{}", message(&cluster));
+}
+
+#[test]
 fn a_canary_that_is_unhealthy_has_another_in_its_place_and_an_unhealthy_batch_is_looked_at_again() {
     let mut first = cluster(6);
     first.world.nodes.get_mut("n00").unwrap().spec.get_or_insert_default().unschedulable = Some(true);
