@@ -156,7 +156,10 @@ fn a_label_is_enough() {
     // By hand for one domain, and a label that names another: what is written stays, and there is no second volume.
     let mut two = asked("adm-all");
     two["spec"]["volumes"] = json!([csi("mine", &json!({"domain": "adm-channel"}))]);
-    assert_eq!(volumes(&stored(&two)), [csi("mine", &json!({"domain": "adm-channel"}))]);
+    let found = stored(&two);
+    assert_eq!(volumes(&found), [csi("mine", &json!({"domain": "adm-channel"}))]);
+    let expected = (vec!["/run/podshm=mine/".to_owned()], vec![]);
+    assert_eq!(all_containers(&found), vec![expected; 3], "the modes of the volume's domain, not of the label's");
 
     a_deployments_pods(&cluster, &space);
     policies(&cluster, "delete", "label", &[]);
