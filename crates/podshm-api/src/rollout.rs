@@ -45,7 +45,7 @@ pub const FIELD_MANAGER: &str = "podshm-rollout";
         .message("metadata.name: expected at most 63 characters: it is a label's value on what the rollout makes"),
     validation = Rule::new("!has(self.status) || !has(self.status.phase) || self.status.phase in ['Pending', 'Refused'] || (self.spec.purpose == oldSelf.spec.purpose && self.spec.agents == oldSelf.spec.agents && self.spec.mark == oldSelf.spec.mark)")
         .message("purpose, agents and mark stay as they are once a rollout has begun: nodes have them; abort it or roll it back, and start another"),
-    validation = Rule::new("!has(self.status) || !has(self.status.phase) || self.status.phase in ['Pending', 'Refused'] || (has(self.spec.workloads) ? self.spec.workloads.map(one, one.namespace + '/' + one.name) : []) == (has(oldSelf.spec.workloads) ? oldSelf.spec.workloads.map(one, one.namespace + '/' + one.name) : [])")
+    validation = Rule::new("!has(self.status) || !has(self.status.phase) || self.status.phase in ['Pending', 'Refused'] || (has(self.spec.workloads) ? self.spec.workloads.size() : 0) == (has(oldSelf.spec.workloads) ? oldSelf.spec.workloads.size() : 0)")
         .message("workloads: which ones stays as it is once a rollout has begun: those that are left out would stay halfway, those that are added are in no plan; start another for them"),
     doc = "A gray rollout of node agents: which nodes, in which batches, past which gates.",
     printcolumn = r#"{"name":"Phase","type":"string","jsonPath":".status.phase"}"#,
