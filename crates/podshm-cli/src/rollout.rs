@@ -208,8 +208,8 @@ async fn found(rollouts: &Api<AgentRollout>, name: &str) -> anyhow::Result<Agent
 }
 
 async fn planned(client: &Client, rollout: &AgentRollout) -> anyhow::Result<Plan> {
-    let mut world = podshm_controller::rollout::look(client, Timestamp::now().as_second()).await?;
-    world.queries = podshm_controller::rollout::queries(rollout).await;
+    // Gates' queries are not asked from here: an address of the cluster's may be somebody else's where a person sits. The controller asks them.
+    let world = podshm_controller::rollout::look(client, Timestamp::now().as_second()).await?;
     Ok(plan(rollout, &world))
 }
 

@@ -14,6 +14,5 @@ mod rights;
 mod run;
 mod view;
 
-pub use outside::queries;
 pub use run::run;
 pub use view::{Stores, look};

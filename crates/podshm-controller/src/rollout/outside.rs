@@ -111,12 +111,6 @@ impl Asker {
     }
 }
 
-/// What is wrong with a rollout's queries, as they are from here: a server of the cluster need not be reached from a person's machine.
-pub async fn queries(rollout: &AgentRollout) -> Vec<BadQuery> {
-    let gates = &rollout.spec.gates.prometheus;
-    if gates.is_empty() { Vec::new() } else { Asker::new().look_at(gates, false).await }
-}
-
 /// Why there is no number.
 #[derive(Debug)]
 enum Why {
