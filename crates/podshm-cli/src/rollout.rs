@@ -132,13 +132,13 @@ async fn with(client: &Client, verb: Verb) -> anyhow::Result<ExitCode> {
             Ok(if plan.refusals.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Verb::Start { file, output } => {
-            let mut rollout = read(&file)?;
+            let rollout = read(&file)?;
             let name = rollout.name_any();
+            let mut again = None;
             if let Some(found) = rollouts.get_opt(&name).await? {
                 let phase = found.status.map(|status| status.phase).unwrap_or_default();
                 // Another text has the controller look again; the same one, after the cluster was changed, would not.
-                let again = u32::from(phase == Phase::Refused);
-                rollout.spec.attempt = rollout.spec.attempt.max(found.spec.attempt.saturating_add(again));
+                again = (phase == Phase::Refused).then(|| found.spec.attempt.saturating_add(1));
                 ensure!(
                     matches!(phase, Phase::Pending | Phase::Refused),
                     "rollout {name} is there and is {phase:?}; give this one another name, or delete that one"
@@ -149,6 +149,10 @@ async fn with(client: &Client, verb: Verb) -> anyhow::Result<ExitCode> {
             ensure!(plan.refusals.is_empty(), "not started; see above for what to change");
             let object = serde_json::to_value(&rollout)?;
             rollouts.patch(&name, &PatchParams::apply(MANAGER), &Patch::Apply(&object)).await?;
+            if let Some(attempt) = again {
+                let parameters = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
+                rollouts.patch(&name, &parameters, &Patch::Merge(json!({"spec": {"attempt": attempt}}))).await?;
+            }
             eprintln!("\nstarted; watch it: podshm rollout status {name} --watch");
             Ok(ExitCode::SUCCESS)
         }
