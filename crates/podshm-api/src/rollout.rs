@@ -131,11 +131,11 @@ pub struct AgentRolloutSpec {
     #[serde(default)]
     pub resumed_failures: u32,
     /// Counted by `podshm rollout start` where a rollout that was refused is started again as it is: then the cluster is what was changed.
-    #[serde(default, skip_serializing_if = "is_none")]
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub attempt: u32,
 }
 
-fn is_none(attempt: &u32) -> bool {
+fn is_zero(attempt: &u32) -> bool {
     *attempt == 0
 }
 

@@ -116,8 +116,8 @@ fn is_let_in(spec: &PodSpec, node: &Node) -> bool {
     repelling(node).all(tolerated)
 }
 
-/// A node is one that a pod asks for, by its selector and by what its affinity requires.
-fn is_wanted(spec: &PodSpec, node: &Node) -> bool {
+/// A node is one that a pod asks for, by its selector and by what its affinity requires; taints and the node's state apart.
+pub fn is_wanted(spec: &PodSpec, node: &Node) -> bool {
     let has = labels(&node.metadata);
     let selected = spec.node_selector.iter().flatten().all(|(key, value)| has.get(key) == Some(value));
     let affinity = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());

@@ -8,6 +8,7 @@ use podshm_api::DRIVER;
 use podshm_api::rollout::{AgentRollout, MADE_BY, MADE_BY_UID, TEMPLATE, Workload};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use xxhash_rust::xxh3::xxh3_64;
 
 /// Why there is no slim form.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -117,7 +118,7 @@ pub fn slim_form(workload: &Workload, fat: &Deployment, rollout: &AgentRollout) 
     if let Some(patch) = &slim.patch {
         merge(&mut template, patch);
     }
-    let made_with = hash(&template);
+    let made_with = format!("{:016x}", xxh3_64(template.to_string().as_bytes()));
     spec.template = serde_json::from_value(template)
         .map_err(|error| malformed(format!("slim.patch makes no pod template: {error}")))?;
 
@@ -157,12 +158,6 @@ pub fn slim_form(workload: &Workload, fat: &Deployment, rollout: &AgentRollout) 
     };
     debug_assert_eq!(name(&fat.metadata), workload.name);
     Ok(Deployment { metadata: meta, spec: Some(spec), status: None })
-}
-
-/// Of a template's text; FNV-1a, which is the same in every version of this program.
-fn hash(template: &Value) -> String {
-    let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
-    format!("{:016x}", template.to_string().bytes().fold(0xcbf2_9ce4_8422_2325, step))
 }
 
 /// Gives all containers of a pod's spec a domain's volume, in place of what the pod has of its own there: an agent in the pod has its sockets, and

@@ -32,6 +32,7 @@ mod world;
 
 pub use action::{Action, Asked, Change};
 pub use batches::{assign, eligible};
+pub use capacity::is_wanted;
 pub use forms::{FormError, join, slim_form, slim_name};
 pub use plan::{Finding, Move, Plan, PlannedBatch, plan};
 pub use step::{Step, step};

@@ -59,8 +59,6 @@ pub struct World {
 pub struct BadQuery {
     /// Its gate.
     pub gate: String,
-    /// It would be so for the controller, too: not a server that can't be reached from here alone.
-    pub is_certain: bool,
     /// What is wrong.
     pub message: String,
 }

@@ -149,7 +149,7 @@ impl Controller {
         world.led_since = self.led_since;
         world.denied = if is_new { missing(&self.client, rollout).await? } else { Vec::new() };
         let queries = &rollout.spec.gates.prometheus;
-        world.queries = if is_new { self.asker.look_at(queries, true).await } else { Vec::new() };
+        world.queries = if is_new { self.asker.look_at(queries).await } else { Vec::new() };
         self.ask(rollout, world).await;
         Ok(true)
     }

@@ -15,14 +15,8 @@ pub(super) fn look_at_gates(rollout: &AgentRollout, world: &World, plan: &mut Pl
         }
     }
     for query in &world.queries {
-        let (about, why) = (format!("gate {}", query.gate), &query.message);
-        if query.is_certain {
-            let what = "no batch would pass; correct query, url or limits (a query that finds nothing while all is well: … or vector(0))";
-            refuse(plan, &about, format!("{why}; {what}"));
-        } else {
-            let what = "the controller asks it before anything is touched, from where it runs, and refuses the rollout if it is so there";
-            warn(plan, &about, format!("from here {why}; {what}"));
-        }
+        let what = "no batch would pass; correct query, url or limits (a query that finds nothing while all is well: … or vector(0))";
+        refuse(plan, &format!("gate {}", query.gate), format!("{}; {what}", query.message));
     }
     match &rollout.spec.gates.verification {
         None => {

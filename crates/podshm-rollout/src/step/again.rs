@@ -75,9 +75,8 @@ impl Run<'_> {
             return false;
         }
         let is_well = |node: &&String| {
-            let node = self.world.nodes.get(*node);
-            !self.marks.contains_key(node.and_then(|node| node.metadata.name.as_deref()).unwrap_or_default())
-                && node.is_some_and(|node| unhealthy(node).is_none() && !is_cordoned(node))
+            let found = self.world.nodes.get(*node);
+            !self.marks.contains_key(*node) && found.is_some_and(|node| unhealthy(node).is_none() && !is_cordoned(node))
         };
         let all = assign(self.rollout, self.world, number + 1);
         let later = all.range(number + 1..).flat_map(|(_, nodes)| nodes);

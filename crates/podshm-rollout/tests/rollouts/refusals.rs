@@ -53,8 +53,8 @@ pub fn managed_by(manager: &str) -> Value {
     json!([{"manager": "kubectl", "operation": "Update"}, {"manager": manager, "operation": "Apply"}])
 }
 
-pub fn bad_query(is_certain: bool) -> BadQuery {
-    BadQuery { gate: "errors".into(), is_certain, message: "the query has 0 results; expected one number".into() }
+fn bad_query() -> BadQuery {
+    BadQuery { gate: "errors".into(), message: "the query has 0 results; expected one number".into() }
 }
 
 pub fn warnings(cluster: &Cluster) -> Vec<String> {
@@ -147,7 +147,7 @@ fn what_cannot_be_done_is_refused_with_what_to_change() {
         ),
         (
             "a query that is no gate for the controller",
-            |c| c.world.queries = vec![bad_query(true)],
+            |c| c.world.queries = vec![bad_query()],
             "gate errors: the query has 0 results; expected one number; no batch would pass",
         ),
         (

@@ -1,6 +1,6 @@
 //! What a plan warns of, and what it does not: what is said of no use is not read.
 
-use crate::refusals::{Change, a_deployment, a_pod, bad_query, cart, fleet, managed_by, said, warnings};
+use crate::refusals::{Change, a_deployment, a_pod, cart, fleet, managed_by, said, warnings};
 use crate::simulated::{Cluster, daemon_set, object};
 use podshm_api::rollout::{MADE_BY, NODE_MARK};
 use podshm_rollout::plan;
@@ -60,7 +60,7 @@ fn what_a_verification_lacks_of_what_the_domain_has_is_warned_of_by_name() {
 
 #[test]
 fn what_is_no_proof_of_a_gitops_tool_or_of_somebody_elses_taint_is_not_refused() {
-    let rows: [(&str, Change, Option<&str>); 6] = [
+    let rows: [(&str, Change, Option<&str>); 5] = [
         (
             "Helm sets the label that Argo CD may track by",
             |c| {
@@ -78,11 +78,6 @@ fn what_is_no_proof_of_a_gitops_tool_or_of_somebody_elses_taint_is_not_refused()
             "agents in Git, which a conversion leaves alone",
             |c| daemon_set(c).metadata.managed_fields = Some(object(managed_by("kustomize-controller"))),
             None,
-        ),
-        (
-            "a server that is not reached from here",
-            |c| c.world.queries = vec![bad_query(false)],
-            Some("gate errors: from here"),
         ),
         (
             "a slim form of a rollout before",

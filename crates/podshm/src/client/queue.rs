@@ -90,7 +90,7 @@ impl QueueSender {
     }
 
     /// Where the agent stands in this queue: it has handled every record with a lower position. That a push went well says only that
-    /// there was room. One load, of a word that the agent writes.
+    /// there was room.
     pub fn taken(&self) -> Result<u64, Error> {
         let shared = &*self.client.shared;
         shared.check_fork()?;

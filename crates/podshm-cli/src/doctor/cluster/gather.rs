@@ -292,7 +292,7 @@ fn workload(
     Some(Workload { name, level, sharing, domain, runtime_class: spec.runtime_class_name.clone() })
 }
 
-/// As the chart's admission policy sees it.
+/// Whether a hostPath shows the node's /dev/shm, as the chart's admission policy sees it.
 fn leads_to_shm(path: &str) -> bool {
     // Components are without `.` and doubled or trailing slashes.
     let path: PathBuf = Path::new(path).components().collect();

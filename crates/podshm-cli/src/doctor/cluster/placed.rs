@@ -1,7 +1,8 @@
 //! Which nodes a DaemonSet goes to, as its controller decides by the node's labels.
 
-use k8s_openapi::api::core::v1::{Node, NodeSelectorRequirement, PodSpec};
+use k8s_openapi::api::core::v1::{Node, PodSpec};
 use kube::ResourceExt;
+use podshm_rollout::is_wanted;
 
 /// Kubelets that are no machine of their own.
 const VIRTUAL: &str = "virtual-kubelet";
@@ -19,39 +20,7 @@ pub fn why_not(spec: &PodSpec, node: &Node) -> Option<String> {
     if let Some((key, value)) = selector.into_iter().find(|(key, value)| label(key) != Some(value.as_str())) {
         return Some(format!("nodeSelector of the DaemonSet podshmd has {key}: {value}"));
     }
-    let affinity = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
-    let required = affinity.and_then(|node| node.required_during_scheduling_ignored_during_execution.as_ref())?;
-    let fits = |terms: Option<&Vec<NodeSelectorRequirement>>, of: &dyn Fn(&str) -> Option<String>| {
-        terms.into_iter().flatten().all(|term| holds(term, of(&term.key).as_deref()))
-    };
-    let name = node.name_any();
-    let is_meant = required.node_selector_terms.iter().any(|term| {
-        let is_empty = term.match_expressions.is_none() && term.match_fields.is_none();
-        !is_empty
-            && fits(term.match_expressions.as_ref(), &|key| label(key).map(str::to_owned))
-            && fits(term.match_fields.as_ref(), &|key| (key == "metadata.name").then(|| name.clone()))
-    });
-    (!is_meant).then(|| "nodeAffinity of the DaemonSet podshmd leaves it out".into())
-}
-
-fn holds(term: &NodeSelectorRequirement, found: Option<&str>) -> bool {
-    let values = term.values.as_deref().unwrap_or_default();
-    let is_among = |found: &str| values.iter().any(|value| value == found);
-    let number = |text: &str| text.parse::<i64>().ok();
-    let compared = |is_so: fn(&i64, &i64) -> bool| {
-        let both = found.and_then(number).zip(values.first().and_then(|value| number(value)));
-        both.is_some_and(|(found, bound)| is_so(&found, &bound))
-    };
-    match term.operator.as_str() {
-        "In" => found.is_some_and(is_among),
-        "NotIn" => !found.is_some_and(is_among),
-        "Exists" => found.is_some(),
-        "DoesNotExist" => found.is_none(),
-        "Gt" => compared(i64::gt),
-        "Lt" => compared(i64::lt),
-        // One that is not known here is no reason to say that all is well.
-        _ => true,
-    }
+    (!is_wanted(spec, node)).then(|| "nodeAffinity of the DaemonSet podshmd leaves it out".into())
 }
 
 #[cfg(test)]
