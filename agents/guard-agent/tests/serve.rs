@@ -116,11 +116,12 @@ impl Running {
     }
 }
 
-/// Asks, and again where it could not be sent because no agent was there: that is not a question without an answer.
+/// Also while one agent follows another.
 fn ask(guard: &GuardClient, question: Question<'_>) -> Verdict {
-    sent(|| guard.ask(&question, PATIENCE))
+    guard.ask(&question, PATIENCE).unwrap()
 }
 
+/// Again where it could not be sent because no agent was there: that is not a question without an answer.
 fn sent<T>(ask: impl Fn() -> Result<T, GuardError>) -> T {
     let until = Instant::now() + PATIENCE;
     loop {
@@ -381,6 +382,8 @@ fn who_starts_with_bad_policies_does_not_take_over_or_decides_by_the_last_good_o
     assert_eq!(ask(&guard, READ), first);
 
     agent.crash();
+    let away = guard.ask(&READ, Duration::from_millis(30)).unwrap_err();
+    assert!(matches!(&away, GuardError::Podshm(error) if error.kind() == ErrorKind::AgentAway), "{away:?}");
     let health_file = node.root.join("health.json");
     config.health_file = Some(health_file.clone());
     let stop = Arc::new(AtomicBool::new(false));

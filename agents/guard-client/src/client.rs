@@ -1,7 +1,7 @@
 //! Asking over shared memory.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use podshm::{Caller, Client, ErrorKind, Spin};
 
@@ -17,6 +17,8 @@ pub const MAX_QUESTION_LEN: usize = 64 * 1024;
 pub const MAX_HEALTH_LEN: usize = 64 * 1024;
 /// Verdicts are short unless policies fail; longer ones are asked for again.
 const ROOM: usize = 512;
+/// Between looks for an agent, where none is there.
+const AWAY: Duration = Duration::from_millis(1);
 
 /// Why there is no verdict.
 #[derive(Debug, thiserror::Error)]
@@ -74,22 +76,35 @@ impl GuardClient {
         &self.client
     }
 
-    /// Asks, and waits for the verdict until `timeout`.
+    /// Asks, and waits for the verdict until `timeout`, also where no agent is there to be asked: one that is replaced is followed by the
+    /// next within milliseconds, and a question may be asked again. [`ErrorKind::AgentAway`] then says that none came.
     pub fn ask(&self, question: &Question<'_>, timeout: Duration) -> Result<Verdict, GuardError> {
+        let until = Instant::now() + timeout;
         let question = wire::encode_question(question)?;
         let mut room = [0; ROOM];
-        match self.decide.call(&question, &mut room, timeout) {
+        match self.decide_by(until, &question, &mut room) {
             Ok(len) => Ok(wire::decode_verdict(&room[..len])?),
             Err(error) if error.kind() == ErrorKind::BufferTooSmall => {
                 let mut room = vec![0; MAX_QUESTION_LEN];
-                let len = self.decide.call(&question, &mut room, timeout)?;
+                let len = self.decide_by(until, &question, &mut room)?;
                 Ok(wire::decode_verdict(&room[..len])?)
             }
             Err(error) => Err(error.into()),
         }
     }
 
-    /// [`GuardClient::ask`] for async programs, on any executor.
+    fn decide_by(&self, until: Instant, question: &[u8], room: &mut [u8]) -> Result<usize, podshm::Error> {
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            match self.decide.call(question, room, left) {
+                Err(error) if error.kind() == ErrorKind::AgentAway && left > AWAY => std::thread::sleep(AWAY),
+                other => return other,
+            }
+        }
+    }
+
+    /// [`GuardClient::ask`] for async programs, on any executor. Where no agent is there it says so at once, and nothing was sent: this
+    /// library has no clock of the executor's to wait by.
     pub async fn ask_async(&self, question: &Question<'_>, timeout: Duration) -> Result<Verdict, GuardError> {
         let question = wire::encode_question(question)?;
         Ok(wire::decode_verdict(&self.decide.call_async(question, timeout).await?)?)
