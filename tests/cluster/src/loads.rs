@@ -3,7 +3,7 @@
 //! ```text
 //!           begin              over                        end
 //!  ─ load ────┼─── the fault ────┼───────────────────────────┼──
-//!             │◄──── DURING ────►│                           │
+//!             │◄──── During ────►│                           │
 //!             │◄────────────────── MANY ────────────────────►│
 //! ```
 
@@ -13,8 +13,17 @@ use std::time::Instant;
 
 /// Records of each pod from when the fault begins; the load goes on for as long.
 pub const MANY: u64 = 100_000;
-/// Of them before the fault is over. More than the rings of two agents hold, 1,024 each: a load that stalls until then has fewer.
-pub const DURING: u64 = 2_500;
+
+/// How many of [`MANY`] have to come before the fault is over, or the load has stalled.
+#[derive(Clone, Copy, Debug)]
+pub struct During(pub u64);
+
+impl During {
+    /// More than the rings of two agents hold, 1,024 each.
+    pub const RECORDS: During = During(2_500);
+    /// Each waits for its answer: of a load that stalls there is one.
+    pub const QUESTIONS: During = During(250);
+}
 
 /// How far a load has come; an error that says what it printed where it has ended.
 fn count(cluster: &Cluster, space: &Space, pod: &str) -> anyhow::Result<u64> {
@@ -38,11 +47,11 @@ fn phase(cluster: &Cluster, space: &Space, pod: &str) -> anyhow::Result<String> 
     cluster.within(space, &["get", "pod", pod, "-o", "jsonpath={.status.phase}"])
 }
 
-/// What was [`DURING`] a fault and what came since it began, of one load; why it is too little.
-fn judged(begin: u64, over: u64, end: u64) -> anyhow::Result<(u64, u64)> {
+/// What was during a fault and what came since it began, of one load; why it is too little.
+fn judged(least: During, begin: u64, over: u64, end: u64) -> anyhow::Result<(u64, u64)> {
     let (during, since) = (over.saturating_sub(begin), end.saturating_sub(begin));
-    if during < DURING {
-        bail!("{during} while it lasted: expected {DURING} at least, or the load has stalled");
+    if during < least.0 {
+        bail!("{during} while it lasted: expected {} at least, or the load has stalled", least.0);
     }
     if since < MANY {
         bail!("{since} from when it began: expected {MANY} at least");
@@ -51,7 +60,7 @@ fn judged(begin: u64, over: u64, end: u64) -> anyhow::Result<(u64, u64)> {
 }
 
 /// Does something while the loads of these pods run, and lets them run on until each has enough. They are still running then.
-pub fn meanwhile(cluster: &Cluster, pods: &[(&Space, String)], what: &str, act: impl FnOnce()) {
+pub fn meanwhile(cluster: &Cluster, pods: &[(&Space, String)], (what, during): (&str, During), act: impl FnOnce()) {
     let all = |least: &dyn Fn(usize) -> u64| -> Vec<u64> {
         let of = |(at, (space, pod)): (usize, &(&Space, String))| counted(cluster, space, pod, least(at), what);
         pods.iter().enumerate().map(of).collect()
@@ -65,7 +74,7 @@ pub fn meanwhile(cluster: &Cluster, pods: &[(&Space, String)], what: &str, act: 
     let end = all(&|at| begin[at] + MANY);
     let seconds = began.elapsed().as_secs_f64();
     for (at, (space, pod)) in pods.iter().enumerate() {
-        let found = judged(begin[at], over[at], end[at]);
+        let found = judged(during, begin[at], over[at], end[at]);
         let (during, since) = found.unwrap_or_else(|why| panic!("{what}: {}/{pod}: {why}", space.name));
         println!(
             "{what}: {}/{pod}: {during} in the {lasted:.1} s that it lasted, {since} in {seconds:.1} s from when it began",
@@ -95,11 +104,11 @@ mod tests {
     #[test]
     fn a_load_that_stalls_for_the_whole_fault_is_too_little_however_far_it_comes_after_it() {
         let full_rings = 2 * 1024;
-        let stalled = judged(50_000, 50_000 + full_rings, 1_000_000).unwrap_err().to_string();
+        let stalled = judged(During::RECORDS, 50_000, 50_000 + full_rings, 1_000_000).unwrap_err().to_string();
         assert!(stalled.contains("2048 while it lasted"), "{stalled}");
         // Before it began does not count.
-        let before = judged(500_000, 510_000, 510_001).unwrap_err().to_string();
+        let before = judged(During::RECORDS, 500_000, 510_000, 510_001).unwrap_err().to_string();
         assert!(before.contains("10001 from when it began"), "{before}");
-        assert_eq!(judged(1_000, 11_000, 101_000).unwrap(), (10_000, 100_000));
+        assert_eq!(judged(During::RECORDS, 1_000, 11_000, 101_000).unwrap(), (10_000, 100_000));
     }
 }

@@ -165,7 +165,7 @@ pub fn under_load(cluster: &Cluster, shop: &Space, first_sender: u32, what: &str
         load["spec"]["containers"][0]["args"] = json!(["load", sender.to_string()]);
         cluster.create(shop, &load).unwrap();
     }
-    loads::meanwhile(cluster, &pods, what, act);
+    loads::meanwhile(cluster, &pods, (what, loads::During::RECORDS), act);
     for (_, pod) in &pods {
         let last = loads::ended(cluster, shop, pod, what);
         let (count, rest) = last.split_once(' ').unwrap_or_default();

@@ -129,7 +129,7 @@ fn the_agent_is_replaced_under_load(cluster: &Cluster, nodes: &[String; 2], syst
             cluster.start(shop, &business(pod, node, &["guard", "load", READ])).unwrap();
         }
         let before = agents().unwrap();
-        loads::meanwhile(cluster, &pods, what, || {
+        loads::meanwhile(cluster, &pods, (what, loads::During::QUESTIONS), || {
             act();
             cluster.rolled_out(system, "daemonset/guard-agent").unwrap();
             for node in nodes {

@@ -276,7 +276,7 @@ fn under_load(
     for (((space, pod), node), sender) in pods.iter().zip(NODES).zip(first_sender..) {
         cluster.create(space, &business(pod, node, 30002, &["routes", "load", &sender.to_string(), KEY])).unwrap();
     }
-    loads::meanwhile(cluster, &pods, what, act);
+    loads::meanwhile(cluster, &pods, (what, loads::During::RECORDS), act);
     let mut counts = BTreeMap::new();
     for ((space, pod), sender) in pods.iter().zip(first_sender..) {
         let last = loads::ended(cluster, space, pod, what);
