@@ -31,13 +31,20 @@ if [ "${BUILT:-}" = 1 ]; then
     done
 elif [ "${ZIG:-}" != no ] && have_zig && by_zig build "${CARGO_LOCKED[@]}" --quiet --profile "$PROFILE" "${wanted[@]}"; then
     programs=$library
+    # What was asked of zig is looked for in what it made. (The library's: scripts/c-library.)
+    scripts/glibc-needs "$OLDEST_GLIBC" "$programs"/{podshm,route-agent,guard-agent} >&2
 else
     cargo build "${CARGO_LOCKED[@]}" --quiet --profile "$PROFILE" "${wanted[@]}"
 fi
 pages=$(mktemp -d "${TMPDIR:-/tmp}/podshm-pages.XXXXXX")
 trap 'rm -rf "$pages"' EXIT
 "$programs/podshm" pages "$pages"
-for agent in route-agent guard-agent; do "$programs/$agent" --man >"$pages/man1/podshm-$agent.1"; done
+for agent in route-agent guard-agent; do
+    "$programs/$agent" --man >"$pages/man1/podshm-$agent.1"
+    "$programs/$agent" --completions bash >"$pages/bash/podshm-$agent.bash"
+    "$programs/$agent" --completions zsh >"$pages/zsh/_podshm-$agent"
+    "$programs/$agent" --completions fish >"$pages/fish/podshm-$agent.fish"
+done
 
 put() { install -D -m "$1" "$2" "$to/$3"; }
 put 755 "$programs/podshm" bin/podshm
@@ -50,20 +57,16 @@ ln -sfn "libpodshm.so.$abi" "$to/$LIBDIR/libpodshm.so"
 put 644 "$library/libpodshm_capi.a" "$LIBDIR/libpodshm.a"
 for header in crates/podshm-capi/include/*; do put 644 "$header" "include/$(basename "$header")"; done
 for page in "$pages"/man1/*; do put 644 "$page" "share/man/man1/$(basename "$page")"; done
-put 644 "$pages/bash/podshm.bash" share/bash-completion/completions/podshm
-put 644 "$pages/zsh/_podshm" share/zsh/site-functions/_podshm
-put 644 "$pages/fish/podshm.fish" share/fish/vendor_completions.d/podshm.fish
+for command in podshm podshm-route-agent podshm-guard-agent; do
+    put 644 "$pages/bash/$command.bash" "share/bash-completion/completions/$command"
+    put 644 "$pages/zsh/_$command" "share/zsh/site-functions/_$command"
+    put 644 "$pages/fish/$command.fish" "share/fish/vendor_completions.d/$command.fish"
+done
 for text in LICENSE CHANGELOG.md SEMANTICS.md docs/c-abi.md docs/guard.md docs/unmodified.md docs/upgrading.md; do
     put 644 "$text" "share/doc/podshm/$(basename "$text")"
 done
 sed -e "s|@PREFIX@|$PREFIX|; s|@LIBDIR@|$LIBDIR|; s|@VERSION@|$version|" crates/podshm-capi/podshm.pc.in >"$pages/podshm.pc"
 put 644 "$pages/podshm.pc" "$LIBDIR/pkgconfig/podshm.pc"
 
-# The glibc that a program or library asks for.
-needs() { readelf -VW "$to/$1" | grep -o 'GLIBC_2[.0-9]*' | sort -Vu | tail -n1 | cut -d_ -f2; }
 say "podshm $version is in $to"
-if have readelf; then
-    for built in "$LIBDIR/libpodshm.so.$version" bin/podshm bin/podshm-route-agent bin/podshm-guard-agent; do
-        say "$built needs glibc $(needs "$built")"
-    done
-fi
+scripts/glibc-needs any "$to/$LIBDIR/libpodshm.so.$version" "$to"/bin/podshm{,-route-agent,-guard-agent}

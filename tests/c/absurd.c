@@ -251,7 +251,8 @@ static void *joins(void *directory)
 static void absurd_offers(const char *directory)
 {
     const struct { uint64_t first, second; } sizes[] = {
-        {0, 0}, {1, UINT64_MAX}, {UINT64_MAX, 1}, {UINT64_MAX, UINT64_MAX}, {(uint64_t)1 << 63, 8}};
+        {0, 0}, {1, UINT64_MAX}, {UINT64_MAX, 1}, {UINT64_MAX, UINT64_MAX}, {(uint64_t)1 << 63, 8},
+        {4096, UINT64_MAX}};
     for (size_t n = 0; n < 4 * sizeof sizes / sizeof *sizes; n++) {
         uint64_t first = sizes[n / 4].first, second = sizes[n / 4].second;
         podshm_builder *builder;

@@ -47,6 +47,22 @@ void says(struct command *command, const char *answer)
     snprintf(command->answer, sizeof command->answer, "%s", answer);
 }
 
+static char reason[1024];
+
+void reasons(const char *message)
+{
+    snprintf(reason, sizeof reason, "%s", message);
+}
+
+/* Whether the last error gave these words for its reason: several reasons have one kind. */
+static void because(struct command *command, const char *words)
+{
+    if (strstr(reason, words))
+        says(command, "ok");
+    else
+        snprintf(command->answer, MOST_ANSWER, "because %.200s", reason);
+}
+
 int say(struct command *command, podshm_result result, size_t needed)
 {
     char *answer = command->answer;
@@ -63,6 +79,7 @@ int say(struct command *command, podshm_result result, size_t needed)
         return 0;
     default:
         fprintf(stderr, "conform: %s: %s: %s\n", command->words[0], name, podshm_last_message());
+        reasons(podshm_last_message());
         name += strlen("PODSHM_");
         if (result == PODSHM_BUFFER_TOO_SMALL && needed)
             snprintf(answer, MOST_ANSWER, "error %s %zu", name, needed);
@@ -231,6 +248,11 @@ int main(int argc, char **argv)
         if (!fgets(line, sizeof line, in))
             return 0;
         line[strcspn(line, "\n")] = 0;
+        if (!strncmp(line, "because ", 8)) {
+            because(&command, line + 8);
+            dprintf(fd, "%s\n", command.answer);
+            continue;
+        }
         while (command.count < MOST_WORDS && (command.words[command.count] = strsep(&rest, " ")))
             command.count++;
         says(&command, "no such command");

@@ -29,6 +29,8 @@ uint64_t nanos(const struct command *command, int n);
  * answered by "ok". */
 int say(struct command *command, podshm_result result, size_t needed);
 void says(struct command *command, const char *answer);
+/* What the last error said of itself, for "because WORDS". */
+void reasons(const char *message);
 
 /* The bytes of this length and seed. */
 void bytes(unsigned char *to, size_t len, uint64_t seed);

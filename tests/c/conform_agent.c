@@ -17,6 +17,8 @@ struct kept {
 
 static podshm_agent *agent;
 static int serves, parts, closed;
+/* Bytes that an answer has beyond its request's. */
+static size_t more;
 static char how[32] = "at-once", behind[MOST_ANSWER];
 static struct kept *kept;
 static size_t kept_count;
@@ -93,9 +95,10 @@ static void call(void *user, const podshm_request *request, podshm_answer *answe
         die("a handler", "is called with another's pointer or within itself");
     if (!request->len)
         asked = gathered;
-    later = malloc(sizeof *later + len);
+    later = calloc(1, sizeof *later + len + more);
     for (size_t at = 0; at < len; at++)
         later->bytes[at] = asked[len - 1 - at];
+    len += more;
     later->len = len;
     if (!strcmp(how, "hang")) {
         hang();
@@ -154,10 +157,10 @@ static void connect_agent(struct command *c, const char *directory)
     if (!say(c, podshm_builder_new(&builder), 0))
         return;
     for (int n = 1; n < c->count; n++) {
-        char name[32], kind[32];
+        char name[80], kind[32];
         unsigned long first, second;
         podshm_result result;
-        if (sscanf(word(c, n), "%31[^:]:%31[^:]:%lu:%lu", name, kind, &first, &second) != 4)
+        if (sscanf(word(c, n), "%79[^:]:%31[^:]:%lu:%lu", name, kind, &first, &second) != 4)
             die("no service", word(c, n));
         if (!strcmp(kind, "table"))
             result = podshm_builder_table(builder, name, first, second);
@@ -248,6 +251,22 @@ static void inherited(struct command *c)
         snprintf(c->answer, sizeof c->answer, "%.*s", len ? (int)len : 7, len ? state : "nothing");
 }
 
+static unsigned char state[1 << 17];
+
+static void close_with(struct command *c)
+{
+    bytes(state, number(c, 1), number(c, 2));
+    if (say(c, podshm_agent_close(agent, state, number(c, 1)), 0))
+        serves = 0, closed = 1;
+}
+
+static void inherited_is(struct command *c)
+{
+    size_t len = 0, want = number(c, 1);
+    if (say(c, podshm_agent_inherited_state(agent, state, sizeof state, &len), len) && (len != want || !are_bytes(state, want, number(c, 2))))
+        snprintf(c->answer, sizeof c->answer, "wrong bytes: %zu of %zu", len, want);
+}
+
 /* The words from number `n` on. */
 static void words(const struct command *c, int n, char *to)
 {
@@ -294,9 +313,13 @@ void agent_command(struct command *c, const char *directory)
         serves = 0, says(c, "ok");
     else if (!strcmp(what, "expect"))
         expect(c);
-    else if (!strcmp(what, "answer"))
+    else if (!strcmp(what, "answer")) {
+        char *plus = strchr(word(c, 1), '+');
+        more = plus ? strtoul(plus + 1, NULL, 10) : 0;
+        if (plus)
+            *plus = 0;
         snprintf(how, sizeof how, "%s", word(c, 1)), says(c, "ok");
-    else if (!strcmp(what, "parts"))
+    } else if (!strcmp(what, "parts"))
         says(c, parts > 1 ? "several" : "none");
     else if (!strcmp(what, "hangs")) {
         for (int n = 0; n < 20000; n++)
@@ -309,8 +332,16 @@ void agent_command(struct command *c, const char *directory)
         words(c, 1, state);
         say(c, podshm_agent_close(agent, state, strlen(state)), 0);
         serves = 0, closed = 1;
-    } else if (!strcmp(what, "inherited"))
+    } else if (!strcmp(what, "epoch")) {
+        uint64_t epoch;
+        if (say(c, podshm_agent_epoch(agent, &epoch), 0))
+            snprintf(c->answer, sizeof c->answer, "%llu", (unsigned long long)epoch);
+    } else if (!strcmp(what, "close-with"))
+        close_with(c);
+    else if (!strcmp(what, "inherited"))
         inherited(c);
+    else if (!strcmp(what, "inherited-is"))
+        inherited_is(c);
     else if (!strncmp(what, "await-", 6))
         await(c);
     else if (!strcmp(what, "fork"))

@@ -36,6 +36,8 @@ Data made(std::size_t len, std::uint64_t seed)
 // What it does with what comes.
 struct Keep : podshm::Handler {
     std::string how = "at-once";
+    // Bytes that an answer has beyond its request's.
+    std::size_t more = 0;
     std::vector<std::pair<std::string, Data>> records;
     Data gathered;
     int parts = 0;
@@ -59,6 +61,7 @@ struct Keep : podshm::Handler {
     {
         Bytes asked = request.bytes().size() ? request.bytes() : Bytes(gathered.data(), request.total());
         Data reversed(std::make_reverse_iterator(asked.end()), std::make_reverse_iterator(asked.begin()));
+        reversed.resize(reversed.size() + more);
         podshm::Done done = std::monostate();
         if (how == "hang")
             hang();
@@ -114,7 +117,7 @@ Said connect(const command *c, const char *directory)
         std::getline(words, name, ':'), std::getline(words, kind, ':'), std::getline(words, first, ':'), std::getline(words, second);
         auto one = static_cast<std::uint32_t>(std::stoul(first)), two = static_cast<std::uint32_t>(std::stoul(second));
         if (kind == "table")
-            builder.table(name, one, two);
+            builder.table(name, std::stoull(first), std::stoull(second));
         else if (kind == "queue")
             builder.queue(name, two, one);
         else if (kind == "call")
@@ -209,8 +212,12 @@ Said follow(const command *c, const char *directory)
         return serves = what == "serve", ok();
     if (what == "expect")
         return expect(c);
-    if (what == "answer")
-        return keep.how = word(c, 1), ok();
+    if (what == "answer") {
+        std::string how = word(c, 1);
+        auto plus = how.find('+');
+        keep.more = plus == how.npos ? 0 : std::stoul(how.substr(plus + 1));
+        return keep.how = how.substr(0, plus), ok();
+    }
     if (what == "parts")
         return std::string(keep.parts > 1 ? "several" : "none");
     if (what == "hangs")
@@ -219,6 +226,24 @@ Said follow(const command *c, const char *directory)
         return behind = words(c, 1), ok();
     if (what == "close")
         return serves = false, closed = true, plain(agent->close(words(c, 1)));
+    if (what == "epoch") {
+        auto epoch = agent->epoch();
+        return epoch ? Said(std::to_string(*epoch)) : Said(epoch.error());
+    }
+    if (what == "close-with") {
+        Data state = made(number(c, 1), number(c, 2));
+        auto done = agent->close(state);
+        if (done)
+            serves = false, closed = true;
+        return plain(done);
+    }
+    if (what == "inherited-is") {
+        auto state = agent->inherited_state();
+        Data wanted = made(number(c, 1), number(c, 2));
+        if (!state || Bytes(*state).text() == Bytes(wanted).text())
+            return state ? ok() : Said(state.error());
+        return "wrong bytes: " + std::to_string(state->size()) + " of " + std::to_string(wanted.size());
+    }
     if (what == "inherited") {
         auto state = agent->inherited_state();
         return state && state->empty() ? Said(std::string("nothing")) : state;
@@ -237,7 +262,7 @@ void answer(command *c, const Said &said)
     if (said)
         says(c, said->c_str());
     else
-        say(c, said.code(), said.error().needed());
+        say(c, said.code(), said.error().needed()), reasons(said.error().message());
 }
 
 void as_child(command *c, const char *directory)

@@ -350,7 +350,7 @@ void answer(command *c, const Said &said)
     if (said)
         says(c, said->c_str());
     else
-        say(c, said.code(), said.error().needed());
+        say(c, said.code(), said.error().needed()), reasons(said.error().message());
 }
 
 // In a child: with its parent's handles, or, with "again", as a client of its own.

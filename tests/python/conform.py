@@ -11,6 +11,7 @@ import sys
 
 import conform_agent
 import conform_client
+import conform_common
 
 
 def comes(descriptor, seconds):
@@ -36,7 +37,11 @@ def main():
         line += read
         while b"\n" in line:
             command, line = line.split(b"\n", 1)
-            answer = participant.follow(command.decode().split(" "))
+            words = command.decode()
+            if words.startswith("because "):
+                answer = conform_common.because(words.removeprefix("because "))
+            else:
+                answer = participant.follow(words.split(" "))
             control.sendall(answer.encode() + b"\n")
 
 

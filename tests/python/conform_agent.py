@@ -13,6 +13,8 @@ class Keep:
 
     def __init__(self, control):
         self.how = "at-once"
+        #: Bytes that an answer has beyond its request's.
+        self.more = 0
         self.records = []
         self.gathered = b""
         self.parts = 0
@@ -30,7 +32,7 @@ class Keep:
 
     def call(self, request):
         asked = request.data or self.gathered[: request.total]
-        response = asked[::-1]
+        response = asked[::-1] + bytes(self.more)
         if self.how in ("at-once", "parts"):
             return response
         if self.how == "in-place":
@@ -146,7 +148,8 @@ class Serving:
         return answered
 
     def answer(self, how):
-        self.keep.how = how
+        self.keep.how, _, more = how.partition("+")
+        self.keep.more = int(more or 0)
 
     def parts(self):
         return "several" if self.keep.parts > 1 else "none"
@@ -160,6 +163,17 @@ class Serving:
     def close(self, *words):
         self.serves, self.closed = False, True
         self.agent.close(" ".join(words).encode())
+
+    def epoch(self):
+        return str(self.agent.epoch)
+
+    def close_with(self, length, seed):
+        self.agent.close(made(int(length), int(seed)))
+        self.serves, self.closed = False, True
+
+    def inherited_is(self, length, seed):
+        state = self.agent.inherited_state
+        return "not yet" if state is None else check(state, made(int(length), int(seed)))
 
     def inherited(self):
         state = self.agent.inherited_state

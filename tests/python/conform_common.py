@@ -35,9 +35,19 @@ def key(written):
     return letter.encode() * int(count) if star else written.encode()
 
 
+_reason = ""
+
+
+def because(words):
+    """Whether the last error gave these words for its reason: several reasons have one kind."""
+    return "ok" if words in _reason else f"because {_reason}"
+
+
 def said(error):
     """What an error is called in an answer."""
+    global _reason
     print(f"conform: {error!r}", file=sys.stderr)
+    _reason = str(error)
     name = f"error {error.kind.name}"
     if error.status is not None:
         return f"{name} {error.status}"

@@ -110,8 +110,14 @@ fn everything_is_where_a_packager_expects_it() {
         "share/man/man1/podshm-guard-agent.1",
         "share/man/man1/podshm-route-agent.1",
         "share/bash-completion/completions/podshm",
+        "share/bash-completion/completions/podshm-guard-agent",
+        "share/bash-completion/completions/podshm-route-agent",
         "share/zsh/site-functions/_podshm",
+        "share/zsh/site-functions/_podshm-guard-agent",
+        "share/zsh/site-functions/_podshm-route-agent",
         "share/fish/vendor_completions.d/podshm.fish",
+        "share/fish/vendor_completions.d/podshm-guard-agent.fish",
+        "share/fish/vendor_completions.d/podshm-route-agent.fish",
         "share/doc/podshm/c-abi.md",
         "share/doc/podshm/guard.md",
     ] {
@@ -125,6 +131,32 @@ fn everything_is_where_a_packager_expects_it() {
     let said =
         asked.args(["--modversion", "podshm"]).env("PKG_CONFIG_PATH", prefix.join("lib/pkgconfig")).output().unwrap();
     assert_eq!(text(&said).trim(), env!("CARGO_PKG_VERSION"));
+}
+
+/// Help, man page and completions say the same, and bash completes by it. (Of zsh and fish, which few machines have, only the text is looked at.)
+#[test]
+fn each_program_has_its_help_as_a_page_and_as_completions() {
+    for (program, begun, whole) in [
+        ("podshm", "bro", "broker"),
+        ("podshm-route-agent", "--endp", "--endpointslices"),
+        ("podshm-guard-agent", "--last", "--last-good"),
+    ] {
+        let share = |file: String| std::fs::read_to_string(prefix().join("share").join(file)).unwrap();
+        let help = text(&Command::new(prefix().join("bin").join(program)).arg("--help").output().unwrap());
+        assert!(help.contains(whole), "{program}: {help}");
+        let page = share(format!("man/man1/{program}.1"));
+        assert!(page.contains(&format!(".TH {program} ")) && page.contains(&whole.replace('-', "\\-")), "{page}");
+        let zsh = share(format!("zsh/site-functions/_{program}"));
+        assert!(zsh.starts_with(&format!("#compdef {program}\n")) && zsh.contains(whole), "{zsh}");
+        let fish = share(format!("fish/vendor_completions.d/{program}.fish"));
+        let named = whole.trim_start_matches('-');
+        assert!(fish.contains(&format!("complete -c {program} ")) && fish.contains(named), "{fish}");
+        let completions = prefix().join("share/bash-completion/completions").join(program);
+        let asks = r#"source "$1" && f=$(complete -p "$2") && f=${f##*-F } && COMP_WORDS=("$2" "$3") COMP_CWORD=1 &&
+            "${f%% *}" "$2" "$3" "$2" && echo "${COMPREPLY[@]}""#;
+        let said = Command::new("bash").args(["-c", asks, "bash"]).arg(completions).args([program, begun]).output();
+        assert_eq!(text(&said.unwrap()).trim(), whole, "{program}");
+    }
 }
 
 /// Nothing is written elsewhere; what is given as an absolute path below the prefix is the folder there.
@@ -163,6 +195,37 @@ fn the_library_needs_no_glibc_above_2_17() {
     let others = symbols.lines().filter(defined).filter(|line| !line.contains(" podshm_"));
     let others: Vec<&str> = others.collect();
     assert!(others.is_empty(), "what it exports beside podshm_*: {others:?}");
+}
+
+/// What `make install` says of glibc is looked for in what it built: here in programs that this machine's linker made.
+#[test]
+fn what_needs_a_newer_glibc_than_is_said_is_refused() {
+    let looks = |allowed: &str, file: &Path| {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("scripts/glibc-needs");
+        let output = Command::new(script).arg(allowed).arg(file).output().unwrap();
+        (output.status.success(), text(&output))
+    };
+    let library = prefix().join("lib/libpodshm.so");
+    assert!(looks("2.17", &library).0, "{}", looks("2.17", &library).1);
+    for (file, symbol) in [("bin/podshm", "@GLIBC_2."), ("bin/podshm-guard-agent", "@GLIBC_2.")] {
+        let file = prefix().join(file);
+        let (good, said) = looks("2.17", &file);
+        let wanted = ["expected to need no glibc above 2.17", symbol, file.to_str().unwrap()];
+        assert!(!good && wanted.iter().all(|words| said.contains(words)), "{said}");
+        assert!(looks("any", &file).0 && looks("2.999", &file).0);
+    }
+    // Not by a symbol, but by how it is linked.
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("relr");
+    std::fs::create_dir_all(&directory).unwrap();
+    let (source, packed) = (directory.join("p.c"), directory.join("p.so"));
+    std::fs::write(&source, "#include <stdio.h>\nstatic int a; int *p = &a; void f(void) { puts(\"\"); }\n").unwrap();
+    let mut cc = Command::new("cc");
+    cc.args(["-shared", "-fPIC", "-Wl,-z,pack-relative-relocs", "-o"]).arg(&packed).arg(&source);
+    assert!(cc.status().unwrap().success());
+    let (good, said) = looks("2.17", &packed);
+    assert!(!good && said.contains("needs glibc 2.36") && said.contains("its relocations"), "{said}");
+    let (good, said) = looks("2", &packed);
+    assert!(!good && said.contains("expected a version"), "{said}");
 }
 
 /// The static library, too, links by what pkg-config says.

@@ -16,11 +16,11 @@ use guard_agent::{Bundle, Config, Health, Policies, Server};
 #[command(version)]
 struct Args {
     /// Directory of the podshm socket.
-    #[arg(long, required_unless_present_any = ["check", "probe", "man"])]
+    #[arg(long, required_unless_present_any = ["check", "probe"])]
     socket_dir: Option<PathBuf>,
     /// Directory of the policies: *.cedar, and where wanted schema.cedarschema (or schema.json) and entities.json. Followed while the
     /// agent runs.
-    #[arg(long, required_unless_present_any = ["check", "probe", "man"])]
+    #[arg(long, required_unless_present_any = ["check", "probe"])]
     policies: Option<PathBuf>,
     /// Keep a copy of the last good policies in this file, and start with it where those in the directory can't be used.
     #[arg(long)]
@@ -43,17 +43,13 @@ struct Args {
     /// Wait for SIGTERM when a successor has taken over: for those that are started again when they end.
     #[arg(long)]
     linger: bool,
-    /// Write the man page to standard output, and end; for `make install`.
-    #[arg(long, hide = true)]
-    man: bool,
 }
 
 fn main() -> anyhow::Result<()> {
-    let args = Args::parse();
-    if args.man {
-        let command = Args::command().name("podshm-guard-agent");
-        return Ok(clap_mangen::Man::new(command).render(&mut std::io::stdout())?);
+    if describes()? {
+        return Ok(());
     }
+    let args = Args::parse();
     if let Some(directory) = args.check {
         return check(&directory);
     }
@@ -90,6 +86,24 @@ fn main() -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// For `make install`: the man page, or a shell's completions, from what the command itself says of its arguments. Whether that was asked for.
+/// Before anything is parsed: it comes without what has to be there otherwise.
+fn describes() -> anyhow::Result<bool> {
+    const NAME: &str = "podshm-guard-agent";
+    let (mut command, mut out) = (Args::command().name(NAME), std::io::stdout());
+    let asked: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    match asked.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["--man"] => clap_mangen::Man::new(command).render(&mut out)?,
+        ["--completions", shell] => {
+            let shell: clap_complete::Shell =
+                shell.parse().map_err(|_| anyhow::anyhow!("expected bash, zsh or fish, found {shell:?}"))?;
+            clap_complete::generate(shell, &mut command, NAME, &mut out);
+        }
+        _ => return Ok(false),
+    }
+    Ok(true)
 }
 
 fn check(directory: &std::path::Path) -> anyhow::Result<()> {

@@ -61,10 +61,8 @@ struct Args {
 }
 
 fn main() -> anyhow::Result<()> {
-    // For `make install`. Before anything is parsed: it comes without what has to be there otherwise.
-    if std::env::args_os().nth(1).is_some_and(|first| first == "--man") {
-        let command = Args::command().name("podshm-route-agent");
-        return Ok(clap_mangen::Man::new(command).render(&mut std::io::stdout())?);
+    if describes()? {
+        return Ok(());
     }
     let args = Args::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
@@ -92,6 +90,24 @@ fn main() -> anyhow::Result<()> {
     let list = args.endpointslices.clone().context("expected --endpointslices, found none")?;
     let source = FileSource::new(list, args.events.clone(), pace);
     serve(args, source, stop, &phases)
+}
+
+/// For `make install`: the man page, or a shell's completions, from what the command itself says of its arguments. Whether that was asked for.
+/// Before anything is parsed: it comes without what has to be there otherwise.
+fn describes() -> anyhow::Result<bool> {
+    const NAME: &str = "podshm-route-agent";
+    let (mut command, mut out) = (Args::command().name(NAME), std::io::stdout());
+    let asked: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    match asked.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["--man"] => clap_mangen::Man::new(command).render(&mut out)?,
+        ["--completions", shell] => {
+            let shell: clap_complete::Shell =
+                shell.parse().map_err(|_| anyhow::anyhow!("expected bash, zsh or fish, found {shell:?}"))?;
+            clap_complete::generate(shell, &mut command, NAME, &mut out);
+        }
+        _ => return Ok(false),
+    }
+    Ok(true)
 }
 
 fn serve(args: Args, source: impl Source, stop: impl Fn() -> bool, phases: &Phases) -> anyhow::Result<()> {

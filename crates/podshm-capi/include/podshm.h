@@ -609,7 +609,7 @@ podshm_result podshm_builder_queue(podshm_builder *builder,
                                    uint32_t longest);
 
 // Offers a call with a ring of `ring` bytes (PODSHM_DEFAULT_CALL_RING to start with) each way, for requests and responses of up to `longest`
-// bytes. Longer than a quarter of the ring, they go in fragments. An agent that dies leaves the calls in its hand with
+// bytes (at most 1 GiB). Longer than a quarter of the ring, they go in fragments. An agent that dies leaves the calls in its hand with
 // PODSHM_OUTCOME_UNKNOWN.
 podshm_result podshm_builder_call(podshm_builder *builder,
                                   const char *name,

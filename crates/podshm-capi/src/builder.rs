@@ -73,7 +73,7 @@ pub extern "C" fn podshm_builder_queue(
 }
 
 /// Offers a call with a ring of `ring` bytes (PODSHM_DEFAULT_CALL_RING to start with) each way, for requests and responses of up to `longest`
-/// bytes. Longer than a quarter of the ring, they go in fragments. An agent that dies leaves the calls in its hand with
+/// bytes (at most 1 GiB). Longer than a quarter of the ring, they go in fragments. An agent that dies leaves the calls in its hand with
 /// PODSHM_OUTCOME_UNKNOWN.
 #[unsafe(no_mangle)]
 pub extern "C" fn podshm_builder_call(

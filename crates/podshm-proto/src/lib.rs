@@ -9,7 +9,7 @@ mod rejoin;
 mod services;
 
 pub use rejoin::{Offer, Present, Rejoin, Rejoined, Stood, Use};
-pub use services::{BadService, Contradiction, ServiceKind, Services, Written};
+pub use services::{BadService, Contradiction, MAX_CALL, ServiceKind, Services, Written};
 
 use prost::Message;
 

@@ -4,6 +4,9 @@ use crate::{Region, Service};
 use podshm_layout::geometry::{GeometryError, MAX_SERVICES, RingGeometry, RingSize};
 use podshm_layout::{ChannelGeometry, Layout, RegionHeader, RegionKind, TableGeometry};
 
+/// Longest request or response of a call: no client takes a longer answer. 1 GiB.
+pub const MAX_CALL: u32 = 1 << 30;
+
 /// What a service is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ServiceKind {
@@ -43,6 +46,16 @@ pub enum BadService {
         /// The name.
         name: String,
         /// The number.
+        found: u32,
+    },
+    /// Messages that no client takes.
+    #[error(
+        "service {name:?}: requests and responses up to {found} bytes: expected at most {MAX_CALL} (1 GiB); send what is longer in several calls"
+    )]
+    Longest {
+        /// The name.
+        name: String,
+        /// The limit asked for.
         found: u32,
     },
     /// Sizes that can't be.
@@ -121,6 +134,19 @@ impl Services {
             all.extend(one.all);
         }
         Ok(Services { all })
+    }
+
+    /// What an agent is about to offer. Stricter than [`Services::check`]: a release before let calls be of any length, and the domains and
+    /// agents that have such go on.
+    pub fn offer(offered: Vec<Service>) -> Result<Self, BadService> {
+        let services = Self::check(offered)?;
+        for (service, _) in services.iter().filter(|(_, kind)| *kind == ServiceKind::Call) {
+            let found = service.longest.max(service.longest_response);
+            if found > MAX_CALL {
+                return Err(BadService::Longest { name: service.name.clone(), found });
+            }
+        }
+        Ok(services)
     }
 
     /// The newest layout whose first pages hold the cursor lines of all these services' rings.
@@ -305,6 +331,23 @@ mod tests {
         let (before, after) = (known.channel(7, 3, at).unwrap(), all.channel(7, 3, at).unwrap());
         assert_eq!(before.to_agent, after.to_agent[..2]);
         assert!(after.client_bytes > before.client_bytes);
+    }
+
+    #[test]
+    fn a_call_is_offered_up_to_a_gibibyte_and_known_beyond() {
+        let call = |longest, longest_response| {
+            vec![Service { longest, response_ring: 4096, longest_response, kind: 3, ..queue("ask", 4096) }]
+        };
+        assert!(Services::offer(call(MAX_CALL, MAX_CALL)).is_ok());
+        for (offered, found) in [(call(MAX_CALL + 1, 1), MAX_CALL + 1), (call(1, u32::MAX), u32::MAX)] {
+            assert!(Services::check(offered.clone()).is_ok(), "a release before offers it");
+            let error = Services::offer(offered).unwrap_err();
+            assert_eq!(error, BadService::Longest { name: "ask".into(), found });
+            let said = error.to_string();
+            for word in ["\"ask\"", &found.to_string(), "at most 1073741824", "several calls"] {
+                assert!(said.contains(word), "{said}");
+            }
+        }
     }
 
     #[test]

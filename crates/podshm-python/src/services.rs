@@ -31,8 +31,8 @@ impl Services {
         this
     }
 
-    /// A call with a ring of so many bytes each way, for requests and responses up to `longest`. Idempotent: a successor repeats what its
-    /// predecessor may have handled.
+    /// A call with a ring of so many bytes each way, for requests and responses up to `longest`, which is at most 1 GiB. Idempotent:
+    /// a successor repeats what its predecessor may have handled.
     #[pyo3(signature = (name, *, ring = podshm::DEFAULT_CALL_RING, longest, idempotent = false))]
     fn call<'py>(
         mut this: PyRefMut<'py, Self>,

@@ -19,7 +19,7 @@ pub(crate) fn fragment(ring: u64) -> usize {
 }
 
 /// Longest message of a call.
-pub(crate) const MAX_CALL: usize = 1 << 30;
+pub(crate) const MAX_CALL: usize = podshm_proto::MAX_CALL as usize;
 
 /// Status: answered.
 pub(crate) const STATUS_OK: u32 = 0;

@@ -1,6 +1,6 @@
 //! The agent's half.
 
-use super::{PATIENCE, Participant, answer, bytes, in_child, key, number, say};
+use super::{PATIENCE, Participant, answer, bytes, check, in_child, key, number, say};
 use podshm::{Agent, Answer, Error, Handler, Progress, Record, Request};
 use std::io::Write;
 use std::os::unix::net::UnixStream;
@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 /// What it does with what comes.
 struct Keep {
     how: String,
+    /// Bytes that an answer has beyond its request's.
+    more: usize,
     /// Records that were handled and that nobody has asked for yet.
     records: Vec<(String, Vec<u8>)>,
     /// A request that comes part by part.
@@ -47,7 +49,8 @@ impl Handler for Keep {
 
     fn call(&mut self, request: Request<'_>, answer: &mut Answer<'_>) {
         let asked = if request.bytes.is_empty() { &self.gathered[..request.len] } else { request.bytes };
-        let reversed: Vec<u8> = asked.iter().rev().copied().collect();
+        let mut reversed: Vec<u8> = asked.iter().rev().copied().collect();
+        reversed.resize(reversed.len() + self.more, 0);
         match self.how.as_str() {
             "at-once" | "parts" => answer.reply(&reversed),
             "in-place" => answer.reply_with(reversed.len(), move |offset, part| {
@@ -83,7 +86,7 @@ impl Handler for Keep {
 impl Serving {
     pub(super) fn new(directory: PathBuf, control: UnixStream) -> Self {
         let (how, records, gathered, parts) = ("at-once".into(), Vec::new(), Vec::new(), 0);
-        let keep = Keep { how, records, gathered, parts, control };
+        let keep = Keep { how, more: 0, records, gathered, parts, control };
         Serving { directory, agent: None, keep, serves: false, closed: false, behind: Vec::new() }
     }
 
@@ -195,7 +198,8 @@ impl Participant for Serving {
             }
             "expect" => self.expect(rest),
             "answer" => {
-                self.keep.how = rest[0].into();
+                let (how, more) = rest[0].split_once('+').unwrap_or((rest[0], "0"));
+                (self.keep.how, self.keep.more) = (how.into(), number(more) as usize);
                 "ok".into()
             }
             "parts" => if self.keep.parts > 1 { "several" } else { "none" }.into(),
@@ -208,7 +212,17 @@ impl Participant for Serving {
                 (self.serves, self.closed) = (false, true);
                 say(self.agent().close(rest.join(" ").into_bytes()))
             }
+            "close-with" => {
+                let result = self.agent().close(bytes(number(rest[0]), number(rest[1])));
+                (self.serves, self.closed) = (self.serves && result.is_err(), result.is_ok());
+                say(result)
+            }
+            "epoch" => self.agent().epoch().to_string(),
             "inherited" => self.inherited(),
+            "inherited-is" => match self.agent().inherited_state() {
+                None => "not yet".into(),
+                Some(state) => check(state, &bytes(number(rest[0]), number(rest[1]))),
+            },
             "await-closed" => happened(self.until(|this| this.closed)),
             "await-serving" => happened(self.until(|this| this.agent.as_ref().is_some_and(|a| a.epoch() > 0))),
             "poll" => say(self.poll()),

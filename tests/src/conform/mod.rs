@@ -10,6 +10,7 @@ use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// How long anything may take here.
@@ -40,7 +41,10 @@ pub fn run(role: &str) {
             Ok(1) if byte[0] == b'\n' => {
                 let command = String::from_utf8(std::mem::take(&mut line)).expect("a command is text");
                 let words: Vec<&str> = command.split(' ').collect();
-                let answer = participant.follow(&words);
+                let answer = match command.strip_prefix("because ") {
+                    Some(words) => because(words),
+                    None => participant.follow(&words),
+                };
                 writeln!(control, "{answer}").expect("the test listens");
             }
             Ok(1) => line.push(byte[0]),
@@ -66,7 +70,17 @@ fn say(result: Result<(), Error>) -> String {
     }
 }
 
+/// What the last error said of itself.
+static REASON: Mutex<String> = Mutex::new(String::new());
+
+/// Whether the last error gave these words for its reason: several reasons have one kind.
+fn because(words: &str) -> String {
+    let reason = REASON.lock().unwrap_or_else(PoisonError::into_inner);
+    if reason.contains(words) { "ok".into() } else { format!("because {reason}") }
+}
+
 fn said(error: &Error) -> String {
+    *REASON.lock().unwrap_or_else(PoisonError::into_inner) = error.to_string();
     let mut name = String::new();
     for letter in format!("{:?}", error.kind()).chars() {
         if letter.is_uppercase() && !name.is_empty() {

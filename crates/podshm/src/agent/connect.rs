@@ -51,8 +51,9 @@ impl AgentBuilder {
         self
     }
 
-    /// A call with a ring of `ring` bytes ([`DEFAULT_CALL_RING`] to start with) each way, for requests and responses of up to `longest` bytes. Longer than a quarter
-    /// of the ring, they go in fragments. An agent that dies leaves the calls in its hand with an unknown outcome.
+    /// A call with a ring of `ring` bytes ([`DEFAULT_CALL_RING`] to start with) each way, for requests and responses of up to `longest` bytes
+    /// (at most 1 GiB). Longer than a quarter of the ring, they go in fragments. An agent that dies leaves the calls in its hand with an
+    /// unknown outcome.
     pub fn call(self, name: &str, ring: u32, longest: u32) -> Self {
         self.call_full(name, ring, longest, false)
     }
@@ -85,7 +86,7 @@ impl AgentBuilder {
 
     /// Connects to the broker whose socket is in `directory`, waiting for it until `timeout`, and maps this agent's regions.
     pub fn connect(self, directory: impl AsRef<Path>, timeout: Duration) -> Result<Agent, Error> {
-        Services::check(self.services.clone())
+        Services::offer(self.services.clone())
             .map_err(|e| Error::Refused { kind: podshm_proto::RefusalKind::Services, message: e.to_string() })?;
         let deadline = Instant::now() + timeout;
         loop {

@@ -168,7 +168,8 @@ impl Agent {
 
     /// How many agents have served the domain up to this one; 0 before it serves.
     pub fn epoch(&self) -> u64 {
-        self.epoch
+        // Until then the field is one that no notice page has: whoever compares must not find that this agent serves.
+        if self.state.is_some() { self.epoch } else { 0 }
     }
 
     /// What the predecessor left by [`Agent::close`]; `None` before this agent serves, empty after a crash.
