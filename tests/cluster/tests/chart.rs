@@ -1,5 +1,8 @@
 //! The chart: what it renders, what its schema refuses, and on a real cluster: installed, upgraded, uninstalled.
 
+#[path = "chart/controllers.rs"]
+mod controllers;
+
 use podshm_cluster::images::{CONTROLLER, GUARD_AGENT, PODSHMD, ROUTE_AGENT};
 use podshm_cluster::programs::{HELM, Programs};
 use podshm_cluster::supervise::alive;
@@ -45,6 +48,9 @@ fn a_value_that_nobody_knows_is_refused_by_name() {
         ("routeAgent.resources.limit.memory=1Gi", "limit"),
         ("controller.resources.limits.memory=lots", "/controller/resources/limits/memory"),
         ("namespace.criticalPods=-1", "/namespace/criticalPods"),
+        // Who has no capability can't listen there.
+        ("controller.port=80", "/controller/port"),
+        ("rollouts.port=web", "/rollouts/port"),
     ] {
         let output = render(&["--set", value]);
         let why = String::from_utf8_lossy(&output.stderr);
@@ -110,6 +116,16 @@ fn values_go_where_they_belong() {
     let output = render(&set.iter().flat_map(|value| ["--set", value]).collect::<Vec<_>>());
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.contains("hard: {pods: \"5000000\"}"), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    for (template, set) in
+        [("controller", vec![]), ("rollouts", vec!["rollouts.enabled=true", "rollouts.namespaces={*}"])]
+    {
+        let (port, file) = (format!("{template}.port=9500"), format!("templates/{template}.yaml"));
+        let set = set.into_iter().chain([port.as_str()]).flat_map(|value| ["--set", value]).collect::<Vec<_>>();
+        let output = render(&[&set[..], &["--show-only", &file]].concat());
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(text.contains("--port=9500]") && text.contains("containerPort: 9500}"), "{text}");
+        assert_eq!(text.matches("port: metrics}").count(), 2, "both probes: {text}");
+    }
     // Where the release is recorded in it, the namespace is there already.
     let output = render(&["--namespace", "podshm-system"]);
     assert!(!String::from_utf8_lossy(&output.stdout).contains("kind: Namespace"));
@@ -263,6 +279,9 @@ fn it_is_installed_upgraded_and_uninstalled_and_nothing_is_left() {
     cluster.rolled_out(&routing, "daemonset/agent").unwrap();
     cluster.rolled_out(&shop, "daemonset/cart").unwrap();
 
+    controllers::are_ready_by_their_probes(&cluster, &system);
+    controllers::one_that_hangs_is_started_anew(&cluster, &system);
+    controllers::one_that_sees_nothing_is_not_ready(&cluster, &system);
     every_manifest_is_as_the_server_knows_it(&cluster);
     let typo = manifest("manifests/podshm.yaml").replace("priorityClassName:", "priorityClass:");
     let refused = strictly(&cluster, &typo).expect_err("there is no such field").to_string();
@@ -275,6 +294,8 @@ fn it_is_installed_upgraded_and_uninstalled_and_nothing_is_left() {
         .helm(&[&["upgrade", "podshm", "deploy/chart"], &with_agents[..], &["--set", "podshmd.memory=384Mi"]].concat());
     assert!(said.as_ref().is_ok_and(|said| said.is_fine), "{said:?}");
     cluster.rolled_out(&system, "daemonset/podshmd").unwrap();
+    // The upgrade has given it its rights back.
+    cluster.rolled_out(&system, "deployment/podshm-controller").unwrap();
     let path = "jsonpath={.spec.template.spec.containers[0].resources.limits.memory}";
     assert_eq!(cluster.within(&system, &["get", "daemonset", "podshmd", "-o", path]).unwrap(), "384Mi");
     assert_eq!((pods(&routing), pods(&shop)), before, "who has a volume keeps running");
