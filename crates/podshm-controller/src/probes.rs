@@ -9,6 +9,7 @@
 //! An API server that is away is no reason to start anything anew: what waits for it goes round, and says so by [`Pulse::waiting`].
 
 use crate::lease::Lead;
+use anyhow::Context;
 use podshm_port::{Answer, OPENMETRICS, StatusCode, plain, with_type};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -74,12 +75,20 @@ impl Pulse {
     /// Answers at a port, in a thread of its own, for as long as the process lives: a loop that hangs is told of. Says at which address.
     pub fn listen(&self, address: Option<SocketAddr>, port: u16) -> anyhow::Result<SocketAddr> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let listener = runtime.block_on(podshm_port::listen(address, port))?;
-        let (found, pulse) = (listener.local_addr()?, self.clone());
-        let respond = move |path: String| std::future::ready(pulse.respond(&path, Instant::now()));
-        let serve = move || runtime.block_on(podshm_port::answer(listener, respond));
-        std::thread::Builder::new().name("probes".into()).spawn(serve)?;
-        Ok(found)
+        let (bound, is_bound) = std::sync::mpsc::channel();
+        let pulse = self.clone();
+        // All of it there: whoever calls is in a runtime already, and one can't be entered within another.
+        let serve = async move {
+            let listener = match podshm_port::listen(address, port).await {
+                Ok(listener) => listener,
+                Err(error) => return drop(bound.send(Err(error))),
+            };
+            let _ = bound.send(listener.local_addr().map_err(anyhow::Error::from));
+            let respond = move |path: String| std::future::ready(pulse.respond(&path, Instant::now()));
+            podshm_port::answer(listener, respond).await;
+        };
+        std::thread::Builder::new().name("probes".into()).spawn(move || runtime.block_on(serve))?;
+        is_bound.recv().context("the thread that answers probes has ended")?
     }
 
     fn respond(&self, path: &str, now: Instant) -> Answer {

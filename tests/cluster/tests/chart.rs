@@ -1,8 +1,5 @@
 //! The chart: what it renders, what its schema refuses, and on a real cluster: installed, upgraded, uninstalled.
 
-#[path = "chart/controllers.rs"]
-mod controllers;
-
 use podshm_cluster::images::{CONTROLLER, GUARD_AGENT, PODSHMD, ROUTE_AGENT};
 use podshm_cluster::programs::{HELM, Programs};
 use podshm_cluster::supervise::alive;
@@ -279,9 +276,6 @@ fn it_is_installed_upgraded_and_uninstalled_and_nothing_is_left() {
     cluster.rolled_out(&routing, "daemonset/agent").unwrap();
     cluster.rolled_out(&shop, "daemonset/cart").unwrap();
 
-    controllers::are_ready_by_their_probes(&cluster, &system);
-    controllers::one_that_hangs_is_started_anew(&cluster, &system);
-    controllers::one_that_sees_nothing_is_not_ready(&cluster, &system);
     every_manifest_is_as_the_server_knows_it(&cluster);
     let typo = manifest("manifests/podshm.yaml").replace("priorityClassName:", "priorityClass:");
     let refused = strictly(&cluster, &typo).expect_err("there is no such field").to_string();
@@ -294,8 +288,6 @@ fn it_is_installed_upgraded_and_uninstalled_and_nothing_is_left() {
         .helm(&[&["upgrade", "podshm", "deploy/chart"], &with_agents[..], &["--set", "podshmd.memory=384Mi"]].concat());
     assert!(said.as_ref().is_ok_and(|said| said.is_fine), "{said:?}");
     cluster.rolled_out(&system, "daemonset/podshmd").unwrap();
-    // The upgrade has given it its rights back.
-    cluster.rolled_out(&system, "deployment/podshm-controller").unwrap();
     let path = "jsonpath={.spec.template.spec.containers[0].resources.limits.memory}";
     assert_eq!(cluster.within(&system, &["get", "daemonset", "podshmd", "-o", path]).unwrap(), "384Mi");
     assert_eq!((pods(&routing), pods(&shop)), before, "who has a volume keeps running");
