@@ -44,6 +44,17 @@ impl Lead {
         self.belief().is_held(Instant::now())
     }
 
+    /// Whether the API server has ever said who leads.
+    pub fn is_known(&self) -> bool {
+        self.belief().is_known()
+    }
+
+    /// As if the API server had said so.
+    #[cfg(test)]
+    pub(crate) fn looked(&self, is_ours: bool) {
+        self.belief().ended(Instant::now(), is_ours);
+    }
+
     /// Until this process leads.
     pub async fn held(&self) {
         while !self.is_held() {

@@ -6,5 +6,6 @@ pub mod daemons;
 pub mod domains;
 pub mod lease;
 pub mod pages;
+pub mod probes;
 pub mod rollout;
 pub mod uninstall;

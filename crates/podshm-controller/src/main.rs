@@ -3,8 +3,13 @@
 
 use clap::{Args, Parser, Subcommand};
 use podshm_controller::lease::Lead;
+use podshm_controller::probes::Pulse;
 use podshm_controller::uninstall::{self, sweep};
 use podshm_controller::{domains, rollout};
+use std::time::Duration;
+
+/// A connection to the API server that says nothing for so long, although bookmarks come every minute, is taken for dead.
+const SILENCE: Duration = Duration::from_secs(90);
 
 #[derive(Parser)]
 #[command(name = "podshm-controller", version, about = "podshm's controller: one process for a whole cluster")]
@@ -38,6 +43,9 @@ struct Place {
     /// This process's name, of several.
     #[arg(long, env = "POD_NAME")]
     name: String,
+    /// The one port, at all addresses of this pod: /healthz, /readyz, /metrics. Without it there is none.
+    #[arg(long)]
+    port: Option<u16>,
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -45,15 +53,18 @@ async fn main() -> anyhow::Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_from_env("PODSHM_LOG").unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     let Arguments { command } = Arguments::parse();
-    let client = kube::Client::try_default().await?;
+    let mut config = kube::Config::infer().await?;
+    // By itself it would wait for an answer for good.
+    (config.read_timeout, config.write_timeout) = (Some(SILENCE), Some(SILENCE));
+    let client = kube::Client::try_from(config)?;
     match command {
-        Command::Rollouts(Place { namespace, name }) => {
-            let lead = Lead::of(client.clone(), &namespace, "podshm-rollouts", &name);
-            led(&lead, rollout::run(client, &namespace, lead.clone())).await
+        Command::Rollouts(place) => {
+            let (lead, pulse) = part(&client, &place, "podshm-rollouts")?;
+            led(&lead, rollout::run(client, &place.namespace, lead.clone(), pulse)).await
         }
-        Command::Domains(Place { namespace, name }) => {
-            let lead = Lead::of(client.clone(), &namespace, "podshm-controller", &name);
-            led(&lead, domains::run(client, &namespace, lead.clone())).await
+        Command::Domains(place) => {
+            let (lead, pulse) = part(&client, &place, "podshm-controller")?;
+            led(&lead, domains::run(client, &place.namespace, lead.clone(), pulse)).await
         }
         Command::Uninstall { namespace, sweep: options } => {
             uninstall::is_meant(&client, &namespace).await?;
@@ -61,6 +72,16 @@ async fn main() -> anyhow::Result<()> {
             sweep::sweep(&client, &namespace, &options).await
         }
     }
+}
+
+/// This process's part in leading, and how its loop goes, which is told at its port.
+fn part(client: &kube::Client, place: &Place, lease: &str) -> anyhow::Result<(Lead, Pulse)> {
+    let lead = Lead::of(client.clone(), &place.namespace, lease, &place.name);
+    let pulse = Pulse::of(lead.clone());
+    if let Some(port) = place.port {
+        pulse.listen(None, port)?;
+    }
+    Ok((lead, pulse))
 }
 
 /// Until it ends, or this process is told to.

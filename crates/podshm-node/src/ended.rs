@@ -13,6 +13,8 @@ use std::time::Duration;
 
 /// Between attempts, while the API server is away.
 const AGAIN: Duration = Duration::from_secs(2);
+/// An answer that has not come by then is asked for anew: by itself the client would wait for good.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Asks for each pod that has a volume whether it has ended. Ends when all have been answered for.
 pub async fn look(client: Client, volumes: Arc<Mutex<Volumes>>) {
@@ -20,14 +22,19 @@ pub async fn look(client: Client, volumes: Arc<Mutex<Volumes>>) {
     while !left.is_empty() {
         let mut unanswered = BTreeSet::new();
         for who in left {
-            match Api::<Pod>::namespaced(client.clone(), &who.namespace).get_opt(&who.pod).await {
-                Ok(found) if has_ended(&who, found.as_ref()) => take_away(&volumes, &who).await,
-                Ok(_) => {}
-                Err(error) => {
-                    tracing::warn!(pod = who.name(), %error, "asking whether a pod has ended; its volumes stay meanwhile");
-                    unanswered.insert(who);
+            let pods = Api::<Pod>::namespaced(client.clone(), &who.namespace);
+            let error = match tokio::time::timeout(PATIENCE, pods.get_opt(&who.pod)).await {
+                Ok(Ok(found)) => {
+                    if has_ended(&who, found.as_ref()) {
+                        take_away(&volumes, &who).await;
+                    }
+                    continue;
                 }
-            }
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => format!("no answer within {} s", PATIENCE.as_secs()),
+            };
+            tracing::warn!(pod = who.name(), error, "asking whether a pod has ended; its volumes stay meanwhile");
+            unanswered.insert(who);
         }
         left = unanswered;
         if !left.is_empty() {

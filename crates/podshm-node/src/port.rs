@@ -1,28 +1,11 @@
-//! The one port: `/metrics`, `/healthz`, `/readyz`, `/domains`. Anybody on the pod network can reach it, so nothing can be changed
-//! there, and nobody can take up more of the daemon than a few sockets for a few seconds.
+//! What is said at the one port: `/metrics`, `/healthz`, `/readyz`, `/domains`. Anybody on the pod network can reach it (`podshm-port`).
 
-use crate::metrics::{CONTENT_TYPE, Metrics};
+use crate::metrics::Metrics;
 use crate::report::NodeView;
 use crate::volumes::Volumes;
-use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
-use hyper::header::CONTENT_TYPE as TYPE;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use std::collections::HashMap;
-use std::convert::Infallible;
-use std::net::IpAddr;
+use podshm_port::{Answer, OPENMETRICS, StatusCode, plain, with_type};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream};
-
-/// Connections at once, in all and of one address: another pod must not be able to keep the kubelet's probes out.
-const MOST: usize = 128;
-const MOST_OF_ONE: usize = 8;
-/// A connection ends after this, whatever it does.
-const LONGEST: Duration = Duration::from_secs(10);
+use tokio::net::TcpListener;
 
 /// What is told at the port.
 #[derive(Debug)]
@@ -71,48 +54,16 @@ impl Told {
 
 /// Answers until it is dropped.
 pub async fn answer(listener: TcpListener, told: Arc<Told>) {
-    let open = Arc::new(Mutex::new(HashMap::new()));
-    loop {
-        let (stream, from) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                // Out of descriptors, say: it passes.
-                tracing::warn!(%error, "the metrics port");
-                tokio::time::sleep(Duration::from_millis(200)).await;
-                continue;
-            }
-        };
-        let Some(place) = Place::take(&open, from.ip()) else { continue };
-        let told = Arc::clone(&told);
-        tokio::spawn(async move {
-            let _ = tokio::time::timeout(LONGEST, connection(stream, told)).await;
-            drop(place);
-        });
-    }
+    podshm_port::answer(listener, move |path| respond(path, Arc::clone(&told))).await;
 }
 
-async fn connection(stream: TcpStream, told: Arc<Told>) -> hyper::Result<()> {
-    let service = service_fn(move |request| {
-        let told = Arc::clone(&told);
-        async move { Ok::<_, Infallible>(respond(&request, told).await) }
-    });
-    let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(LONGEST / 2).keep_alive(false).max_buf_size(8 << 10);
-    builder.serve_connection(TokioIo::new(stream), service).await
-}
-
-type Answer = Response<Full<Bytes>>;
-
-async fn respond(request: &Request<Incoming>, told: Arc<Told>) -> Answer {
-    if request.method() != Method::GET {
-        return plain(StatusCode::METHOD_NOT_ALLOWED, "expected GET; nothing can be changed here\n");
-    }
-    match request.uri().path() {
+async fn respond(path: String, told: Arc<Told>) -> Answer {
+    match path.as_str() {
         "/healthz" => plain(StatusCode::OK, "ok\n"),
         "/readyz" if told.is_registered() => plain(StatusCode::OK, "ok\n"),
         "/readyz" => plain(StatusCode::SERVICE_UNAVAILABLE, "the kubelet has not registered this daemon\n"),
         "/metrics" => {
-            body(told, CONTENT_TYPE, |told, view| {
+            body(told, OPENMETRICS, |told, view| {
                 told.metrics.text(view, told.is_registered(), told.limit).map_err(|error| error.to_string())
             })
             .await
@@ -137,47 +88,6 @@ async fn body(
     match made.map_err(|error| error.to_string()).and_then(|made| made) {
         Ok(text) => with_type(StatusCode::OK, content, text),
         Err(error) => plain(StatusCode::INTERNAL_SERVER_ERROR, error),
-    }
-}
-
-fn plain(status: StatusCode, text: impl Into<Bytes>) -> Answer {
-    with_type(status, "text/plain; charset=utf-8", text)
-}
-
-fn with_type(status: StatusCode, content: &'static str, text: impl Into<Bytes>) -> Answer {
-    let mut response = Response::new(Full::new(text.into()));
-    *response.status_mut() = status;
-    response.headers_mut().insert(TYPE, hyper::header::HeaderValue::from_static(content));
-    response
-}
-
-type Open = Arc<Mutex<HashMap<IpAddr, usize>>>;
-
-/// One connection's part of what may be open.
-struct Place {
-    open: Open,
-    of: IpAddr,
-}
-
-impl Place {
-    fn take(open: &Open, of: IpAddr) -> Option<Self> {
-        let mut counts = open.lock().unwrap_or_else(PoisonError::into_inner);
-        let (all, own) = (counts.values().sum::<usize>(), counts.get(&of).copied().unwrap_or_default());
-        if all >= MOST || own >= MOST_OF_ONE {
-            return None;
-        }
-        counts.insert(of, own + 1);
-        Some(Place { open: Arc::clone(open), of })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut counts = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        match counts.get_mut(&self.of) {
-            Some(own) if *own > 1 => *own -= 1,
-            _ => drop(counts.remove(&self.of)),
-        }
     }
 }
 
@@ -226,16 +136,5 @@ mod tests {
         assert!(get(port, "GET /metrics").contains("podshm_registered 1"));
         assert!(get(port, "POST /domains").starts_with("HTTP/1.1 405"));
         assert!(get(port, "GET /../etc").starts_with("HTTP/1.1 404"));
-    }
-
-    #[test]
-    fn one_address_can_hold_a_few_connections_and_they_end() {
-        let open = Open::default();
-        let (one, other) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
-        let held: Vec<Place> = std::iter::from_fn(|| Place::take(&open, one)).collect();
-        assert_eq!(held.len(), MOST_OF_ONE);
-        let place = Place::take(&open, other).expect("the kubelet's");
-        drop((held, place));
-        assert!(open.lock().unwrap().is_empty());
     }
 }

@@ -23,13 +23,12 @@ use podshm_api::report::PORT;
 use podshm_broker::{Broker, BrokerConfig};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{self, File, OpenOptions};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
 
@@ -88,7 +87,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let state = options.root.join(".broker");
     // First: a daemon that waits for the one before it is alive.
     let told = Arc::new(Told::new(&options.node, options.memory().limit));
-    let port = tokio::spawn(port::answer(listen(options.metrics_addr).await?, Arc::clone(&told)));
+    let port = tokio::spawn(port::answer(podshm_port::listen(options.metrics_addr, PORT).await?, Arc::clone(&told)));
     let native = Arc::new(Native::default());
     let client = match options.domains {
         Some(_) => None,
@@ -189,13 +188,6 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
             }
         }
     }
-}
-
-async fn listen(address: Option<SocketAddr>) -> anyhow::Result<TcpListener> {
-    let all = [IpAddr::from(Ipv6Addr::UNSPECIFIED), IpAddr::from(Ipv4Addr::UNSPECIFIED)];
-    let addresses = address.map_or_else(|| all.map(|address| SocketAddr::new(address, PORT)).to_vec(), |one| vec![one]);
-    // The first one that there is: a node may be without IPv6.
-    TcpListener::bind(&addresses[..]).await.with_context(|| format!("listening at {addresses:?}"))
 }
 
 /// Where the kubelet finds out about the driver.

@@ -45,6 +45,9 @@ fn a_value_that_nobody_knows_is_refused_by_name() {
         ("routeAgent.resources.limit.memory=1Gi", "limit"),
         ("controller.resources.limits.memory=lots", "/controller/resources/limits/memory"),
         ("namespace.criticalPods=-1", "/namespace/criticalPods"),
+        // Who has no capability can't listen there.
+        ("controller.port=80", "/controller/port"),
+        ("rollouts.port=web", "/rollouts/port"),
     ] {
         let output = render(&["--set", value]);
         let why = String::from_utf8_lossy(&output.stderr);
@@ -110,6 +113,16 @@ fn values_go_where_they_belong() {
     let output = render(&set.iter().flat_map(|value| ["--set", value]).collect::<Vec<_>>());
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.contains("hard: {pods: \"5000000\"}"), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    for (template, set) in
+        [("controller", vec![]), ("rollouts", vec!["rollouts.enabled=true", "rollouts.namespaces={*}"])]
+    {
+        let (port, file) = (format!("{template}.port=9500"), format!("templates/{template}.yaml"));
+        let set = set.into_iter().chain([port.as_str()]).flat_map(|value| ["--set", value]).collect::<Vec<_>>();
+        let output = render(&[&set[..], &["--show-only", &file]].concat());
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(text.contains("--port=9500]") && text.contains("containerPort: 9500}"), "{text}");
+        assert_eq!(text.matches("port: metrics}").count(), 2, "both probes: {text}");
+    }
     // Where the release is recorded in it, the namespace is there already.
     let output = render(&["--namespace", "podshm-system"]);
     assert!(!String::from_utf8_lossy(&output.stdout).contains("kind: Namespace"));

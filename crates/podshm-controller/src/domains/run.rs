@@ -3,6 +3,7 @@
 use super::summary::Round;
 use crate::daemons::{Answers, DAEMONS, Daemon, Daemons};
 use crate::lease::Lead;
+use crate::probes::Pulse;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
@@ -20,7 +21,7 @@ pub const PERIOD: Duration = Duration::from_secs(30);
 const FIELD_MANAGER: &str = "podshm-controller";
 
 /// Writes the status of every ShmDomain for as long as this process leads. Ends with an error where a watch ends.
-pub async fn run(client: Client, namespace: &str, lead: Lead) -> anyhow::Result<()> {
+pub async fn run(client: Client, namespace: &str, lead: Lead, pulse: Pulse) -> anyhow::Result<()> {
     let pods = Api::<Pod>::namespaced(client.clone(), namespace);
     let (daemons, watched) = reflector::store();
     let pods =
@@ -33,18 +34,20 @@ pub async fn run(client: Client, namespace: &str, lead: Lead) -> anyhow::Result<
     let watch = watcher(objects.clone(), watcher::Config::default()).default_backoff().reflect(watched);
     let told = |error: &watcher::Error| tracing::warn!(%error, "a watch; it is begun anew");
     let follow = |daemons: Store<Pod>, domains: Store<DynamicObject>| async move {
-        daemons.wait_until_ready().await?;
-        domains.wait_until_ready().await?;
+        pulse.waiting(daemons.wait_until_ready()).await?;
+        pulse.waiting(domains.wait_until_ready()).await?;
+        pulse.synced(true);
         let asker = Daemons::default();
         let mut tick = tokio::time::interval(PERIOD);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            tick.tick().await;
-            lead.held().await;
+            pulse.waiting(tick.tick()).await;
+            pulse.waiting(lead.held()).await;
             let due = daemons.state().iter().filter_map(|pod| Daemon::of(pod)).collect();
-            let Answers { reports, silent } = asker.round(due).await;
+            let Answers { reports, silent } = pulse.waiting(asker.round(due)).await;
             let round = Round::new(reports, silent.len());
             for domain in domains.state() {
+                pulse.turn();
                 // A round may have taken its time.
                 if lead.is_held()
                     && let Err(error) = write(&objects, &domain, &round).await

@@ -16,6 +16,7 @@ pub(super) const RETRY: Duration = Duration::from_secs(3);
 #[derive(Debug)]
 pub(super) struct Belief {
     me: Arc<str>,
+    is_known: bool,
     /// Ours from then on for a [`DEADLINE`].
     renewed: Option<Instant>,
     /// Somebody else's renewal, and since when we have seen it.
@@ -24,7 +25,12 @@ pub(super) struct Belief {
 
 impl Belief {
     pub fn of(me: Arc<str>) -> Self {
-        Belief { me, renewed: None, seen: None }
+        Belief { me, is_known: false, renewed: None, seen: None }
+    }
+
+    /// Whether it was ever heard whose it is.
+    pub fn is_known(&self) -> bool {
+        self.is_known
     }
 
     /// Whether this process leads.
@@ -57,6 +63,7 @@ impl Belief {
 
     /// What came of it: ours counts from when it was asked for, since others may have seen it from then on.
     pub fn ended(&mut self, asked: Instant, is_ours: bool) {
+        self.is_known = true;
         self.renewed = is_ours.then_some(asked);
     }
 

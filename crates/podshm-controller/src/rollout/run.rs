@@ -6,6 +6,7 @@ use super::rights::missing;
 use super::view::{Rollouts, Stores};
 use crate::daemons::{DAEMONS, Daemon, Daemons};
 use crate::lease::Lead;
+use crate::probes::Pulse;
 use anyhow::Context;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use k8s_openapi::jiff::Timestamp;
@@ -32,10 +33,12 @@ const ASK: Duration = Duration::from_secs(5);
 
 /// Carries out every rollout there is, for good, while this process leads: who waits watches nothing. Node daemons are those of this
 /// namespace.
-pub async fn run(client: Client, namespace: &str, lead: Lead) -> anyhow::Result<()> {
+pub async fn run(client: Client, namespace: &str, lead: Lead, pulse: Pulse) -> anyhow::Result<()> {
     loop {
-        lead.held().await;
-        if let Some(ended) = lead.while_held(carry_out(client.clone(), namespace, &lead)).await {
+        // There is nothing that it would go by.
+        pulse.synced(true);
+        pulse.waiting(lead.held()).await;
+        if let Some(ended) = lead.while_held(carry_out(client.clone(), namespace, &lead, &pulse)).await {
             return ended;
         }
         tracing::warn!("another controller may lead now; what was under way is dropped");
@@ -43,14 +46,17 @@ pub async fn run(client: Client, namespace: &str, lead: Lead) -> anyhow::Result<
 }
 
 /// Where no rollout is due nothing but rollouts is watched.
-async fn carry_out(client: Client, namespace: &str, lead: &Lead) -> anyhow::Result<()> {
+async fn carry_out(client: Client, namespace: &str, lead: &Lead, pulse: &Pulse) -> anyhow::Result<()> {
     let (changed, mut changes) = tokio::sync::mpsc::unbounded_channel();
+    pulse.synced(false);
     let rollouts = Rollouts::watch(&client, &changed);
-    rollouts.ready().await?;
+    pulse.waiting(rollouts.ready()).await?;
+    pulse.synced(true);
     tracing::info!("carrying out AgentRollouts");
     let reporter = Reporter { controller: FIELD_MANAGER.into(), instance: Some(lead.me().to_owned()) };
     let mut controller = Controller {
         lead: lead.clone(),
+        pulse: pulse.clone(),
         led_since: Timestamp::now().as_second(),
         recorder: Recorder::new(client.clone(), reporter),
         client: client.clone(),
@@ -63,16 +69,20 @@ async fn carry_out(client: Client, namespace: &str, lead: &Lead) -> anyhow::Resu
     };
     let mut stores = None;
     loop {
+        pulse.turn();
         let all = rollouts.all();
         let due: Vec<AgentRollout> = all.iter().filter(|one| is_due(one)).cloned().collect();
         if due.is_empty() {
             stores = None;
         } else {
+            pulse.synced(stores.is_some());
             let stores = stores.get_or_insert_with(|| Stores::watch(&client, &changed));
-            stores.ready().await?;
+            pulse.waiting(stores.ready()).await?;
+            pulse.synced(true);
             let held = stores.held();
             let mut world = aside(move || held.world(all, Timestamp::now().as_second())).await?;
             for rollout in &due {
+                pulse.turn();
                 let ended;
                 (ended, world) = controller.carry_on(rollout, world).await;
                 controller.note(rollout, ended.err()).await;
@@ -104,6 +114,7 @@ fn is_due(rollout: &AgentRollout) -> bool {
 
 struct Controller {
     lead: Lead,
+    pulse: Pulse,
     /// In seconds since 1970.
     led_since: i64,
     client: Client,
@@ -147,10 +158,11 @@ impl Controller {
         let is_new =
             rollout.status.as_ref().is_none_or(|status| matches!(status.phase, Phase::Pending | Phase::Refused));
         world.led_since = self.led_since;
-        world.denied = if is_new { missing(&self.client, rollout).await? } else { Vec::new() };
+        world.denied = if is_new { self.pulse.waiting(missing(&self.client, rollout)).await? } else { Vec::new() };
         let queries = &rollout.spec.gates.prometheus;
-        world.queries = if is_new { self.asker.look_at(queries).await } else { Vec::new() };
-        self.ask(rollout, world).await;
+        world.queries = if is_new { self.pulse.waiting(self.asker.look_at(queries)).await } else { Vec::new() };
+        // Each of whom has so long.
+        self.pulse.clone().waiting(self.ask(rollout, world)).await;
         Ok(true)
     }
 
@@ -167,6 +179,7 @@ impl Controller {
         let mut first = None;
         for action in &next.actions {
             self.lead_on()?;
+            self.pulse.turn();
             tracing::info!(rollout = rollout.name_any(), ?action, "to be done");
             match (act(&self.client, rollout, world, action).await, action) {
                 (Ok(true), Action::Node { name, mark: Some(mark), .. }) => self.tell_node(rollout, name, mark).await,

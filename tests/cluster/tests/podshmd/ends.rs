@@ -128,8 +128,8 @@ pub fn the_node_s_own_programs_restart_under_load(cluster: &Cluster, shop: &Spac
     }
 }
 
-/// A volume of a pod that ended is taken away so soon after the daemon's return. On a machine that does nothing else it is 10 s.
-const RETURN: Duration = Duration::from_secs(45);
+/// A volume of a pod that ended is taken away so soon after the daemon's return.
+const RETURN: Duration = Duration::from_secs(10);
 /// The kubelet's longest wait between two attempts, and as much again as a slow machine may take.
 const KUBELET: Duration = Duration::from_secs(122 + 45);
 
