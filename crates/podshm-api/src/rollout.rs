@@ -28,6 +28,8 @@ pub const MADE_BY_UID: &str = "rollout.podshm.dev/uid";
 pub const TEMPLATE: &str = "rollout.podshm.dev/template";
 /// Label of a verification pod: its node.
 pub const VERIFIES: &str = "rollout.podshm.dev/verifies";
+/// Finalizer of a rollout that has begun and is not over: while it is there the object stays, so that what was begun goes back first.
+pub const FINALIZER: &str = "podshm.dev/rollout";
 /// What the controller is called where it writes fields.
 pub const FIELD_MANAGER: &str = "podshm-rollout";
 
@@ -101,7 +103,7 @@ pub struct AgentRolloutSpec {
     #[serde(default = "minute")]
     #[x_kube(validation = Rule::new("self <= 604800").message("soakSeconds: expected at most 604800, a week"))]
     pub soak_seconds: u32,
-    /// How long agents, verification pods and moved replicas of a node may take to become ready.
+    /// How long a batch may stand still: no node and no replica comes a step further. Whenever one does it begins anew; pauses do not count.
     #[serde(default = "ten_minutes")]
     #[x_kube(validation = Rule::new("self >= 10 && self <= 86400").message("progressDeadlineSeconds: expected 10 to 86400: what takes longer than it has failed"))]
     pub progress_deadline_seconds: u32,

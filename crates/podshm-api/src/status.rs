@@ -58,7 +58,7 @@ pub struct DomainStatus {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Condition {
-    /// Ready, Degraded or OverLimit.
+    /// What is said, in one word.
     #[serde(rename = "type")]
     #[schemars(length(max = 316))]
     pub kind: String,

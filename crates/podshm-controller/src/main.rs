@@ -24,7 +24,7 @@ enum Command {
     Rollouts(Place),
     /// Writes the status of ShmDomains, as the one of several that leads.
     Domains(Place),
-    /// Before the chart is uninstalled: refuses while pods have volumes and names them, ends podshmd and leaves nothing on its nodes.
+    /// Before the chart is uninstalled: refuses while rollouts are under way or pods have volumes and names them, ends podshmd and leaves nothing on its nodes.
     Uninstall {
         /// The namespace of podshmd.
         #[arg(long, env = "POD_NAMESPACE")]
@@ -68,6 +68,7 @@ async fn main() -> anyhow::Result<()> {
         }
         Command::Uninstall { namespace, sweep: options } => {
             uninstall::is_meant(&client, &namespace).await?;
+            uninstall::held(&client).await?;
             uninstall::check(client.clone()).await?;
             sweep::sweep(&client, &namespace, &options).await
         }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  is_meant  podshmd is Helm's: applied by somebody else, the Job that calls this is no hook and runs at once
+//!  held      no rollout is under way: its controller goes with the chart, and nobody would be left to bring it back or to let it go
 //!  check     no pod has a volume: nobody would be left to take it away, and the pod could not end
 //!  sweep     podshmd is ended, and nothing of it is left on its nodes
 //! ```
@@ -12,8 +13,10 @@ use crate::pages;
 use anyhow::Context;
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::Pod;
+use kube::core::{ApiResource, DynamicObject};
 use kube::{Api, Client, ResourceExt};
 use podshm_api::DRIVER;
+use podshm_api::rollout::{AgentRollout, FINALIZER};
 use std::fmt::Write;
 
 /// Pods that are named.
@@ -36,6 +39,39 @@ fn meant(daemon: Option<&DaemonSet>) -> anyhow::Result<()> {
          applying what `helm template` prints: leave it out by --no-hooks, or uninstallCheck: never, and delete it"
     );
     Ok(())
+}
+
+/// Fails where rollouts are under way, and names them: whoever removes their definition would wait for good, with nobody left to let them go.
+pub async fn held(client: &Client) -> anyhow::Result<()> {
+    // As they come: one that this program can't parse is held all the same.
+    let kind = ApiResource::erase::<AgentRollout>(&());
+    let rollouts = Api::<DynamicObject>::all_with(client.clone(), &kind);
+    let mut found = Vec::new();
+    match pages::each(&rollouts, |one| found.extend(is_under_way(&one).then(|| one.name_any()))).await {
+        // Without their definition there are none.
+        Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
+        listed => listed.context("listing AgentRollouts")?,
+    }
+    anyhow::ensure!(found.is_empty(), "{}", refusal_of_held(&found));
+    println!("no AgentRollout is under way");
+    Ok(())
+}
+
+fn is_under_way(one: &DynamicObject) -> bool {
+    one.finalizers().iter().any(|one| one == FINALIZER)
+}
+
+fn refusal_of_held(found: &[String]) -> String {
+    let mut named = found.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
+    if found.len() > NAMED {
+        let _ = write!(named, " and {} more", found.len() - NAMED);
+    }
+    format!(
+        "podshm is not uninstalled: {} AgentRollouts are under way ({named}), and nobody would be left to bring back what they have begun. \
+         `podshm rollout rollback NAME` brings it back, `podshm rollout abort NAME` leaves it as it is. Where their controller is gone already: \
+         kubectl patch agentrollout NAME --type=merge -p '{{\"metadata\":{{\"finalizers\":null}}}}'",
+        found.len()
+    )
 }
 
 /// Fails where pods have volumes of the driver, and names them.
@@ -100,6 +136,23 @@ mod tests {
             let refused = meant(Some(&daemon(applied))).expect_err("applied").to_string();
             assert!(refused.contains("--no-hooks"), "{refused}");
         }
+    }
+
+    #[test]
+    fn rollouts_that_are_held_are_named_with_the_way_out_and_others_are_not() {
+        let rollout = |name: &str, finalizers: &[&str]| -> DynamicObject {
+            let metadata = json!({"name": name, "finalizers": finalizers});
+            let object = json!({"apiVersion": "podshm.dev/v1alpha1", "kind": "AgentRollout", "metadata": metadata});
+            serde_json::from_value(object).expect("an object")
+        };
+        assert!(is_under_way(&rollout("a", &["foregroundDeletion", FINALIZER])));
+        assert!(!is_under_way(&rollout("b", &["foregroundDeletion"])) && !is_under_way(&rollout("c", &[])));
+        let text = refusal_of_held(&["a".into()]);
+        for said in ["1 AgentRollouts", "(a)", "rollout abort NAME", r#"-p '{"metadata":{"finalizers":null}}'"#] {
+            assert!(text.contains(said), "{said}: {text}");
+        }
+        let text = refusal_of_held(&vec!["a".repeat(63); 1000]);
+        assert!(text.contains("and 950 more") && text.len() < 5000, "{text}");
     }
 
     #[test]

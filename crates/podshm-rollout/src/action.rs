@@ -29,6 +29,10 @@ pub struct Asked {
 /// One thing to do.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
+    /// Puts the finalizer on the rollout, before anything else is touched: it can't be gone before what it did has gone back.
+    Hold,
+    /// Takes the finalizer off: nothing is left to be done, and who deletes the rollout has it gone.
+    LetGo,
     /// Changes a node; all of it in one write, so that state, label and taint are never apart.
     Node {
         /// Its name.

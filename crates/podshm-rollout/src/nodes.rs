@@ -78,7 +78,8 @@ pub(crate) fn edited(rollout: &AgentRollout, node: &Node) -> Option<String> {
     ))
 }
 
-/// A node's next state. `may_begin`: whether an untouched one may be touched now; `going_since`: nobody was late before.
+/// A node's next state. `may_begin`: whether an untouched one may be touched now; `going_since`: nobody was late before; `progressed`: when
+/// the batch came a step further last.
 pub(crate) fn next(
     rollout: &AgentRollout,
     world: &Seen<'_>,
@@ -86,6 +87,7 @@ pub(crate) fn next(
     mark: &NodeMark,
     may_begin: bool,
     going_since: i64,
+    progressed: i64,
 ) -> Next {
     let to = |state, reason: String, actions: Vec<Action>| Next {
         mark: NodeMark { state, reason, since: world.now, ..mark.clone() },
@@ -95,7 +97,9 @@ pub(crate) fn next(
     let who = name(&node.metadata);
     let spec = &rollout.spec;
     let waited = world.now - mark.since.max(going_since);
-    let is_late = waited > i64::from(spec.progress_deadline_seconds);
+    // As a Deployment's: what is slow and goes on is not late.
+    let stood = waited.min(world.now - progressed);
+    let is_late = stood > i64::from(spec.progress_deadline_seconds);
     let is_watched = is_touched(mark.state) && mark.state != NodeState::Failed;
     if let Some(why) = is_watched.then(|| unhealthy(node).or_else(|| edited(rollout, node))).flatten() {
         return to(NodeState::Failed, why, vec![]);
@@ -126,7 +130,9 @@ pub(crate) fn next(
             let missing = spec.agents.iter().find_map(|agent| agent_missing(rollout, world, agent, who, &mut actions));
             match missing {
                 None => to(NodeState::AgentReady, "its agents are Ready".into(), actions),
-                Some(what) if is_late => to(NodeState::Failed, format!("after {waited} s: {what}"), actions),
+                Some(what) if is_late => {
+                    to(NodeState::Failed, format!("after {stood} s without progress: {what}"), actions)
+                }
                 Some(_) => Next { actions, ..stay() },
             }
         }
@@ -162,9 +168,11 @@ pub(crate) fn next(
             let actions = verified.into_iter().collect();
             match fat_on(rollout, world, who) {
                 0 => to(NodeState::Soaking, "watched".into(), actions),
-                n if is_late => {
-                    to(NodeState::Failed, format!("after {waited} s, {n} fat pods are still there"), actions)
-                }
+                n if is_late => to(
+                    NodeState::Failed,
+                    format!("after {stood} s without progress, {n} fat pods are still there"),
+                    actions,
+                ),
                 _ => Next { actions, ..stay() },
             }
         }

@@ -3,6 +3,10 @@
 mod again;
 mod back;
 mod compare;
+mod edits;
+mod gone;
+mod progress;
+mod said;
 mod small;
 
 use crate::action::{Action, Change};
@@ -45,9 +49,13 @@ pub fn step(rollout: &AgentRollout, world: &World) -> Step {
         actions: Vec::new(),
         was: marks.clone(),
         marks,
+        said: Vec::new(),
     };
     run.decide();
+    run.let_go();
     run.summarize();
+    run.classify();
+    run.say();
     Step { status: run.status, actions: run.actions }
 }
 
@@ -60,12 +68,18 @@ struct Run<'r> {
     was: BTreeMap<String, NodeMark>,
     /// As this step changes them.
     marks: BTreeMap<String, NodeMark>,
+    /// What somebody should know: kinds of conditions, reasons and messages.
+    said: Vec<(&'static str, &'static str, String)>,
 }
 
 impl Run<'_> {
     fn decide(&mut self) {
         let spec = &self.rollout.spec;
         let generation = self.rollout.metadata.generation.unwrap_or_default();
+        if self.is_deleted() {
+            self.status.observed_generation = generation;
+            return self.leave();
+        }
         if self.status.phase == Phase::Refused && self.status.observed_generation != generation {
             self.status = AgentRolloutStatus::default();
         }
@@ -76,6 +90,10 @@ impl Run<'_> {
         if self.status.phase == Phase::Pending && !self.admit() {
             return;
         }
+        if spec.stop != Some(Stop::Abort) && !self.is_held() {
+            // Nothing is touched before it is seen to be there.
+            return self.actions.push(Action::Hold);
+        }
         match spec.stop {
             Some(Stop::Abort) => return self.abort(),
             Some(Stop::RollBack) if self.status.phase != Phase::RollingBack => self.turn_back("as spec.stop says"),
@@ -85,16 +103,18 @@ impl Run<'_> {
             return self.roll_back();
         }
         let looked_at = spec.resumed_failures >= self.status.failures;
-        match (self.status.phase, spec.paused) {
-            (_, true) => {
-                if self.status.phase != Phase::Paused {
-                    self.status.phase = Phase::Paused;
-                    self.status.message = "paused by spec.paused; what was begun is left as it is".into();
-                }
-                return;
+        let by_hand = spec.paused.then(|| "paused by spec.paused; what was begun is left as it is".to_owned());
+        if let Some(why) = self.changed_batch().or(by_hand) {
+            // Why it failed is said until somebody has looked.
+            if self.status.phase != Phase::Paused || looked_at {
+                self.status.phase = Phase::Paused;
+                self.status.message = shortened(&why);
             }
-            (Phase::Paused, false) if !looked_at => return,
-            (Phase::Paused, false) => self.resume(),
+            return;
+        }
+        match self.status.phase {
+            Phase::Paused if !looked_at => return,
+            Phase::Paused => self.resume(),
             _ => {}
         }
         self.go_on();
@@ -139,6 +159,7 @@ impl Run<'_> {
             return;
         }
         self.settle();
+        self.leave_out();
         let is_between = self.status.history.last().is_none_or(|record| record.ended != 0);
         if is_between {
             // What is done is watched while somebody is waited for, and before more is begun.
@@ -157,6 +178,7 @@ impl Run<'_> {
         let failed = self.advance_nodes();
         let moves = self.advance_workloads();
         self.status.workloads = moves.iter().map(|moves| moves.status.clone()).collect();
+        self.count_moved();
         self.status.gates = small::brief(evaluate(self.rollout, self.world, &self.marks, &self.status));
         let gate = self.failed_gate();
         let moving = moves.iter().find_map(|moves| moves.failure.clone());
@@ -210,12 +232,15 @@ impl Run<'_> {
         let nodes = all.get(&number).map_or(0, Vec::len) as u32;
         self.status.phase = Phase::Running;
         self.status.batch = number;
-        self.status.soaking_since = 0;
+        (self.status.soaking_since, self.status.moved) = (0, 0);
         self.remember_restarts();
         if number == 1 && spec.purpose == Purpose::UpgradeAgents {
             self.remember_agents();
         }
-        self.status.history.push(BatchRecord { batch: number, began: self.world.now, nodes, ..BatchRecord::default() });
+        let as_it_is = spec.batches.get(number as usize - 1).map(edits::brief).unwrap_or_default();
+        let began = self.world.now;
+        let record = BatchRecord { batch: number, began, nodes, spec: as_it_is, ..BatchRecord::default() };
+        self.status.history.push(record);
         true
     }
 
@@ -281,7 +306,7 @@ impl Run<'_> {
     fn advance_nodes(&mut self) -> Option<String> {
         let (rollout, world) = (self.rollout, self.world);
         let mut busy = self.marks.values().filter(|mark| is_worked_on(mark.state)).count() as u32;
-        let mut failed = None;
+        let (mut failed, progressed) = (None, self.progressed());
         let names: Vec<String> = self.marks.keys().cloned().collect();
         for who in names {
             let Some(node) = world.nodes.get(&who) else { continue };
@@ -291,7 +316,7 @@ impl Run<'_> {
                 // Whoever wrote that down may have died before the status said so.
                 failed.get_or_insert_with(|| format!("node {who}: {}", mark.reason));
             }
-            let advance = next(rollout, world, node, &mark, may_begin, self.going_since());
+            let advance = next(rollout, world, node, &mark, may_begin, self.going_since(), progressed);
             if advance.mark != mark {
                 busy += u32::from(is_worked_on(advance.mark.state) && !is_worked_on(mark.state));
                 if advance.mark.state == NodeState::Failed {
@@ -346,12 +371,15 @@ impl Run<'_> {
                 return;
             }
             return self.fail(&format!(
-                "all {skipped} nodes of batch {number} were unhealthy before they were touched, so nothing was tried"
+                "all {skipped} nodes of batch {number} were unhealthy before they were touched, or were left out, so nothing was tried"
             ));
         }
         let busy = moves.iter().find_map(|moves| moves.waits_for.clone());
         if skipped + watched < here.len() || !moves.iter().all(Moves::is_idle) {
             self.status.soaking_since = 0;
+            if let Some(busy) = busy.as_ref().filter(|_| skipped + watched == here.len() && self.is_late()) {
+                return self.fail(&format!("after {} s without progress, it waits for: {busy}", self.stood()));
+            }
             let nodes = format!("batch {number}: {watched} of {} nodes converted", here.len() - skipped);
             self.status.message = shortened(&busy.map_or(nodes.clone(), |busy| format!("{nodes}; waits for {busy}")));
             return;

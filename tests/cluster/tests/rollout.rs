@@ -251,6 +251,8 @@ fn the_fleet_goes_over_while_its_controller_is_killed(cluster: &Cluster, shop: &
         assert!(begin.elapsed() < Duration::from_secs(900), "not over: {}", get(cluster, "routing")["status"]);
         std::thread::sleep(Duration::from_millis(200));
     }
+    // Killed since it was Completed, it is let go by the next one.
+    wait_for(cluster, "routing", "Completed");
     println!("states of the nodes as the controller was killed: {seen:?}");
     // AgentReady is over with the next step: it is seen, or not.
     for state in ["Preparing", "Verifying", "Migrating", "Soaking", "Done"] {

@@ -20,6 +20,7 @@ fn rollouts_survive_what_happens_around_them() {
     let (routing, shop, mut controller) = scene(&cluster);
 
     label_and_taint_that_are_there_already_are_refused(&cluster);
+    one_that_is_deleted_midway_goes_back_first(&cluster, &shop);
     one_at_a_time_whatever_the_api_server_and_people_do(&cluster, &shop);
     business_as_before(&cluster, &shop);
     a_budget_that_blocks_is_told_of_waited_for_and_kept(&cluster, &shop);
@@ -67,6 +68,38 @@ fn label_and_taint_that_are_there_already_are_refused(cluster: &Cluster) {
     assert!(has_taint(&node), "{node}");
     cluster.kubectl(&["taint", "node", other, "AgentsDaemonSet-"]).unwrap();
     cluster.kubectl(&["delete", "agentrollout", "foreign"]).unwrap();
+}
+
+fn one_that_is_deleted_midway_goes_back_first(cluster: &Cluster, shop: &Space) {
+    let lowest = Lowest::watch(cluster);
+    begin(cluster, &rollout("deleted", &["/probe", "size"]));
+    let at = node_that_is(cluster, "Migrating");
+    assert_eq!(get(cluster, "deleted")["metadata"]["finalizers"], json!(["podshm.dev/rollout"]));
+    until("a slim pod of it", || Ok((ready(cluster, shop, "form=slim") > 0).then_some(()))).unwrap();
+    println!("deleted while {at} was on its way: {:?}", states(cluster));
+    cluster.kubectl(&["delete", "agentrollout", "deleted", "--wait=false"]).unwrap();
+    // The status says so as long as it is there, and events once it is not.
+    until("it to be gone", || {
+        let found = cluster.kubectl(&["get", "agentrollout", "deleted", "--ignore-not-found", "-o", "json"])?;
+        if found.trim().is_empty() {
+            return Ok(Some(()));
+        }
+        let found: Value = serde_json::from_str(&found)?;
+        anyhow::ensure!(found["status"]["phase"] != "Completed", "it went on: {}", found["status"]);
+        Ok(None)
+    })
+    .unwrap();
+    assert!(nodes_json(cluster).iter().all(|node| !has_label(node) && !has_taint(node)), "label and taint are off");
+    for (name, asked) in ASKED {
+        assert_eq!(ready(cluster, shop, &format!("app={name},form=fat")), asked);
+        let slim = format!("{name}-slim");
+        let left = cluster.within(shop, &["get", "deployment", &slim, "--ignore-not-found", "-o", "name"]).unwrap();
+        assert_eq!(left.trim(), "");
+    }
+    assert!(states(cluster).iter().any(|(node, state)| *node == at && state == "RolledBack"), "{:?}", states(cluster));
+    let events = cluster.kubectl(&["-n", "default", "get", "events.events.k8s.io", "-o", "json"]).unwrap();
+    assert!(events.contains("rolled back: it was deleted"), "{events}");
+    assert_eq!(lowest.seen(), ASKED.map(|(_, asked)| asked), "Ready replicas, the lowest seen");
 }
 
 fn one_at_a_time_whatever_the_api_server_and_people_do(cluster: &Cluster, shop: &Space) {

@@ -1,5 +1,6 @@
 //! Where a rollout is. Small whatever the fleet: what there is to say of a node is on the node.
 
+use crate::status::Condition;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -142,6 +143,15 @@ pub struct AgentRolloutStatus {
     pub agents_before: BTreeMap<String, String>,
     /// Workloads as they are moved.
     pub workloads: Vec<WorkloadStatus>,
+    /// Most replicas that had moved in this batch, of all workloads; more are progress.
+    pub moved: u32,
+    /// When there was one more last, in seconds since 1970.
+    pub moved_at: i64,
+    /// What somebody should know, each there while it is so. WayBackBlocked: something can't go back. BatchesChanged: a batch that has begun
+    /// was changed in the spec. NodesLeftOut: spec.nodes leaves out nodes that are touched. NodesInNoBatch: nodes came midway that no batch takes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
     /// Batches so far.
     pub history: Vec<BatchRecord>,
 }
@@ -212,6 +222,8 @@ pub struct BatchRecord {
     pub ended: i64,
     /// How many nodes it has.
     pub nodes: u32,
+    /// A hash of the batch as the spec had it when it began.
+    pub spec: String,
     /// Slim replicas once it was over, of all workloads.
     pub slim: u32,
     /// How the batch ended.

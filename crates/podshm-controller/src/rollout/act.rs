@@ -4,7 +4,7 @@ use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{Node, Pod, Taint};
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Client, Resource, ResourceExt};
-use podshm_api::rollout::{ASKED, AgentRollout, FIELD_MANAGER, MADE_BY, NODE_MARK, VERIFIES, Verification};
+use podshm_api::rollout::{ASKED, AgentRollout, FIELD_MANAGER, FINALIZER, MADE_BY, NODE_MARK, VERIFIES, Verification};
 use podshm_rollout::{Action, Change, World, join, slim_form};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -20,6 +20,10 @@ pub(super) async fn act(
     action: &Action,
 ) -> anyhow::Result<bool> {
     match action {
+        Action::Hold | Action::LetGo => {
+            let patch = finalizer_patch(rollout, *action == Action::Hold);
+            merge(&Api::<AgentRollout>::all(client.clone()), &rollout.name_any(), &patch).await
+        }
         Action::Node { name, mark, label, taint } => {
             let Some(node) = world.nodes.get(name) else { return Ok(false) };
             let patch = node_patch(rollout, node, mark.as_ref(), *label, *taint)?;
@@ -116,6 +120,14 @@ fn gone<T>(result: kube::Result<T>) -> anyhow::Result<bool> {
         Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(false),
         other => Ok(other.map(|_| true)?),
     }
+}
+
+/// The list as a whole, as a merge patch has it: so it holds only for the rollout as it was seen, with others' finalizers.
+fn finalizer_patch(rollout: &AgentRollout, is_held: bool) -> Value {
+    let mut all = rollout.finalizers().to_vec();
+    all.retain(|one| one != FINALIZER);
+    all.extend(is_held.then(|| FINALIZER.to_owned()));
+    json!({"metadata": {"resourceVersion": rollout.resource_version(), "finalizers": all}})
 }
 
 /// Annotation, label and taint in one write. Taints are one list to the API server, so it holds only for the node as it was seen.
@@ -232,6 +244,18 @@ mod tests {
         assert_eq!(keys(&off), ["gpu"]);
         let kept = node_patch(&rollout("r"), &node, None, Change::Keep, Change::Keep).unwrap();
         assert!(kept.get("spec").is_none());
+    }
+
+    #[test]
+    fn others_finalizers_stay_and_the_write_holds_for_the_rollout_that_was_seen() {
+        let mut seen = rollout("r");
+        seen.metadata.resource_version = Some("7".into());
+        seen.metadata.finalizers = Some(vec!["foregroundDeletion".into()]);
+        let on = finalizer_patch(&seen, true)["metadata"].clone();
+        assert_eq!(on, json!({"resourceVersion": "7", "finalizers": ["foregroundDeletion", FINALIZER]}));
+        seen.metadata.finalizers = Some(vec![FINALIZER.into(), "foregroundDeletion".into()]);
+        assert_eq!(finalizer_patch(&seen, true)["metadata"]["finalizers"], on["finalizers"], "once");
+        assert_eq!(finalizer_patch(&seen, false)["metadata"]["finalizers"], json!(["foregroundDeletion"]));
     }
 
     #[test]

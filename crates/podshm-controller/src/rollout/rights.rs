@@ -23,6 +23,7 @@ fn needed(rollout: &AgentRollout) -> BTreeSet<Right> {
         let right = |verb: &&'static str| Right { namespace: namespace.to_owned(), group, resource, verb };
         all.extend(verbs.iter().map(right));
     };
+    need("", "podshm.dev", "agentrollouts", &["patch"]);
     need("", "", "nodes", &["patch"]);
     for agent in spec.agents.iter().filter(|_| spec.purpose == Purpose::UpgradeAgents) {
         need(&agent.namespace, "", "pods", &["delete"]);

@@ -13,7 +13,8 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, Patch, PatchParams};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Client, Resource, ResourceExt};
-use podshm_api::rollout::{AgentRollout, AgentRolloutStatus, FIELD_MANAGER, NodeMark, NodeState, Phase};
+use podshm_api::Condition;
+use podshm_api::rollout::{AgentRollout, AgentRolloutStatus, FIELD_MANAGER, FINALIZER, NodeMark, NodeState, Phase};
 use podshm_rollout::{Action, Step, World, step};
 use serde_json::json;
 use std::collections::HashMap;
@@ -106,10 +107,13 @@ fn version_of(rollout: &AgentRollout) -> (String, String) {
     (rollout.uid().unwrap_or_default(), rollout.resource_version().unwrap_or_default())
 }
 
+/// Whether there is something to do. One that is over is let go, whoever ended it may have died before that; one that is deleted is due as
+/// long as it is held.
 fn is_due(rollout: &AgentRollout) -> bool {
     let status = rollout.status.clone().unwrap_or_default();
     let is_new = status.phase == Phase::Refused && Some(status.observed_generation) != rollout.metadata.generation;
-    rollout.metadata.deletion_timestamp.is_none() && (!status.phase.is_over() || is_new)
+    let is_held = rollout.finalizers().iter().any(|one| one == FINALIZER);
+    is_held || (rollout.metadata.deletion_timestamp.is_none() && (!status.phase.is_over() || is_new))
 }
 
 struct Controller {
@@ -155,8 +159,8 @@ impl Controller {
         if self.written.get(&uid).is_some_and(|(seen, at)| *seen == version && at.elapsed() < LAG) {
             return Ok(false);
         }
-        let is_new =
-            rollout.status.as_ref().is_none_or(|status| matches!(status.phase, Phase::Pending | Phase::Refused));
+        let is_new = rollout.metadata.deletion_timestamp.is_none()
+            && rollout.status.as_ref().is_none_or(|status| matches!(status.phase, Phase::Pending | Phase::Refused));
         world.led_since = self.led_since;
         world.denied = if is_new { self.pulse.waiting(missing(&self.client, rollout)).await? } else { Vec::new() };
         let queries = &rollout.spec.gates.prometheus;
@@ -170,8 +174,10 @@ impl Controller {
     async fn take(&mut self, rollout: &AgentRollout, world: &World, next: Step) -> anyhow::Result<()> {
         self.lead_on()?;
         let before = rollout.status.clone().unwrap_or_default();
+        // As it is once its status is written: a finalizer is for the version that was seen.
+        let mut written = rollout.clone();
         if next.status != before {
-            self.write(rollout, &next.status).await?;
+            written = self.write(rollout, &next.status).await?;
             let (uid, version) = version_of(rollout);
             self.written.insert(uid, (version, Instant::now()));
             self.tell(rollout, &before, &next.status).await;
@@ -181,7 +187,8 @@ impl Controller {
             self.lead_on()?;
             self.pulse.turn();
             tracing::info!(rollout = rollout.name_any(), ?action, "to be done");
-            match (act(&self.client, rollout, world, action).await, action) {
+            let of = if matches!(action, Action::Hold | Action::LetGo) { &written } else { rollout };
+            match (act(&self.client, of, world, action).await, action) {
                 (Ok(true), Action::Node { name, mark: Some(mark), .. }) => self.tell_node(rollout, name, mark).await,
                 (Ok(_), _) => {}
                 // What one object does not allow is no reason to leave the others half way.
@@ -214,16 +221,15 @@ impl Controller {
         Ok(())
     }
 
-    async fn write(&self, rollout: &AgentRollout, status: &AgentRolloutStatus) -> anyhow::Result<()> {
+    async fn write(&self, rollout: &AgentRollout, status: &AgentRolloutStatus) -> anyhow::Result<AgentRollout> {
         let object = json!({
             "apiVersion": AgentRollout::api_version(&()), "kind": AgentRollout::kind(&()),
             "metadata": {"name": rollout.name_any(), "uid": rollout.uid()},
             "status": status,
         });
         let api = Api::<AgentRollout>::all(self.client.clone());
-        api.patch_status(&rollout.name_any(), &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(&object))
-            .await?;
-        Ok(())
+        let apply = PatchParams::apply(FIELD_MANAGER).force();
+        Ok(api.patch_status(&rollout.name_any(), &apply, &Patch::Apply(&object)).await?)
     }
 
     /// Asks node daemons, queries and Jobs, each not too often; a rollout that waits for a person asks nobody.
@@ -250,6 +256,11 @@ impl Controller {
     }
 
     async fn tell(&self, rollout: &AgentRollout, before: &AgentRolloutStatus, now: &AgentRolloutStatus) {
+        // Each once, as it comes: what it says in full is in the status, and changes.
+        let is_new = |one: &&Condition| !before.conditions.iter().any(|two| two.kind == one.kind);
+        for one in now.conditions.iter().filter(is_new) {
+            self.publish(&rollout.object_ref(&()), true, &one.kind, one.message.clone()).await;
+        }
         if now.phase == before.phase && now.batch == before.batch {
             return;
         }
@@ -322,6 +333,25 @@ mod tests {
                 _ = keep => unreachable!("it waits for good"),
             }
         });
+    }
+
+    #[test]
+    fn one_that_is_held_is_due_until_it_is_let_go_and_one_that_is_deleted_only_then() {
+        let due = |phase: &str, finalizers: &[&str], is_deleted: bool| {
+            let mut object = json!({
+                "apiVersion": "podshm.dev/v1alpha1", "kind": "AgentRollout",
+                "metadata": {"name": "r", "generation": 1, "finalizers": finalizers},
+                "spec": {"agents": [], "batches": []}, "status": {"phase": phase, "observedGeneration": 1},
+            });
+            if is_deleted {
+                object["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+            }
+            is_due(&serde_json::from_value(object).unwrap())
+        };
+        assert!(due("Running", &[FINALIZER], true) && due("Paused", &[FINALIZER], true));
+        assert!(due("Completed", &[FINALIZER], false) && due("Aborted", &[FINALIZER], true));
+        assert!(!due("Completed", &[], false) && !due("Running", &["foregroundDeletion"], true));
+        assert!(due("Pending", &[], false) && !due("Pending", &[], true));
     }
 
     #[test]

@@ -16,7 +16,7 @@ impl Run<'_> {
     pub(super) fn resume(&mut self) {
         self.status.phase = Phase::Running;
         self.status.message = "resumed".into();
-        self.status.soaking_since = 0;
+        (self.status.soaking_since, self.status.moved) = (0, 0);
         self.status.resumed_at = self.world.now;
         self.remember_restarts();
     }

@@ -33,6 +33,8 @@ impl Run<'_> {
         // What can't be moved back is given up only where nothing of it needs an agent any more.
         let is_back = moves.iter().all(|moves| moves.actions.is_empty() && moves.waits_for.is_none());
         self.waits(moves.iter().find_map(|moves| moves.waits_for.clone()));
+        let blocked = moves.iter().filter(|moves| moves.waits_for.is_some()).find_map(|moves| moves.failure.clone());
+        self.blocked(blocked);
         if !is_back {
             // Only where fat pods find no other place does the taint go before they are back.
             if rollout.spec.workloads.iter().any(|one| self.is_stuck(&one.namespace, &one.name)) {
@@ -77,6 +79,15 @@ impl Run<'_> {
             what.map_or(why.clone(), |what| shortened(&format!("{}{WAITS}{what}", clipped(&why, 500))));
     }
 
+    /// Says what no waiting helps against, and the way out.
+    fn blocked(&mut self, why: Option<String>) {
+        let Some(why) = why else { return };
+        let of = name(&self.rollout.metadata);
+        let gone = if self.is_deleted() { " and have it gone" } else { "" };
+        let out = format!("put that right, or leave all as it is{gone}: podshm rollout abort {of}");
+        self.said.push(("WayBackBlocked", "CannotGoBack", format!("{why}; {out}")));
+    }
+
     /// Whether a pod of the fat form finds no place.
     fn is_stuck(&self, namespace: &str, fat: &str) -> bool {
         let Some(fat) = self.world.deployment(namespace, fat) else { return false };
@@ -96,7 +107,7 @@ impl Run<'_> {
     /// `maxUnavailable` says.
     fn restore_agents(&mut self) -> bool {
         let (mut waits, mut left): (Option<String>, Vec<(usize, String)>) = (None, Vec::new());
-        let mut busy = 0;
+        let (mut busy, mut gone) = (0, None);
         let mut nodes: Vec<(&String, &NodeMark)> =
             self.marks.iter().filter(|(_, mark)| is_touched(mark.state)).collect();
         nodes.sort_by_key(|(who, mark)| (std::cmp::Reverse(mark.batch), std::cmp::Reverse(*who)));
@@ -107,9 +118,9 @@ impl Run<'_> {
             };
             let revisions = self.world.revisions_of(set);
             if !revisions.iter().any(|one| name(&one.metadata) == before) {
-                waits.get_or_insert(format!(
-                    "revision {before} of DaemonSet {of} is gone; set its former template by hand"
-                ));
+                let why = format!("revision {before} of DaemonSet {of} is gone; set its former template by hand");
+                waits.get_or_insert(why.clone());
+                gone.get_or_insert(why);
                 continue;
             }
             if revisions.last().is_none_or(|last| name(&last.metadata) != before) {
@@ -138,6 +149,7 @@ impl Run<'_> {
             self.actions.push(Action::Replace { namespace, name });
         }
         let is_back = waits.is_none();
+        self.blocked(gone);
         self.waits(waits);
         is_back
     }

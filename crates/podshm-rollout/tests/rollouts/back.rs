@@ -1,8 +1,12 @@
 //! The way back, where something is in it.
 
 use crate::again::steps;
+use crate::faults::{of_version, upgrade};
+use crate::simulated::Cluster;
 use crate::simulated::fleet::{cluster, is_as_before, message, nobody_was_hurt, phase, until, until_batch};
+use k8s_openapi::api::core::v1::Pod;
 use podshm_api::rollout::{Phase, Stop};
+use podshm_rollout::{Action, step};
 
 #[test]
 fn agents_stay_under_slim_pods_that_can_not_go_back_and_who_is_waited_for_is_said() {
@@ -26,4 +30,91 @@ fn agents_stay_under_slim_pods_that_can_not_go_back_and_who_is_waited_for_is_sai
     assert!(!message(&cluster).contains("waits for"), "{}", message(&cluster));
     is_as_before(&cluster);
     nobody_was_hurt(&cluster);
+}
+
+fn node_of(pod: &Pod) -> String {
+    pod.spec.as_ref().unwrap().node_name.clone().unwrap()
+}
+
+fn agents(cluster: &Cluster) -> impl Iterator<Item = &Pod> {
+    let is_agent = |pod: &&Pod| pod.metadata.labels.iter().flatten().any(|(key, _)| key == "controller-revision-hash");
+    cluster.world.pods.iter().filter(is_agent)
+}
+
+fn is_ready(pod: &Pod) -> bool {
+    pod.status.as_ref().unwrap().conditions.iter().flatten().any(|one| one.type_ == "Ready" && one.status == "True")
+}
+
+/// An upgrade that has reached all nodes, and is to go back.
+fn upgraded(nodes: u32) -> Cluster {
+    let mut cluster = upgrade(nodes, None);
+    until_batch(&mut cluster, 3);
+    for _ in 0..100 {
+        if message(&cluster).contains("batch 3 is watched") {
+            break;
+        }
+        steps(&mut cluster, 1);
+    }
+    cluster.rollout.spec.stop = Some(Stop::RollBack);
+    cluster
+}
+
+#[test]
+fn agents_go_back_the_last_that_came_first_and_no_more_at_once_than_may_be_away() {
+    let mut cluster = upgraded(6);
+    assert_eq!(of_version(&cluster, "v2"), 6);
+    let most = cluster.rollout.spec.max_unavailable as usize;
+    let mut order = Vec::new();
+    for _ in 0..200 {
+        let next = step(&cluster.rollout, &cluster.world);
+        let replaced = next.actions.iter().filter_map(|one| match one {
+            Action::Replace { name, .. } => agents(&cluster).find(|pod| pod.metadata.name.as_ref() == Some(name)),
+            _ => None,
+        });
+        let replaced: Vec<String> = replaced.map(node_of).collect();
+        let ready = agents(&cluster).filter(|pod| is_ready(pod) && !replaced.contains(&node_of(pod))).count();
+        assert!(6 - ready <= most, "{} agents are away at once, {most} may be", 6 - ready);
+        order.extend(replaced.into_iter().map(|node| (cluster.mark(&node).unwrap().batch, node)));
+        cluster.apply(next, usize::MAX, true);
+        if phase(&cluster) == Phase::RolledBack {
+            break;
+        }
+        cluster.tick();
+    }
+    assert_eq!(phase(&cluster), Phase::RolledBack, "{}", message(&cluster));
+    assert_eq!(order.len(), 6, "each once: {order:?}");
+    assert!(order.is_sorted_by(|one, two| one > two), "the last that were touched come first: {order:?}");
+    assert_eq!((of_version(&cluster, "v1"), of_version(&cluster, "v2")), (6, 0));
+    nobody_was_hurt(&cluster);
+}
+
+#[test]
+fn agents_go_back_to_the_version_that_nodes_ran_not_to_one_that_came_between() {
+    let mut cluster = upgrade(4, None);
+    // Nobody ever ran v2: its template was corrected before the rollout began.
+    cluster.add_revision("v3", 3);
+    until_batch(&mut cluster, 2);
+    assert_eq!(of_version(&cluster, "v3"), 1);
+    assert_eq!(cluster.rollout.status.as_ref().unwrap().agents_before["routing/agent"], "agent-v1");
+    cluster.rollout.spec.stop = Some(Stop::RollBack);
+    until(&mut cluster, &[Phase::RolledBack]);
+    (0..3).for_each(|_| cluster.tick());
+    assert_eq!(of_version(&cluster, "v1"), 4);
+    let newest = cluster.world.revisions.iter().max_by_key(|one| one.revision).unwrap();
+    assert_eq!(newest.metadata.name.as_deref(), Some("agent-v1"), "nodes that come get it, too");
+}
+
+#[test]
+fn where_the_version_before_is_gone_no_agent_is_replaced_and_a_person_is_told() {
+    let mut cluster = upgraded(4);
+    let first = cluster.world.revisions.remove(0);
+    steps(&mut cluster, 20);
+    assert_eq!((phase(&cluster), of_version(&cluster, "v2")), (Phase::RollingBack, 4));
+    let expected = "revision agent-v1 of DaemonSet routing/agent is gone; set its former template by hand";
+    assert!(message(&cluster).contains(expected), "{}", message(&cluster));
+    let said = &cluster.rollout.status.as_ref().unwrap().conditions[0];
+    assert!(said.kind == "WayBackBlocked" && said.message.contains(expected), "{said:?}");
+    cluster.world.revisions.insert(0, first);
+    until(&mut cluster, &[Phase::RolledBack]);
+    assert_eq!(cluster.rollout.status.as_ref().unwrap().conditions, []);
 }

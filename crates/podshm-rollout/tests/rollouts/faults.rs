@@ -137,7 +137,7 @@ fn a_budget_that_blocks_midway_is_waited_for_then_named_and_nothing_was_forced()
 }
 
 /// Agents of the next version, on a fleet that is converted; `latency` is a query to Prometheus.
-fn upgrade(nodes: u32, bad: Option<Bad>) -> Cluster {
+pub fn upgrade(nodes: u32, bad: Option<Bad>) -> Cluster {
     let mut cluster = cluster(nodes);
     until(&mut cluster, &[Phase::Completed]);
     daemon_set(&mut cluster).spec.as_mut().unwrap().update_strategy = Some(object(json!({"type": "OnDelete"})));
@@ -153,7 +153,7 @@ fn upgrade(nodes: u32, bad: Option<Bad>) -> Cluster {
 }
 
 /// How many Ready agents there are of a version.
-fn of_version(cluster: &Cluster, version: &str) -> usize {
+pub fn of_version(cluster: &Cluster, version: &str) -> usize {
     let is_of = |pod: &&k8s_openapi::api::core::v1::Pod| {
         pod.metadata.labels.as_ref().and_then(|all| all.get("controller-revision-hash")).is_some_and(|is| is == version)
     };

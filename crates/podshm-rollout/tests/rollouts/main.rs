@@ -2,9 +2,12 @@
 
 mod again;
 mod back;
+mod edits;
 mod faults;
+mod gone;
 mod health;
 mod planned;
+mod progress;
 mod refusals;
 mod simulated;
 mod steps;

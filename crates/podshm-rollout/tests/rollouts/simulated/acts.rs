@@ -1,7 +1,7 @@
 //! What a step says is done to the cluster, or a part of it.
 
 use super::{Cluster, object};
-use podshm_api::rollout::{ASKED, MADE_BY, NODE_MARK, VERIFIES};
+use podshm_api::rollout::{ASKED, FINALIZER, MADE_BY, NODE_MARK, VERIFIES};
 use podshm_rollout::{Action, Asked, Change, Step, slim_form};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -26,8 +26,15 @@ impl Cluster {
     }
 
     fn act(&mut self, action: Action) {
+        // Of the rollout itself, and nothing else.
+        if let Action::Hold | Action::LetGo = action {
+            let all = self.rollout.metadata.finalizers.get_or_insert_default();
+            all.retain(|one| one != FINALIZER);
+            return all.extend((action == Action::Hold).then(|| FINALIZER.to_owned()));
+        }
         self.done.push(format!("{action:?}").split([' ', '{']).next().unwrap().to_owned());
         match action {
+            Action::Hold | Action::LetGo => unreachable!("done above"),
             Action::Node { name, mark, label, taint } => {
                 let key = self.rollout.spec.mark.clone();
                 let node = self.world.nodes.get_mut(&name).expect("a node that is there");
