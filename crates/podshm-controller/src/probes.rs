@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | what it goes by is not there yet, or nobody has said yet who leads | 200 | 503 |
 //! | leads, or stands by | 200 | 200 |
-//! | no turn of its loop for [`LONGEST`] | 503: it is started anew | 503 |
+//! | no turn of its loop for four minutes | 503: it is started anew | 503 |
 //!
 //! An API server that is away is no reason to start anything anew: what waits for it goes round, and says so by [`Pulse::waiting`].
 
