@@ -222,7 +222,7 @@ pub struct BatchRecord {
     pub ended: i64,
     /// How many nodes it has.
     pub nodes: u32,
-    /// A hash of the batch as the spec had it when it began.
+    /// The batch as the spec had it when it began; where that is long, a hash of it.
     pub spec: String,
     /// Slim replicas once it was over, of all workloads.
     pub slim: u32,
