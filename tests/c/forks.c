@@ -101,7 +101,7 @@ static void use_all(struct shim_held *held, int64_t expected)
             break;
         CHECK(got == expected, "%s gives %ld, expected %ld: %s", name, (long)got, (long)expected, got < 0 ? shim_last_message() : "");
     }
-    CHECK(n == 34, "%u handles were used, expected 34", n);
+    CHECK(n == 37, "%u handles were used, expected 37", n);
 }
 
 static void all_services(struct shim_client *client, const char *record)

@@ -61,12 +61,12 @@ fn every_handle_refuses_in_a_child_and_works_on_in_the_parent() {
     assert_eq!((after.reserved, after.refused, after.discarded, after.held_open), (before.reserved, 0, 0, 0));
     let mut all = first.stop();
     all.extend(second.stop());
-    let expected = counts(&[("parent", 5), ("held", 6), ("not published", 1)]);
+    let expected = counts(&[("parent", 5), ("held", 8), ("not published", 1)]);
     assert_eq!(records(&all, parent), expected, "the parent's records, each once");
     let children: std::collections::BTreeSet<u64> = all.iter().map(|r| r.0).filter(|c| *c != parent).collect();
     assert_eq!(children.len(), 8, "clients that children were: {children:?}");
     for child in children {
-        let expected = counts(&[("child", 1), ("held", 6), ("not published", 1)]);
+        let expected = counts(&[("child", 1), ("held", 8), ("not published", 1)]);
         assert_eq!(records(&all, child), expected, "client {child}'s records");
     }
 }
@@ -82,7 +82,7 @@ fn forks_under_load_hang_nobody_and_lose_nothing() {
     program.end();
     node.settle("all are drained", |s| s.clients.is_empty());
     let counted = records(&agent.stop(), parent);
-    assert_eq!(counted, counts(&[("thread", pushed), ("held", 6), ("not published", 1)]));
+    assert_eq!(counted, counts(&[("thread", pushed), ("held", 8), ("not published", 1)]));
     assert!(pushed > 0);
 }
 

@@ -3,8 +3,6 @@
 
 use std::io::Write;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -46,7 +44,7 @@ struct Args {
 }
 
 fn main() -> anyhow::Result<()> {
-    if describes()? {
+    if agent_main::describes(Args::command(), "podshm-guard-agent")? {
         return Ok(());
     }
     let args = Args::parse();
@@ -57,12 +55,8 @@ fn main() -> anyhow::Result<()> {
         println!("{}", Health::probe(&file, Duration::from_secs(10), args.ready).map_err(anyhow::Error::msg)?);
         return Ok(());
     }
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
-        signal_hook::flag::register(signal, Arc::clone(&stop)).context("registering for SIGTERM and SIGINT")?;
-    }
+    agent_main::log();
+    let stop = agent_main::told_to_end()?;
     let given = |path: Option<PathBuf>| path.context("expected --socket-dir and --policies");
     let mut config = Config::new(given(args.socket_dir)?, given(args.policies)?);
     (config.last_good, config.health_file, config.version) = (args.last_good, args.health_file, args.agent_version);
@@ -70,14 +64,14 @@ fn main() -> anyhow::Result<()> {
     let server = Server::start(config)?;
     let mut out = std::io::stdout();
     let stats = server.run(
-        || stop.load(Ordering::Relaxed),
+        &stop,
         // Nobody may be reading; that is no reason to stop serving.
         |stats| drop(writeln!(out, "{stats}").and_then(|()| out.flush())),
     )?;
     tracing::info!(%stats, "closed");
-    if args.linger && !stop.load(Ordering::Relaxed) {
+    if args.linger && !stop() {
         tracing::info!("a successor serves; waiting to be told to end");
-        while !stop.load(Ordering::Relaxed) {
+        while !stop() {
             std::thread::sleep(Duration::from_millis(200));
             // The kubelet goes on asking.
             if let Some(file) = &health_file {
@@ -86,24 +80,6 @@ fn main() -> anyhow::Result<()> {
         }
     }
     Ok(())
-}
-
-/// For `make install`: the man page, or a shell's completions, from what the command itself says of its arguments. Whether that was asked for.
-/// Before anything is parsed: it comes without what has to be there otherwise.
-fn describes() -> anyhow::Result<bool> {
-    const NAME: &str = "podshm-guard-agent";
-    let (mut command, mut out) = (Args::command().name(NAME), std::io::stdout());
-    let asked: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
-    match asked.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["--man"] => clap_mangen::Man::new(command).render(&mut out)?,
-        ["--completions", shell] => {
-            let shell: clap_complete::Shell =
-                shell.parse().map_err(|_| anyhow::anyhow!("expected bash, zsh or fish, found {shell:?}"))?;
-            clap_complete::generate(shell, &mut command, NAME, &mut out);
-        }
-        _ => return Ok(false),
-    }
-    Ok(true)
 }
 
 fn check(directory: &std::path::Path) -> anyhow::Result<()> {

@@ -1,14 +1,7 @@
 //! The route agent's program.
 #![forbid(unsafe_code)]
 
-use std::{
-    io::Write,
-    path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{io::Write, path::PathBuf};
 
 use anyhow::Context;
 use clap::{CommandFactory, Parser};
@@ -61,23 +54,18 @@ struct Args {
 }
 
 fn main() -> anyhow::Result<()> {
-    if describes()? {
+    if agent_main::describes(Args::command(), "podshm-route-agent")? {
         return Ok(());
     }
     let args = Args::parse();
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
-        signal_hook::flag::register(signal, Arc::clone(&stop)).context("registering for SIGTERM and SIGINT")?;
-    }
-    let stop = || stop.load(Ordering::Relaxed);
+    agent_main::log();
+    let stop = agent_main::told_to_end()?;
     let phases = Phases::of(&args)?;
     #[cfg(feature = "kubernetes")]
     if args.kubernetes {
         let source = route_agent::KubernetesSource::start()?;
         // As long as it takes: the predecessor's routes stay in use meanwhile.
-        if !source.wait_for_list(stop) {
+        if !source.wait_for_list(&stop) {
             return Ok(());
         }
         return serve(args, source, stop, &phases);
@@ -90,24 +78,6 @@ fn main() -> anyhow::Result<()> {
     let list = args.endpointslices.clone().context("expected --endpointslices, found none")?;
     let source = FileSource::new(list, args.events.clone(), pace);
     serve(args, source, stop, &phases)
-}
-
-/// For `make install`: the man page, or a shell's completions, from what the command itself says of its arguments. Whether that was asked for.
-/// Before anything is parsed: it comes without what has to be there otherwise.
-fn describes() -> anyhow::Result<bool> {
-    const NAME: &str = "podshm-route-agent";
-    let (mut command, mut out) = (Args::command().name(NAME), std::io::stdout());
-    let asked: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
-    match asked.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["--man"] => clap_mangen::Man::new(command).render(&mut out)?,
-        ["--completions", shell] => {
-            let shell: clap_complete::Shell =
-                shell.parse().map_err(|_| anyhow::anyhow!("expected bash, zsh or fish, found {shell:?}"))?;
-            clap_complete::generate(shell, &mut command, NAME, &mut out);
-        }
-        _ => return Ok(false),
-    }
-    Ok(true)
 }
 
 fn serve(args: Args, source: impl Source, stop: impl Fn() -> bool, phases: &Phases) -> anyhow::Result<()> {

@@ -128,8 +128,41 @@ impl Held {
             31 => (c"CallFuture, sent", poll(self.future.as_mut()?)),
             32 => (c"CallFuture, not sent", poll(self.unsent.as_mut()?)),
             33 => (c"clones", self.clones()),
+            34 => {
+                let push = |fork: &mut dyn FnMut()| self.queue.try_push_with(4, |b| held_and(b, fork)).map(drop);
+                (c"QueueSender::try_push_with, forked within", self.fork_within(push))
+            }
+            35 => {
+                let push =
+                    |fork: &mut dyn FnMut()| self.queue.batch()?.try_push_with(4, |b| held_and(b, fork)).map(drop);
+                (c"QueueBatch::try_push_with, forked within", self.fork_within(push))
+            }
+            36 => {
+                let call = |fork: &mut dyn FnMut()| {
+                    self.caller.call_with(4, |_, part| held_and(part, fork), PATIENCE, |_, _, _| {}).map(drop)
+                };
+                (c"Caller::call_with, forked within", self.fork_within(call))
+            }
             _ => return None,
         })
+    }
+
+    /// A record, a batch's record or a call that is begun here and finished in a parent and in its child: it is the parent's.
+    fn fork_within(&self, push: impl FnOnce(&mut dyn FnMut()) -> Result<(), Error>) -> Result<(), Error> {
+        let mut child = -1;
+        // SAFETY: the child does nothing more but to come back from here and to end.
+        let pushed = push(&mut || child = unsafe { libc::fork() });
+        if child == 0 {
+            let is_refused = pushed.is_err_and(|error| error.kind() == podshm::ErrorKind::Forked);
+            // SAFETY: ends this process and nothing else.
+            unsafe { libc::_exit(i32::from(!is_refused)) };
+        }
+        pushed?;
+        let mut status = -1;
+        // SAFETY: a child of this process, and a place for how it ended.
+        let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
+        assert_eq!((waited, status), (child, 0), "the child was not refused");
+        Ok(())
     }
 
     /// Copies of handles are made and dropped as freely.
@@ -146,6 +179,11 @@ impl Drop for Held {
         // SAFETY: made by Box::into_raw in `new`; the batch, its only borrower, is gone.
         drop(unsafe { Box::from_raw(self.audit) });
     }
+}
+
+fn held_and(bytes: &mut [u8], then: &mut dyn FnMut()) {
+    bytes.copy_from_slice(b"held");
+    then();
 }
 
 /// One poll; pending is fine.

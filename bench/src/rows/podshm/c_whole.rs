@@ -1,18 +1,18 @@
-//! [`super::whole`] through the C library: `podshm_table_get` and `podshm_caller_call`.
+//! [`super::whole`] through the C library: `podshm_table_get`, `podshm_caller_call` and `podshm_queue_try_push`.
 
 use std::ptr;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use super::c_library::{Handle, Library, OK, SPIN_ALWAYS};
+use super::c_library::{FULL, Handle, Library, OK, SPIN_ALWAYS};
 use super::{Node, PATIENCE, PodshmHandle, PodshmTransport};
 use crate::control::Control;
 use crate::metric::Metric;
 use crate::payload;
 use crate::record;
 use crate::row::{Bound, Plan, Row, Sample, Target};
-use crate::transport::{Latencies, Order, Session, Transport, check_answer, timed_rtt};
+use crate::transport::{Latencies, Order, Session, Transport, check_answer, check_drained, timed_oneway, timed_rtt};
 
 /// A lookup by a key that is hashed each time.
 pub struct CGet;
@@ -65,7 +65,7 @@ impl Row for CGet {
     }
 }
 
-/// Calls by buffers.
+/// Calls and records by buffers.
 pub struct CCalls;
 
 impl Transport for CCalls {
@@ -74,7 +74,7 @@ impl Transport for CCalls {
     }
 
     fn title(&self) -> String {
-        "podshm in C, calls by buffers".to_owned()
+        "podshm in C, by buffers".to_owned()
     }
 
     fn sizes(&self) -> Vec<usize> {
@@ -82,22 +82,24 @@ impl Transport for CCalls {
     }
 
     fn rates(&self) -> Vec<(usize, bool)> {
-        Vec::new()
+        vec![(64, false)]
     }
 
     fn targets(&self) -> Vec<Target> {
-        vec![Target { metric: Metric::Rtt { size: 64 }, bound: Bound::Beside("podshm-call"), fatal: false }]
+        let metrics = [Metric::Rtt { size: 64 }, Metric::Rate { size: 64, batched: false }];
+        metrics.map(|metric| Target { metric, bound: Bound::Beside("podshm-call"), fatal: false }).to_vec()
     }
 
     fn connect(&self, peer: &mut Control) -> Result<Box<dyn Session>> {
         let (library, node) = (Library::load()?, Node::start()?);
         peer.send(&node.agent())?;
         let client = library.join(&node.client())?;
-        let plain = library.make(library.caller_new, client, c"echo")?;
+        let (queue, plain) =
+            (library.make(library.queue_new, client, c"records")?, library.make(library.caller_new, client, c"echo")?);
         let mut call = ptr::null_mut();
         // SAFETY: a caller that is alive, and a place for the result.
         library.check(unsafe { (library.spinning)(plain, SPIN_ALWAYS, &raw mut call) })?;
-        Ok(Box::new(CBuffers { library, client, call, _node: node }))
+        Ok(Box::new(CBuffers { library, client, queue, call, _node: node }))
     }
 
     fn serve(&self, control: &mut Control) -> Result<()> {
@@ -108,6 +110,7 @@ impl Transport for CCalls {
 struct CBuffers {
     library: Library,
     client: Handle,
+    queue: Handle,
     call: Handle,
     _node: Node,
 }
@@ -140,8 +143,23 @@ impl Session for CBuffers {
         )
     }
 
-    fn oneway(&mut self, _: &mut Control, _: usize, _: bool, _: Duration) -> Result<f64> {
-        anyhow::bail!("this row has calls only")
+    fn oneway(&mut self, peer: &mut Control, size: usize, batched: bool, budget: Duration) -> Result<f64> {
+        let library = self.library;
+        let mut record = vec![0_u8; size];
+        timed_oneway(budget, |count| {
+            peer.send(&Order::Drain { size, count, batched })?;
+            let mut seed = 0;
+            while seed < count {
+                payload::fill(&mut record, seed);
+                // SAFETY: a queue that is alive, and bytes.
+                match unsafe { (library.try_push)(self.queue, record.as_ptr().cast(), size, ptr::null_mut()) } {
+                    OK => seed += 1,
+                    FULL => {}
+                    other => library.check(other)?,
+                }
+            }
+            check_drained(peer.recv()?, size, count)
+        })
     }
 }
 

@@ -1,10 +1,10 @@
-//! The Rust library as a C program would use it: keys that are not resolved, requests and responses in buffers. What the C library's rows
+//! The Rust library as a C program would use it: keys that are not resolved, records, requests and responses in buffers. What the C library's rows
 //! are judged beside.
 
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use podshm::{Caller, Client, Spin};
+use podshm::{Caller, Client, ErrorKind, QueueSender, Spin};
 
 use super::{Node, PATIENCE, PodshmHandle, PodshmTransport};
 use crate::control::Control;
@@ -12,7 +12,7 @@ use crate::metric::Metric;
 use crate::payload;
 use crate::record;
 use crate::row::{Plan, Row, Sample};
-use crate::transport::{Latencies, Order, Session, Transport, check_answer, timed_rtt};
+use crate::transport::{Latencies, Order, Session, Transport, check_answer, check_drained, timed_oneway, timed_rtt};
 
 /// A lookup by a key that is hashed each time, under updates at 1 kHz.
 pub struct Get;
@@ -48,7 +48,7 @@ impl Row for Get {
     }
 }
 
-/// Calls by buffers.
+/// Calls and records by buffers.
 pub struct Calls;
 
 impl Transport for Calls {
@@ -57,7 +57,7 @@ impl Transport for Calls {
     }
 
     fn title(&self) -> String {
-        "podshm, calls by buffers".to_owned()
+        "podshm, by buffers".to_owned()
     }
 
     fn sizes(&self) -> Vec<usize> {
@@ -65,14 +65,15 @@ impl Transport for Calls {
     }
 
     fn rates(&self) -> Vec<(usize, bool)> {
-        Vec::new()
+        vec![(64, false)]
     }
 
     fn connect(&self, peer: &mut Control) -> Result<Box<dyn Session>> {
         let node = Node::start()?;
         peer.send(&node.agent())?;
-        let call = Client::join(node.client(), PATIENCE)?.call("echo")?.spin(Spin::Always);
-        Ok(Box::new(Buffers { call, _node: node }))
+        let client = Client::join(node.client(), PATIENCE)?;
+        let (call, queue) = (client.call("echo")?.spin(Spin::Always), client.queue("records")?);
+        Ok(Box::new(Buffers { call, queue, _node: node }))
     }
 
     fn serve(&self, control: &mut Control) -> Result<()> {
@@ -82,6 +83,7 @@ impl Transport for Calls {
 
 struct Buffers {
     call: Caller,
+    queue: QueueSender,
     _node: Node,
 }
 
@@ -99,7 +101,20 @@ impl Session for Buffers {
         )
     }
 
-    fn oneway(&mut self, _: &mut Control, _: usize, _: bool, _: Duration) -> Result<f64> {
-        anyhow::bail!("this row has calls only")
+    fn oneway(&mut self, peer: &mut Control, size: usize, batched: bool, budget: Duration) -> Result<f64> {
+        let mut record = vec![0; size];
+        timed_oneway(budget, |count| {
+            peer.send(&Order::Drain { size, count, batched })?;
+            let mut seed = 0;
+            while seed < count {
+                payload::fill(&mut record, seed);
+                match self.queue.try_push(&record) {
+                    Ok(_) => seed += 1,
+                    Err(e) if e.kind() == ErrorKind::Full => {}
+                    Err(e) => return Err(e.into()),
+                }
+            }
+            check_drained(peer.recv()?, size, count)
+        })
     }
 }

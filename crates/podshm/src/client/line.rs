@@ -164,6 +164,8 @@ impl CallLine {
             front.copy_from_slice(&head.encode());
             fill(0, body);
         });
+        // `fill` may have forked: then this call is the parent's.
+        shared.check_fork()?;
         let position = outlet.producer.commit(room, Part::Whole);
         outlet.publish();
         step::at(Step::CallSent);
@@ -238,6 +240,7 @@ impl Sending {
                 }
                 fill(offset, &mut bytes[front..]);
             });
+            shared.check_fork()?;
             let position = line.outlet.producer.commit(room, part);
             if self.id == 0 {
                 (self.id, self.position, line.last_id) = (id, position, id);

@@ -49,6 +49,18 @@ impl Outlet {
         }
     }
 
+    /// Room for a record, also where another agent has taken over since this was entered, and has made room.
+    #[inline(always)]
+    pub(crate) fn room(&mut self, len: usize, shared: &Shared) -> Result<Reservation, PushError> {
+        match self.reserve(len) {
+            Err(PushError::Full { .. }) => {
+                self.follow(shared);
+                self.reserve(len)
+            }
+            other => other,
+        }
+    }
+
     #[inline(always)]
     pub(crate) fn reserve(&mut self, len: usize) -> Result<Reservation, PushError> {
         self.producer.reserve(len, &self.channel.cursors())

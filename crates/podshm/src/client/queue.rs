@@ -42,9 +42,15 @@ impl QueueSender {
     /// Accepts the record now or says that the ring is full. Returns the record's position: its sequence number.
     #[inline(always)]
     pub fn try_push(&self, record: &[u8]) -> Result<u64, Error> {
-        let mut batch = self.batch()?;
-        let position = batch.try_push(record)?;
-        batch.publish();
+        // A batch of one, without what lets a batch be kept: one look for a fork, and nothing to publish where there is no room.
+        let shared = &*self.client.shared;
+        shared.check_fork()?;
+        let mut outlet = self.outlet.enter()?;
+        outlet.follow(shared);
+        let room = outlet.room(record.len(), shared)?;
+        outlet.producer.write(&room, 0, record);
+        let position = outlet.producer.commit(room, Part::Whole);
+        outlet.publish();
         Ok(position)
     }
 
@@ -102,9 +108,16 @@ impl QueueSender {
     /// Writes `len` bytes in place by `fill` and accepts the record, or says that the ring is full.
     #[inline(always)]
     pub fn try_push_with(&self, len: usize, fill: impl FnOnce(&mut [u8])) -> Result<u64, Error> {
-        let mut batch = self.batch()?;
-        let position = batch.try_push_with(len, fill)?;
-        batch.publish();
+        let shared = &*self.client.shared;
+        shared.check_fork()?;
+        let mut outlet = self.outlet.enter()?;
+        outlet.follow(shared);
+        let room = outlet.room(len, shared)?;
+        outlet.producer.fill(&room, fill);
+        // `fill` may have forked: then this record is the parent's.
+        shared.check_fork()?;
+        let position = outlet.producer.commit(room, Part::Whole);
+        outlet.publish();
         Ok(position)
     }
 
@@ -142,6 +155,7 @@ impl QueueBatch<'_> {
         let room = self.room(len)?;
         let outlet = &mut *self.outlet;
         outlet.producer.fill(&room, fill);
+        self.shared.check_fork()?;
         Ok(outlet.producer.commit(room, Part::Whole))
     }
 
@@ -157,16 +171,7 @@ impl QueueBatch<'_> {
     #[inline(always)]
     fn room(&mut self, len: usize) -> Result<Reservation, Error> {
         self.shared.check_fork()?;
-        let mut again = false;
-        loop {
-            match self.outlet.reserve(len) {
-                Ok(room) => return Ok(room),
-                // Another agent may have taken over since this batch began, and have made room.
-                Err(PushError::Full { .. }) if !again => self.outlet.follow(self.shared),
-                Err(error) => return Err(error.into()),
-            }
-            again = true;
-        }
+        Ok(self.outlet.room(len, self.shared)?)
     }
 }
 
