@@ -44,7 +44,7 @@ pub fn until(what: &str, mut good: impl FnMut() -> bool) {
 
 /// Domain `d` with a broker that gives its participants the time which a busy machine takes.
 pub fn patient() -> DomainConfig {
-    DomainConfig { map_deadline: PATIENCE * 3, ..DomainConfig::new("d") }
+    DomainConfig { map_deadline: PATIENCE * 3, room_grace: PATIENCE * 3, ..DomainConfig::new("d") }
 }
 
 /// Makes the socket directory of a pod and listens there: `agent` pods may serve, others may join.

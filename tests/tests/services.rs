@@ -3,10 +3,10 @@
 use podshm::{Agent, Answer, Client, ErrorKind, Handler, Progress, Record, Request, Spin};
 use podshm_broker::{Limits, SuccessorWaits};
 use podshm_tests::{Node, PATIENCE};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 #[derive(Clone, Default)]
 struct Seen {
@@ -210,8 +210,8 @@ fn tables_grow_without_readers_stopping() {
     let mut agent = Agent::builder().table("routes", 10, 4096).connect(directory, PATIENCE).unwrap();
     agent.table("routes").unwrap().put(b"fixed", &[7; 100]).unwrap();
     agent.ready().unwrap();
-    let stop = Arc::new(AtomicBool::new(false));
-    let stopped = Arc::clone(&stop);
+    let (stop, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let (stopped, saw) = (Arc::clone(&stop), Arc::clone(&seen));
     let directory = node.pod("a");
     let reader = std::thread::spawn(move || {
         let client = Client::join(directory, PATIENCE).unwrap();
@@ -222,20 +222,30 @@ fn tables_grow_without_readers_stopping() {
             assert_eq!(key.get(&mut buffer).unwrap(), Some(100));
             assert_eq!(routes.get(b"fixed", &mut buffer).unwrap(), Some(100));
             generations.insert(routes.generation_number().unwrap());
+            saw.store(generations.len(), Ordering::Relaxed);
         }
-        generations.len()
     });
     node.settle("the reader joins", |s| s.clients.len() == 1);
     struct Nothing;
     impl Handler for Nothing {}
-    for n in 0..3000u32 {
+    // On a busy machine the reader may sleep through all of them; the table grows on, slower then.
+    let (mut n, until) = (0u32, Instant::now() + PATIENCE);
+    while n < 3000 || seen.load(Ordering::Relaxed) <= 2 {
+        assert!(
+            Instant::now() < until,
+            "the reader saw {} generations, expected several",
+            seen.load(Ordering::Relaxed)
+        );
         agent.table("routes").unwrap().put(&n.to_le_bytes(), &[1; 300]).unwrap();
         agent.poll(&mut Nothing).unwrap();
+        n += 1;
+        if n > 3000 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
-    std::thread::sleep(Duration::from_millis(50));
     stop.store(true, Ordering::Relaxed);
-    assert!(reader.join().unwrap() > 2, "the reader saw several generations");
-    assert_eq!(agent.table("routes").unwrap().keys(), 3001);
+    reader.join().unwrap();
+    assert_eq!(agent.table("routes").unwrap().keys(), u64::from(n) + 1);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Agents: coming, mapping what they are to write, leaving.
 
 mod cursors;
+mod knocking;
 mod pool;
 mod tables;
 mod take_over;
@@ -8,7 +9,8 @@ mod take_over;
 use crate::connections::Role;
 use crate::left_state::LeftState;
 use crate::regions::{ConnId, Owner};
-use crate::state::{State, SuccessorWaits};
+use crate::state::{Domain, State, SuccessorWaits};
+pub(crate) use knocking::Knocking;
 use podshm_layout::step::{self, Step};
 use podshm_layout::{Layout, RegionKind, TableGeometry};
 use podshm_proto::{Down, Grow, Left, RefusalKind, Region, RegionIds, Regions, Service, Services, Welcome, Written};
@@ -20,9 +22,19 @@ use tables::table_geometry;
 /// Ready-sealed answer regions kept for the next joins.
 const SPARE: usize = 4;
 
-/// What agents keep in spare: each of two at a time does. Layouts differ within the first page, so the size is the same for all.
+/// What agents keep in spare: each of two at a time does.
 pub(crate) fn pool_bytes(services: &Services) -> u64 {
-    2 * SPARE as u64 * services.channel(0, 0, Written::both(Layout::OLDEST)).map_or(0, |g| g.agent_bytes)
+    2 * SPARE as u64 * answer_bytes(services)
+}
+
+/// Layouts differ within the first page, so the size is the same for all.
+fn answer_bytes(services: &Services) -> u64 {
+    services.channel(0, 0, Written::both(Layout::OLDEST)).map_or(0, |g| g.agent_bytes)
+}
+
+/// Answer regions that a successor begins with: where nobody serves some in spare, and the others come with their clients.
+fn first_answers(domain: &Domain) -> usize {
+    SPARE + domain.agent.map_or(0, |_| domain.clients.len())
 }
 
 #[derive(Debug)]
@@ -75,7 +87,12 @@ impl AgentState {
 
 impl State {
     pub(crate) fn agent_hello(&mut self, conn: ConnId, offered: Vec<Service>) {
-        let offers = match Services::check(offered) {
+        self.agent_hello_since(conn, offered, Instant::now());
+    }
+
+    /// One that said hello at `since`, and may have waited for room.
+    fn agent_hello_since(&mut self, conn: ConnId, offered: Vec<Service>, since: Instant) {
+        let offers = match Services::check(offered.clone()) {
             Ok(services) => services,
             Err(error) => return self.reject(conn, RefusalKind::Services, error),
         };
@@ -94,10 +111,22 @@ impl State {
         let Some(domain) = self.domain_of(conn) else {
             return;
         };
-        if domain.successor.is_some() {
+        if domain.successor.is_some() || domain.knocking.is_some() {
             let reason = "a successor is already waiting to take over; try again when it serves";
             return self.reject(conn, RefusalKind::OverLimit, reason);
         }
+        if self.waits_for_room(conn, &services, since) {
+            if let Some(domain) = self.domain_of(conn) {
+                domain.knocking = Some(Knocking { conn, offered, since });
+            }
+            if let Some(connection) = self.connections.get_mut(&conn) {
+                connection.role = Role::Knocking;
+            }
+            return;
+        }
+        let Some(domain) = self.domain_of(conn) else {
+            return;
+        };
         // What it is to write, kept and sent, and the notice page.
         let regions = services.tables().count() + domain.clients.len() + SPARE;
         if let Err(refusal) = domain.has_descriptors(2 * regions + 1) {
@@ -146,10 +175,8 @@ impl State {
             ..Welcome::default()
         };
         let notice = domain.notice();
-        // Where nobody serves it begins with those, and gets the others with their clients.
-        let spare = SPARE + domain.agent.map_or(0, |_| domain.clients.len());
-        let grown: BTreeMap<usize, Region> =
-            domain.tables.clone().into_iter().filter_map(|(i, id)| Some((i, self.regions.at(id)?.region))).collect();
+        let spare = first_answers(domain);
+        let geometries = self.first_tables(conn, &services);
         let layout = self.next_layout(conn);
         let Some(connection) = self.connections.get_mut(&conn) else {
             return;
@@ -162,16 +189,21 @@ impl State {
             Err(error) => return self.reject(conn, RefusalKind::Region, error),
         }
         let mut wanted = Vec::new();
-        for index in services.tables() {
-            // A table that has grown keeps its size over a change of agents.
-            let geometry = match grown.get(&index) {
-                Some(region) => TableGeometry { buckets: region.buckets, units: region.units },
-                None => table_geometry(&services, index),
-            };
+        for (index, geometry) in geometries {
             wanted.push(self.new_table(conn, index, geometry, layout));
         }
         wanted.extend(self.new_answers(conn, spare));
         self.send_for_writing(conn, wanted);
+    }
+
+    /// The tables that a successor begins with: one that has grown keeps its size over a change of agents.
+    fn first_tables(&self, conn: ConnId, services: &Services) -> Vec<(usize, TableGeometry)> {
+        let standing = |index| self.regions.at(*self.home(conn)?.tables.get(&index)?).map(|held| held.region);
+        let geometry = |index| match standing(index) {
+            Some(region) => TableGeometry { buckets: region.buckets, units: region.units },
+            None => table_geometry(services, index),
+        };
+        services.tables().map(|index| (index, geometry(index))).collect()
     }
 
     /// Makes regions and sends them to their writer, in messages that hold as many as fit.
@@ -336,6 +368,7 @@ impl State {
 
     /// What is overdue: agents that don't map or don't close.
     pub(crate) fn check_agents(&mut self, now: Instant) {
+        self.answer_knocks();
         let (mut late, mut unwritten, mut forced) = (Vec::new(), Vec::new(), Vec::new());
         let mut successors = Vec::new();
         for domain in self.domains.values() {

@@ -22,6 +22,8 @@ pub(crate) enum Role {
     Returning(Box<Returning>),
     /// A client's hello, waiting for an agent to serve it.
     Waiting,
+    /// An agent's hello, waiting for room.
+    Knocking,
     Client(u64),
     Agent,
 }

@@ -189,6 +189,12 @@ impl RegionBook {
         self.all_of(holder).filter(|id| self.all.get(id).is_some_and(|h| h.region.kind == kind as u32)).count()
     }
 
+    /// Whether a connection holds tables that are not among these.
+    pub(crate) fn keeps_others_than(&self, tables: &BTreeSet<u64>, holder: ConnId) -> bool {
+        let is_table = |id: &u64| self.all.get(id).is_some_and(|h| h.region.kind == RegionKind::Table as u32);
+        self.all_of(holder).any(|id| is_table(&id) && !tables.contains(&id))
+    }
+
     fn all_of(&self, holder: ConnId) -> impl Iterator<Item = u64> {
         self.holdings.range((holder, 0)..=(holder, u64::MAX)).map(|(_, id)| *id)
     }

@@ -1,7 +1,7 @@
 //! Everything that the broker knows, and what each message means.
 
 use crate::BrokerError;
-use crate::agents::AgentState;
+use crate::agents::{AgentState, Knocking};
 use crate::connections::{Connection, Role};
 use crate::descriptors;
 use crate::ledger::{Entries, Ledger};
@@ -32,10 +32,12 @@ pub struct DomainConfig {
     pub close_grace: Duration,
     /// How long a participant may take to map what it was given.
     pub map_deadline: Duration,
+    /// How long a successor waits for room that clients are about to give, where the budget is full.
+    pub room_grace: Duration,
 }
 
 impl DomainConfig {
-    /// A domain with default limits: 60 s drain grace, 5 s close grace, 5 s to map.
+    /// A domain with default limits: 60 s drain grace, 5 s close grace, 5 s to map, 1 s for room.
     pub fn new(name: &str) -> Self {
         DomainConfig {
             name: name.to_owned(),
@@ -43,6 +45,7 @@ impl DomainConfig {
             drain_grace: Duration::from_secs(60),
             close_grace: Duration::from_secs(5),
             map_deadline: Duration::from_secs(5),
+            room_grace: Duration::from_secs(1),
         }
     }
 }
@@ -105,6 +108,8 @@ pub enum SuccessorWaits {
     Answers,
     /// The one that serves was asked to close.
     Close,
+    /// Clients have yet to let go of older regions: what it begins with would not fit into the budget.
+    Room,
 }
 
 /// One client of a domain.
@@ -130,6 +135,8 @@ pub(crate) struct Domain {
     pub(crate) epoch: u64,
     pub(crate) agent: Option<ConnId>,
     pub(crate) successor: Option<ConnId>,
+    /// One that is to be the successor once there is room for what it begins with.
+    pub(crate) knocking: Option<Knocking>,
     pub(crate) agents: BTreeMap<ConnId, AgentState>,
     /// Service index to region: the tables that joins get.
     pub(crate) tables: BTreeMap<usize, u64>,
@@ -179,6 +186,7 @@ impl Domain {
             epoch: 0,
             agent: None,
             successor: None,
+            knocking: None,
             agents: BTreeMap::new(),
             tables: BTreeMap::new(),
             table_generation: 0,
@@ -261,6 +269,7 @@ impl State {
                 self.catch_up(conn);
                 if let Some(name) = self.connections.get(&conn).map(|c| c.domain.clone()) {
                     self.previous_released(&name, &released.ids);
+                    self.answer_knock(&name);
                 }
             }
             (Role::Returning(_), Up::Present(present)) => self.present(conn, &present),
@@ -344,6 +353,11 @@ impl State {
         self.regions.drop_everything_of(conn);
         match connection.role {
             Role::New | Role::Returning(_) => {}
+            Role::Knocking => {
+                if let Some(domain) = self.domains.get_mut(&connection.domain) {
+                    domain.knocking.take_if(|knocking| knocking.conn == conn);
+                }
+            }
             Role::Waiting => {
                 if let Some(domain) = self.domains.get_mut(&connection.domain) {
                     domain.waiting.retain(|c| *c != conn);
@@ -352,6 +366,7 @@ impl State {
             Role::Client(client) => self.client_gone(&connection.domain, client),
             Role::Agent => self.agent_gone(&connection.domain, conn),
         }
+        self.answer_knock(&connection.domain);
         self.commit();
     }
 
@@ -397,12 +412,16 @@ impl State {
             stale: client.stale,
             left_for: client.left.map(|left| left.elapsed()),
         });
-        let successor = domain.successor.and_then(|conn| domain.agents.get(&conn));
+        let (successor, knocking) =
+            (domain.successor.and_then(|conn| domain.agents.get(&conn)), domain.knocking.as_ref());
         Some(DomainStats {
             epoch: domain.epoch,
             agent: domain.agent.is_some(),
-            successor: successor.map(|agent| agent.waits),
-            successor_for: successor.map(|agent| agent.since.elapsed()),
+            successor: successor.map(|agent| agent.waits).or(knocking.map(|_| SuccessorWaits::Room)),
+            successor_for: successor
+                .map(|agent| agent.since)
+                .or(knocking.map(|k| k.since))
+                .map(|since| since.elapsed()),
             waiting: domain.waiting.len(),
             clients: clients.collect(),
             layout: self.meeting(domain, None).layout().number(),
