@@ -10,7 +10,7 @@
 extern "C" {
 #endif
 
-#define MOST_WORDS 40
+#define MOST_WORDS 80
 #define MOST_ANSWER 256
 
 /* A command, and where its answer goes. */

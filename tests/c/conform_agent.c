@@ -290,21 +290,20 @@ static void await(struct command *c)
 
 static void as_child(struct command *c, const char *directory)
 {
-    podshm_progress progress;
-    if (!strcmp(word(c, 0), "poll"))
-        say(c, poll_once(&progress), 0);
-    else
-        agent_command(c, directory);
+    agent_command(c, directory);
     podshm_agent_free(agent);
 }
 
 void agent_command(struct command *c, const char *directory)
 {
     const char *what = word(c, 0);
+    podshm_progress progress;
     if (!strcmp(what, "connect"))
         connect_agent(c, directory);
     else if (!strcmp(what, "put") || !strcmp(what, "remove") || !strcmp(what, "put-many") || !strcmp(what, "publish"))
         publish(c);
+    else if (!strcmp(what, "poll"))
+        say(c, poll_once(&progress), 0);
     else if (!strcmp(what, "ready"))
         say(c, podshm_agent_ready(agent), 0);
     else if (!strcmp(what, "serve"))

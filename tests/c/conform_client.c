@@ -15,6 +15,7 @@ static podshm_pending *pending;
 static size_t pending_len;
 static uint64_t pending_seed;
 static uint64_t spin = 20000;
+static bool waits;
 static unsigned char room[1 << 17], sent[1 << 17];
 
 /* How long anything may take here. */
@@ -239,13 +240,18 @@ static void batch(struct command *c)
 
 static podshm_caller *caller(struct command *c)
 {
-    podshm_caller *first, *spinning = NULL;
+    podshm_caller *first, *spinning = NULL, *waiting = NULL;
     if (!say(c, podshm_caller_new(client, word(c, 1), &first), 0))
         return NULL;
     if (!say(c, podshm_caller_spinning(first, spin, &spinning), 0))
         spinning = NULL;
     podshm_caller_free(first);
-    return spinning;
+    if (!waits || !spinning)
+        return spinning;
+    if (!say(c, podshm_caller_waiting_for_agent(spinning, &waiting), 0))
+        waiting = NULL;
+    podshm_caller_free(spinning);
+    return waiting;
 }
 
 /* The agent answers with the request's bytes in reverse. */
@@ -426,6 +432,8 @@ void client_command(struct command *c, const char *directory)
         say(c, podshm_pending_free(pending), 0), pending = NULL;
     else if (!strcmp(what, "spin"))
         spin = !strcmp(word(c, 1), "never") ? PODSHM_SPIN_NEVER : PODSHM_SPIN_ALWAYS, says(c, "ok");
+    else if (!strcmp(what, "wait-for-agent"))
+        waits = true, says(c, "ok");
     else if (!strncmp(what, "await-", 6))
         await(c);
     else if (!strcmp(what, "fork"))

@@ -40,6 +40,7 @@ static const struct function FUNCTIONS[] = {
     F(podshm_queue_try_push_with, "Qmfzp"), F(podshm_queue_try_push_all, "Qrlp"), F(podshm_queue_push_or_drop, "Qdlq"), F(podshm_queue_dropped, "Qo"),
     F(podshm_batch_new, "Qo"), F(podshm_batch_try_push, "Bdlp"), F(podshm_batch_publish, "B"),
     F(podshm_batch_free, "B"), F(podshm_caller_new, "Cto"), F(podshm_caller_spinning, "Aio"),
+    F(podshm_caller_waiting_for_agent, "Ao"),
     F(podshm_caller_free, "A"), F(podshm_caller_call, "Adlbsip"), F(podshm_caller_call_with, "Amfzifzp"),
     F(podshm_caller_start, "Adlio"), F(podshm_caller_event_fd, "Ao"), F(podshm_pending_free, "P"),
     F(podshm_pending_try_take, "Pbsp"), F(podshm_pending_wait, "Pbsp"), F(podshm_pending_arm, "P"),

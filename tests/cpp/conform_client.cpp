@@ -25,6 +25,7 @@ std::optional<std::pair<std::string, podshm::Key>> held;
 std::optional<podshm::Pending> pending;
 Data answer_wanted;
 podshm::Nanos spin = 20us;
+bool waits = false;
 Data room(1 << 17);
 
 // What a command does; its answer, where it is not "ok".
@@ -224,6 +225,8 @@ Said of_call(const command *c)
     if (!plainly)
         return plainly.error();
     auto caller = plainly->spinning(spin);
+    if (caller && waits)
+        caller = caller->waiting_for_agent();
     if (!caller)
         return caller.error();
     std::string what = word(c, 0);
@@ -330,6 +333,8 @@ Said follow(const command *c, const char *directory)
         return event();
     if (what == "cancel")
         return pending.reset(), ok();
+    if (what == "wait-for-agent")
+        return waits = true, ok();
     if (what == "spin")
         return spin = word(c, 1) == std::string("never") ? podshm::Nanos(0) : podshm::forever, ok();
     if (what == "await-away" || what == "await-present")

@@ -19,6 +19,7 @@ class Joined:
         self.pending = None
         self.expected = b""
         self.spin = None
+        self.waits = False
 
     def round(self):
         return False
@@ -149,7 +150,7 @@ class Joined:
     # --- calls
 
     def caller(self, name):
-        return self.client.call(name, spin=self.spin)
+        return self.client.call(name, spin=self.spin, wait_for_agent=self.waits)
 
     def call(self, name, length, seed, timeout):
         request = made(int(length), int(seed))
@@ -205,6 +206,9 @@ class Joined:
 
     def spin_for(self, how):
         self.spin = 0.0 if how == "never" else math.inf
+
+    def wait_for_agent(self):
+        self.waits = True
 
     def await_away(self):
         return until(lambda: not self.client.agent_present())

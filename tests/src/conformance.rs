@@ -107,7 +107,7 @@ fn set(limits: &mut Limits, limit: &str) -> Option<()> {
 
 fn step(line: usize, words: &str) -> Option<Step> {
     let end = words.find([':', '!', '?', '~'])?;
-    let (who, rest) = (words[..end].to_owned(), words[end + 1..].trim());
+    let (who, rest) = (words[..end].to_owned(), all(words[end + 1..].trim())?);
     let what = match (&words[end..=end], rest.split_once("-> ")) {
         (":", None) if who == "test" => What::Do(rest.to_owned()),
         (":", Some((command, answer))) => What::Ask { command: command.trim().into(), expected: answer.into() },
@@ -117,6 +117,20 @@ fn step(line: usize, words: &str) -> Option<Step> {
         _ => return None,
     };
     Some(Step { line, who, what })
+}
+
+/// What is written with `s*2:queue:4096:64` in full: `s0:queue:4096:64 s1:queue:4096:64`.
+fn all(words: &str) -> Option<String> {
+    let mut full = Vec::new();
+    for word in words.split(' ') {
+        match word.split_once(':').map(|(name, rest)| (name.split_once('*'), rest)) {
+            Some((Some((name, count)), rest)) => {
+                full.extend((0..count.parse::<u32>().ok()?).map(|n| format!("{name}{n}:{rest}")));
+            }
+            _ => full.push(word.to_owned()),
+        }
+    }
+    Some(full.join(" "))
 }
 
 /// Who takes part: a program for those who serve, one for those who join.
@@ -164,7 +178,8 @@ fn nothing_ran() -> ! {
 /// Where one case is played.
 struct Stage<'a> {
     pair: Pair<'a>,
-    broker: Broker,
+    /// Until it is ended.
+    broker: Option<Broker>,
     sockets: Sockets,
     pods: BTreeMap<String, InPod>,
 }
@@ -173,7 +188,7 @@ impl Stage<'_> {
     fn run(name: &str, pair: Pair<'_>, case: &Case) -> Result<bool, String> {
         let broker = Broker::start().expect("a broker");
         broker.add_domain(DomainConfig { limits: case.limits, ..crate::patient() }).expect("a domain");
-        let mut stage = Stage { pair, broker, sockets: Sockets::new(name), pods: BTreeMap::new() };
+        let mut stage = Stage { pair, broker: Some(broker), sockets: Sockets::new(name), pods: BTreeMap::new() };
         for step in &case.steps {
             let at = |fault: String| format!("line {}: {}: {fault}", step.line, step.who);
             if step.who != "test" && !stage.starts(&step.who) {
@@ -246,7 +261,8 @@ impl Stage<'_> {
     fn listen(&self, who: &str, directory: &Path, rights: Rights) {
         let (namespace, pod, uid) = ("test".into(), who.into(), who.into());
         let identity = Identity { namespace, pod, uid, service_account: "default".into() };
-        self.broker.add_socket("d", directory, identity, rights).expect("a socket");
+        let broker = self.broker.as_ref().expect("a broker that was not ended");
+        broker.add_socket("d", directory, identity, rights).expect("a socket");
     }
 
     fn act(&mut self, what: &str) -> Result<(), String> {
@@ -258,6 +274,10 @@ impl Stage<'_> {
             "go-on" => self.pods.get(who).ok_or_else(none)?.pod.cont(),
             "misplace" => {
                 self.listen(who, &self.sockets.of(who), Rights { join: serves(who), serve: !serves(who) });
+                Ok(())
+            }
+            "end" if who == "broker" => {
+                self.broker = None;
                 Ok(())
             }
             "refuse-version" => {
@@ -308,11 +328,15 @@ mod tests {
         let all = cases();
         assert!(all.len() > 25, "{}", all.len());
         assert!(all.iter().all(|case| !case.steps.is_empty()));
+        let many = parse("== a\nagent: connect a:table:1:1 s*2:queue:1:1 -> ok").unwrap();
+        let What::Ask { command, .. } = &many[0].steps[0].what else { panic!("{many:?}") };
+        assert_eq!(command, "connect a:table:1:1 s0:queue:1:1 s1:queue:1:1");
         for (text, fault) in [
             ("client: join 1 -> ok", "before any case"),
             ("== a\nclient join", "what is"),
             ("== a\nclient: join", "what is"),
             ("== a\nuse nothing", "no block"),
+            ("== a\nagent: connect a*b:queue:1:1 -> ok", "what is"),
             ("== a wishes=3\n", "no limit"),
         ] {
             let found = parse(text).unwrap_err();

@@ -17,8 +17,6 @@ pub const MAX_QUESTION_LEN: usize = 64 * 1024;
 pub const MAX_HEALTH_LEN: usize = 64 * 1024;
 /// Verdicts are short unless policies fail; longer ones are asked for again.
 const ROOM: usize = 512;
-/// Between looks for an agent, where none is there.
-const AWAY: Duration = Duration::from_millis(1);
 
 /// Why there is no verdict.
 #[derive(Debug, thiserror::Error)]
@@ -62,7 +60,7 @@ impl GuardClient {
     /// Joins the domain whose socket is in `directory`. Waits until `timeout` for a broker and an agent to be there.
     pub fn join(directory: impl AsRef<Path>, timeout: Duration) -> Result<Self, GuardError> {
         let client = Client::join(directory, timeout)?;
-        Ok(Self { decide: client.call(DECIDE)?, health: client.call(HEALTH)?, client })
+        Ok(Self { decide: client.call(DECIDE)?.wait_for_agent(true), health: client.call(HEALTH)?, client })
     }
 
     /// Sets how long a question spins before it sleeps.
@@ -77,40 +75,31 @@ impl GuardClient {
     }
 
     /// Asks, and waits for the verdict until `timeout`, also where no agent is there to be asked: one that is replaced is followed by the
-    /// next within milliseconds, and a question may be asked again. [`ErrorKind::AgentAway`] then says that none came.
+    /// next within milliseconds. [`ErrorKind::AgentAway`] then says that none came.
     pub fn ask(&self, question: &Question<'_>, timeout: Duration) -> Result<Verdict, GuardError> {
         let until = Instant::now() + timeout;
         let question = wire::encode_question(question)?;
         let mut room = [0; ROOM];
-        match self.decide_by(until, &question, &mut room) {
+        match self.decide.call(&question, &mut room, timeout) {
             Ok(len) => Ok(wire::decode_verdict(&room[..len])?),
             Err(error) if error.kind() == ErrorKind::BufferTooSmall => {
                 let mut room = vec![0; MAX_QUESTION_LEN];
-                let len = self.decide_by(until, &question, &mut room)?;
+                let left = until.saturating_duration_since(Instant::now());
+                let len = self.decide.call(&question, &mut room, left)?;
                 Ok(wire::decode_verdict(&room[..len])?)
             }
             Err(error) => Err(error.into()),
         }
     }
 
-    fn decide_by(&self, until: Instant, question: &[u8], room: &mut [u8]) -> Result<usize, podshm::Error> {
-        loop {
-            let left = until.saturating_duration_since(Instant::now());
-            match self.decide.call(question, room, left) {
-                Err(error) if error.kind() == ErrorKind::AgentAway && left > AWAY => std::thread::sleep(AWAY),
-                other => return other,
-            }
-        }
-    }
-
-    /// [`GuardClient::ask`] for async programs, on any executor. Where no agent is there it says so at once, and nothing was sent: this
-    /// library has no clock of the executor's to wait by.
+    /// [`GuardClient::ask`] for async programs, on any executor.
     pub async fn ask_async(&self, question: &Question<'_>, timeout: Duration) -> Result<Verdict, GuardError> {
         let question = wire::encode_question(question)?;
         Ok(wire::decode_verdict(&self.decide.call_async(question, timeout).await?)?)
     }
 
-    /// How the agent is, in JSON: what it decides by, since when, and what is wrong with what it was given since.
+    /// How the agent is, in JSON: what it decides by, since when, and what is wrong with what it was given since. Where none is there,
+    /// [`ErrorKind::AgentAway`] says so at once.
     pub fn health(&self, timeout: Duration) -> Result<String, GuardError> {
         let mut room = vec![0; MAX_HEALTH_LEN];
         let len = self.health.call(&[], &mut room, timeout)?;

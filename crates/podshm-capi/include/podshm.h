@@ -536,6 +536,12 @@ podshm_result podshm_caller_spinning(const podshm_caller *caller,
                                      uint64_t spin_ns,
                                      podshm_caller **spinning);
 
+// The same call, with calls that wait for the next agent where none serves, within their timeout. PODSHM_AGENT_AWAY then says that none came in
+// time; of a caller without it, at once. Nothing is sent twice: what was sent when its agent died ends as of any other caller, by
+// PODSHM_OUTCOME_UNKNOWN or the successor's answer. What was half sent was not sent, and is written anew. On failure `*waiting` is null.
+podshm_result podshm_caller_waiting_for_agent(const podshm_caller *caller,
+                                              podshm_caller **waiting);
+
 // Frees it. Null is nothing to do. Calls that are out live on.
 podshm_result podshm_caller_free(podshm_caller *caller);
 
@@ -551,7 +557,7 @@ podshm_result podshm_caller_call(podshm_caller *caller,
 
 // Sends a request of `request_len` bytes that `fill` writes in place, part by part, and gives the response to `each` as it comes: no whole
 // copy on either side. Parts follow one another; where an agent died in the middle and its successor answers again, they start again
-// at 0. Neither may use the same call, which is PODSHM_REENTERED.
+// at 0, and so do the request's of a podshm_caller_waiting_for_agent(). Neither may use the same call, which is PODSHM_REENTERED.
 podshm_result podshm_caller_call_with(podshm_caller *caller,
                                       size_t request_len,
                                       podshm_fill fill,
@@ -561,8 +567,8 @@ podshm_result podshm_caller_call_with(podshm_caller *caller,
                                       void *each_user,
                                       size_t *response_len);
 
-// Sends the request and returns at once; the response comes to `*pending`. Waits for room if the ring is full. On failure `*pending` is
-// null.
+// Sends the request and returns at once; the response comes to `*pending`. Waits for room if the ring is full, and for an agent if it is a
+// podshm_caller_waiting_for_agent(). On failure `*pending` is null.
 podshm_result podshm_caller_start(podshm_caller *caller,
                                   const void *request,
                                   size_t request_len,

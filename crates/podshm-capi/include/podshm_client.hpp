@@ -267,6 +267,14 @@ public:
             [&](auto **out) { return podshm_caller_spinning(raw_.get(), detail::nanos(spin), out); });
     }
 
+    /* The same call, with calls that wait for the next agent where none serves, within their timeout. Call_with then asks for a request's parts
+     * from 0 again where it was half sent as its agent died. */
+    Result<Caller> waiting_for_agent() const
+    {
+        return detail::make<Caller, podshm_caller>(
+            [&](auto **out) { return podshm_caller_waiting_for_agent(raw_.get(), out); });
+    }
+
     /* The response's length. */
     Result<std::size_t> call(Bytes request, Room response, Nanos timeout)
     {

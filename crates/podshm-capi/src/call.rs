@@ -39,6 +39,17 @@ pub extern "C" fn podshm_caller_spinning(
     entry(|| spinning.give(|| Ok(podshm_caller(caller.here()?.0.clone().spin(spin)))))
 }
 
+/// The same call, with calls that wait for the next agent where none serves, within their timeout. PODSHM_AGENT_AWAY then says that none came in
+/// time; of a caller without it, at once. Nothing is sent twice: what was sent when its agent died ends as of any other caller, by
+/// PODSHM_OUTCOME_UNKNOWN or the successor's answer. What was half sent was not sent, and is written anew. On failure `*waiting` is null.
+#[unsafe(no_mangle)]
+pub extern "C" fn podshm_caller_waiting_for_agent(
+    caller: Ref<podshm_caller>,
+    waiting: Out<*mut podshm_caller>,
+) -> podshm_result {
+    entry(|| waiting.give(|| Ok(podshm_caller(caller.here()?.0.clone().wait_for_agent(true)))))
+}
+
 /// Frees it. Null is nothing to do. Calls that are out live on.
 #[unsafe(no_mangle)]
 pub extern "C" fn podshm_caller_free(caller: Own<podshm_caller>) -> podshm_result {
@@ -74,7 +85,7 @@ pub extern "C" fn podshm_caller_call(
 
 /// Sends a request of `request_len` bytes that `fill` writes in place, part by part, and gives the response to `each` as it comes: no whole
 /// copy on either side. Parts follow one another; where an agent died in the middle and its successor answers again, they start again
-/// at 0. Neither may use the same call, which is PODSHM_REENTERED.
+/// at 0, and so do the request's of a podshm_caller_waiting_for_agent(). Neither may use the same call, which is PODSHM_REENTERED.
 #[unsafe(no_mangle)]
 pub extern "C" fn podshm_caller_call_with(
     caller: Mut<podshm_caller>,
@@ -96,8 +107,8 @@ pub extern "C" fn podshm_caller_call_with(
     })
 }
 
-/// Sends the request and returns at once; the response comes to `*pending`. Waits for room if the ring is full. On failure `*pending` is
-/// null.
+/// Sends the request and returns at once; the response comes to `*pending`. Waits for room if the ring is full, and for an agent if it is a
+/// podshm_caller_waiting_for_agent(). On failure `*pending` is null.
 #[unsafe(no_mangle)]
 pub extern "C" fn podshm_caller_start(
     caller: Mut<podshm_caller>,

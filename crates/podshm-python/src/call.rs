@@ -49,7 +49,7 @@ impl Caller {
         })
     }
 
-    /// Sends the request and returns at once, unless the ring is full.
+    /// Sends the request and returns at once, unless the ring is full, or no agent is there and it is to be waited for.
     #[pyo3(signature = (request, *, timeout = 5.0))]
     fn start(&self, py: Python<'_>, request: Data<'_>, timeout: Option<f64>) -> PyResult<Pending> {
         let (call, timeout, request) = (self.call.get()?, duration(timeout)?, request.lasting(py));

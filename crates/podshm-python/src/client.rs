@@ -44,10 +44,11 @@ impl Client {
         Ok(Queue { queue })
     }
 
-    /// The call of this name. `spin`: seconds that a wait spins before it sleeps, `math.inf` for ever.
-    #[pyo3(signature = (name, *, spin = None))]
-    fn call(&self, name: &str, spin: Option<f64>) -> PyResult<Caller> {
-        let mut call = self.client.get()?.call(name).map_err(raised)?;
+    /// The call of this name. `spin`: seconds that a wait spins before it sleeps, `math.inf` for ever. `wait_for_agent`: a call that comes
+    /// while no agent serves waits for the next one within its timeout, in place of `AgentAwayError` at once.
+    #[pyo3(signature = (name, *, spin = None, wait_for_agent = false))]
+    fn call(&self, name: &str, spin: Option<f64>, wait_for_agent: bool) -> PyResult<Caller> {
+        let mut call = self.client.get()?.call(name).map_err(raised)?.wait_for_agent(wait_for_agent);
         if let Some(seconds) = spin {
             call = call.spin(match seconds {
                 0.0 => Spin::Never,

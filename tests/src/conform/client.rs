@@ -4,7 +4,7 @@ use super::{
     ENDED, PATIENCE, Participant, answer, byte, bytes, check, comes, in_child, in_children, key, millis, number, say,
 };
 use podshm::client::Pending;
-use podshm::{Client, Error, ErrorKind, Key, Spin};
+use podshm::{Caller, Client, Error, ErrorKind, Key, Spin};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -18,11 +18,12 @@ pub(super) struct Joined {
     /// A call that is out, and what its answer must be.
     pending: Option<(Option<Pending>, Vec<u8>)>,
     spin: Spin,
+    waits: bool,
 }
 
 impl Joined {
     pub(super) fn new(directory: PathBuf) -> Self {
-        Joined { directory, client: None, key: None, pending: None, spin: Spin::default() }
+        Joined { directory, client: None, key: None, pending: None, spin: Spin::default(), waits: false }
     }
 
     fn client(&self) -> &Client {
@@ -144,8 +145,12 @@ impl Joined {
 
     // --- calls
 
+    fn caller(&self, name: &str) -> Result<Caller, Error> {
+        Ok(self.client().call(name)?.spin(self.spin).wait_for_agent(self.waits))
+    }
+
     fn call(&self, how: &str, words: &[&str]) -> Result<String, Error> {
-        let caller = self.client().call(words[0])?.spin(self.spin);
+        let caller = self.caller(words[0])?;
         let (request, timeout) = (bytes(number(words[1]), number(words[2])), millis(words[3]));
         let mut room = vec![0; words.get(4).map_or(ROOM, |size| number(size) as usize)];
         let len = if how == "call-in-place" {
@@ -160,7 +165,7 @@ impl Joined {
 
     fn start(&mut self, words: &[&str]) -> Result<String, Error> {
         let mut request = bytes(number(words[1]), number(words[2]));
-        let out = self.client().call(words[0])?.spin(self.spin).start(&request, millis(words[3]))?;
+        let out = self.caller(words[0])?.start(&request, millis(words[3]))?;
         request.reverse();
         self.pending = Some((Some(out), request));
         Ok("ok".into())
@@ -256,6 +261,10 @@ impl Participant for Joined {
             }
             "spin" => {
                 self.spin = if rest[0] == "never" { Spin::Never } else { Spin::Always };
+                Ok("ok".into())
+            }
+            "wait-for-agent" => {
+                self.waits = true;
                 Ok("ok".into())
             }
             "await-away" => self.until(|client| Ok(!client.agent_present())),

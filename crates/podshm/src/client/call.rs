@@ -9,6 +9,7 @@ use crate::error::Error;
 use crate::stop;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// The way to call the agent. Clones and threads share it; any number of calls may be out.
@@ -31,6 +32,7 @@ pub struct Caller {
     pub(super) service: Arc<CallService>,
     longest: usize,
     spin: Spin,
+    pub(super) waits_for_agent: bool,
 }
 
 /// Looks without a pause between them: about as long as an agent that is awake takes.
@@ -76,12 +78,22 @@ impl<F: FnMut(usize, usize, &[u8])> Sink for Each<F> {
 
 impl Caller {
     pub(super) fn new(client: Client, service: Arc<CallService>, longest: usize) -> Self {
-        Caller { client, service, longest, spin: Spin::default() }
+        Caller { client, service, longest, spin: Spin::default(), waits_for_agent: false }
     }
 
     /// Sets how long waits spin before they sleep.
     pub fn spin(mut self, spin: Spin) -> Self {
         self.spin = spin;
+        self
+    }
+
+    /// Has a call that comes while no agent serves wait for the next one, within its timeout; [`Error::AgentAway`] then says that none came in
+    /// time. Without it, which is the default, that is said at once.
+    ///
+    /// Nothing is sent twice: a call that was sent when its agent died ends as any other does ([`Error::OutcomeUnknown`], or the successor's
+    /// answer). One that was half sent counts as not sent, and is written anew: [`Caller::call_with`] then asks for its parts from 0 again.
+    pub fn wait_for_agent(mut self, waits: bool) -> Self {
+        self.waits_for_agent = waits;
         self
     }
 
@@ -100,8 +112,8 @@ impl Caller {
 
     /// Sends a request of `len` bytes which `fill(offset, part)` writes in place, part by part, and gives the response to
     /// `each(offset, total, part)` as it comes: no whole copy on either side, unless another thread found it first. Parts follow one
-    /// another; where an agent died in the middle and its successor answers again, they start again at 0. Returns the response's
-    /// length.
+    /// another; where an agent died in the middle and its successor answers again, they start again at 0, and so do the request's where
+    /// [`Caller::wait_for_agent`] is set. Returns the response's length.
     #[inline]
     pub fn call_with(
         &self,
@@ -113,7 +125,8 @@ impl Caller {
         self.run(len, fill, timeout, &mut Each(each))
     }
 
-    /// Sends `request` and returns at once; the response waits in the returned handle. Waits for room if the ring is full.
+    /// Sends `request` and returns at once; the response waits in the returned handle. Waits for room if the ring is full, and for an agent
+    /// where [`Caller::wait_for_agent`] is set.
     pub fn start(&self, request: &[u8], timeout: Duration) -> Result<Pending, Error> {
         let mut patience = Patience::new(timeout, self.spin);
         let mut fill = |offset: usize, dst: &mut [u8]| dst.copy_from_slice(&request[offset..offset + dst.len()]);
@@ -153,7 +166,11 @@ impl Caller {
         let deadline = clock::wire_deadline(timeout);
         let mut patience = Patience::new(timeout, self.spin);
         let mut line = self.service.enter()?;
-        let Some((id, position)) = line.send_at_once(shared, len, deadline, &mut fill)? else {
+        let sent = match line.send_at_once(shared, len, deadline, &mut fill) {
+            Err(Error::AgentAway) if self.waits_for_agent => None,
+            other => other?,
+        };
+        let Some((id, position)) = sent else {
             drop(line);
             return self.run_waiting(Sending::new(len, deadline), &mut fill, &mut patience, sink);
         };
@@ -197,7 +214,7 @@ impl Caller {
         self.await_response(sending.id, sink, patience)
     }
 
-    /// Writes all of a request, waiting for room.
+    /// Writes all of a request, waiting for room, and for an agent if it is told to.
     fn send(
         &self,
         sending: &mut Sending,
@@ -206,9 +223,21 @@ impl Caller {
     ) -> Result<(), Error> {
         let shared = &*self.client.shared;
         loop {
+            let seen = shared.version.load(Ordering::Acquire);
             let mut line = self.service.enter()?;
-            if sending.advance(&mut line, shared, fill)? {
-                return Ok(());
+            match sending.advance(&mut line, shared, fill) {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                Err(Error::AgentAway) if self.waits_for_agent && !patience.is_over() => {
+                    drop(line);
+                    // Of one that was half sent the next agent may be there already.
+                    if !sending.starts_over() {
+                        stop::check()?;
+                        shared.await_agent(seen, patience.until());
+                    }
+                    continue;
+                }
+                Err(error) => return Err(error),
             }
             // The agent may wait for room for its answers before it makes any.
             self.service.pump(&mut line, shared, None)?;

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 pub(crate) struct Futures {
     /// Futures that are alive.
     alive: AtomicU64,
-    /// Those that wait for room, not for a response.
+    /// Those that wait for room or for an agent, not for a response.
     for_room: Mutex<Vec<Waker>>,
     /// When the first one's time is over.
     next_deadline: Mutex<Option<Instant>>,
@@ -68,7 +68,7 @@ impl Futures {
 
 impl Caller {
     /// [`Caller::call`] for async programs, on any executor. The request is sent at the first poll; no poll waits. The library's
-    /// thread wakes the future when its response is there or its time is over.
+    /// thread wakes the future when its response is there or its time is over, and when an agent comes where [`Caller::wait_for_agent`] is set.
     pub fn call_async(&self, request: impl Into<Vec<u8>>, timeout: Duration) -> CallFuture {
         let until = Instant::now() + timeout;
         CallFuture { caller: self.clone(), request: request.into(), sending: None, is_sent: false, until, timeout }
@@ -94,7 +94,18 @@ impl CallFuture {
         if !self.is_sent {
             let request = &self.request;
             let mut fill = |offset: usize, dst: &mut [u8]| dst.copy_from_slice(&request[offset..offset + dst.len()]);
-            self.is_sent = sending.advance(line, shared, &mut fill)?;
+            loop {
+                match sending.advance(line, shared, &mut fill) {
+                    Ok(is_sent) => break self.is_sent = is_sent,
+                    Err(Error::AgentAway) if self.caller.waits_for_agent && Instant::now() < self.until => {
+                        // Of one that was half sent the next agent may be there already. Whoever waits for room is woken when one comes, too.
+                        if !sending.starts_over() {
+                            return Ok(None);
+                        }
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
         }
         self.caller.service.pump(line, shared, None)?;
         if sending.id != 0

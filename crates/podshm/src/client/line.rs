@@ -192,6 +192,13 @@ impl Sending {
         Sending { id: 0, position: 0, deadline, len, offset: 0, to: None }
     }
 
+    /// Nothing of it counts as sent any more; its deadline stays. Says whether something did.
+    pub(super) fn starts_over(&mut self) -> bool {
+        let had_begun = self.id != 0;
+        *self = Sending::new(self.len, self.deadline);
+        had_begun
+    }
+
     fn head(&self, id: u64) -> RequestHead {
         RequestHead { id, deadline: self.deadline, total: self.len as u32 }
     }

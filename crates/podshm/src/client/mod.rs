@@ -10,6 +10,7 @@
 //! The library thread owns the broker's socket: it maps what a new agent brings and swaps the link. A handle sees the swap by
 //! one cached word. The thread also turns the doorbell into the event descriptor and wakes futures.
 
+mod arrivals;
 mod call;
 mod future;
 mod inbox;
@@ -81,6 +82,7 @@ pub(crate) struct Shared {
     pub(crate) broker_away: AtomicBool,
     pub(crate) sleepers: Sleepers,
     pub(crate) futures: future::Futures,
+    pub(crate) arrivals: arrivals::Arrivals,
     pub(crate) wakes: Mutex<WakeStats>,
     /// Regions that were dropped and are to be named to the broker.
     pub(crate) released: Arc<link::Releaser>,
@@ -169,6 +171,7 @@ impl Client {
             broker_away: AtomicBool::new(false),
             sleepers: Sleepers::new(own),
             futures: future::Futures::default(),
+            arrivals: arrivals::Arrivals::default(),
             wakes: Mutex::default(),
             released,
             event: ProcessFd::new(event),

@@ -444,6 +444,7 @@ impl Worker {
                 outlet.knock();
             }
         }
+        self.shared.arrivals.announce();
         self.signal();
     }
 }
