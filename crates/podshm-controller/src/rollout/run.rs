@@ -1,6 +1,6 @@
 //! The loop.
 
-use super::act::act;
+use super::act::{act, one_by_one};
 use super::outside::Outside;
 use super::rights::missing;
 use super::tell::Teller;
@@ -11,7 +11,7 @@ use anyhow::Context;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, Patch, PatchParams};
 use kube::{Client, Resource, ResourceExt};
-use podshm_api::rollout::{AgentRollout, AgentRolloutStatus, FIELD_MANAGER, FINALIZER, Phase};
+use podshm_api::rollout::{AgentRollout, AgentRolloutStatus, FIELD_MANAGER, FINALIZER, NodeMark, Phase};
 use podshm_rollout::{Action, Step, World, step};
 use serde_json::json;
 use std::collections::HashMap;
@@ -164,25 +164,17 @@ impl Controller {
             self.written.insert(uid, (version, Instant::now()));
             self.teller.tell(rollout, &before, &next.status).await;
         }
-        let mut first = None;
-        for action in &next.actions {
-            self.lead_on()?;
+        let may = || {
             self.pulse.turn();
+            self.lead_on()
+        };
+        let does = async |action: &Action| {
             tracing::info!(rollout = rollout.name_any(), ?action, "to be done");
             let of = if matches!(action, Action::Hold | Action::LetGo) { &written } else { rollout };
-            match (act(&self.client, of, world, action).await, action) {
-                (Ok(true), Action::Node { name, mark: Some(mark), .. }) => {
-                    self.teller.tell_node(rollout, name, mark).await
-                }
-                (Ok(_), _) => {}
-                // What one object does not allow is no reason to leave the others half way.
-                (Err(error), _) => {
-                    tracing::warn!(rollout = rollout.name_any(), ?action, %error, "not done");
-                    first.get_or_insert(error);
-                }
-            }
-        }
-        first.map_or(Ok(()), Err)
+            act(&self.client, of, world, action).await
+        };
+        let tells = async |node: &str, mark: &NodeMark| self.teller.tell_node(rollout, node, mark).await;
+        one_by_one(&next.actions, may, does, tells).await
     }
 
     fn lead_on(&self) -> anyhow::Result<()> {
