@@ -15,6 +15,7 @@ mod edits;
 mod gone;
 mod over;
 mod progress;
+mod room;
 mod said;
 mod small;
 mod summary;
@@ -56,6 +57,7 @@ pub fn step(rollout: &AgentRollout, world: &World) -> Step {
     run.let_go();
     run.summarize();
     run.classify();
+    run.recall_room();
     run.say();
     Step { status: run.status, actions: run.actions }
 }

@@ -15,17 +15,12 @@ impl Run<'_> {
     /// The next batch, if there is one and it may begin.
     pub(super) fn begin_batch(&mut self) -> bool {
         let spec = &self.rollout.spec;
-        let last = spec.batches.len() as u32;
-        let mut number = self.status.batch + 1;
-        if number > last {
-            // Nodes that came midway and belong to the last batch, as a percentage has it.
-            let all = assign(self.rollout, self.world, last);
-            let came = all.get(&last).into_iter().flatten().filter(|node| !self.marks.contains_key(*node)).count();
-            if came == 0 {
-                self.complete();
-                return false;
-            }
-            number = last;
+        let is_last = self.status.batch as usize >= spec.batches.len();
+        let (number, all) = self.next_batch();
+        let new: Vec<String> = all.iter().filter(|node| !self.marks.contains_key(*node)).cloned().collect();
+        if is_last && new.is_empty() {
+            self.complete();
+            return false;
         }
         if spec.gates.approval && spec.approved < number {
             self.status.phase = Phase::AwaitingApproval;
@@ -33,8 +28,9 @@ impl Run<'_> {
                 format!("batch {number} waits for spec.approved to be {number} (podshm rollout approve)");
             return false;
         }
-        let all = assign(self.rollout, self.world, number);
-        let nodes = all.get(&number).map_or(0, Vec::len) as u32;
+        if self.lacks_room(number, &new) {
+            return false;
+        }
         self.status.phase = Phase::Running;
         self.status.batch = number;
         (self.status.soaking_since, self.status.moved) = (0, 0);
@@ -44,9 +40,17 @@ impl Run<'_> {
         }
         let as_it_is = spec.batches.get(number as usize - 1).map(brief).unwrap_or_default();
         let began = self.world.now;
+        let nodes = all.len() as u32;
         let record = BatchRecord { batch: number, began, nodes, spec: as_it_is, ..BatchRecord::default() };
         self.status.history.push(record);
         true
+    }
+
+    /// The next batch and its nodes: the last once more where nodes came midway that belong to it, as a percentage has it.
+    pub(super) fn next_batch(&self) -> (u32, Vec<String>) {
+        let number = (self.status.batch + 1).min(self.rollout.spec.batches.len() as u32);
+        let mut all = assign(self.rollout, self.world, number);
+        (number, all.remove(&number).unwrap_or_default())
     }
 
     pub(super) fn remember_restarts(&mut self) {
