@@ -12,6 +12,7 @@ mod act;
 mod outside;
 mod rights;
 mod run;
+mod tell;
 mod view;
 
 pub use run::run;

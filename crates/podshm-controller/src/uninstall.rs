@@ -47,18 +47,26 @@ pub async fn held(client: &Client) -> anyhow::Result<()> {
     let kind = ApiResource::erase::<AgentRollout>(&());
     let rollouts = Api::<DynamicObject>::all_with(client.clone(), &kind);
     let mut found = Vec::new();
-    match pages::each(&rollouts, |one| found.extend(is_under_way(&one).then(|| one.name_any()))).await {
-        // Without their definition there are none.
-        Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
-        listed => listed.context("listing AgentRollouts")?,
-    }
-    anyhow::ensure!(found.is_empty(), "{}", refusal_of_held(&found));
+    let listed = pages::each(&rollouts, |one| found.extend(under_way(&one))).await;
+    let_go(&found, listed)?;
     println!("no AgentRollout is under way");
     Ok(())
 }
 
-fn is_under_way(one: &DynamicObject) -> bool {
-    one.finalizers().iter().any(|one| one == FINALIZER)
+/// A rollout's name, if it is held: whatever its status says, and whatever else holds it.
+fn under_way(one: &DynamicObject) -> Option<String> {
+    one.finalizers().iter().any(|one| one == FINALIZER).then(|| one.name_any())
+}
+
+/// Fails where some are held, and where nobody knows.
+fn let_go(found: &[String], listed: kube::Result<()>) -> anyhow::Result<()> {
+    match listed {
+        // Without their definition there are none.
+        Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
+        listed => listed.context("listing AgentRollouts")?,
+    }
+    anyhow::ensure!(found.is_empty(), "{}", refusal_of_held(found));
+    Ok(())
 }
 
 fn refusal_of_held(found: &[String]) -> String {
@@ -138,21 +146,54 @@ mod tests {
         }
     }
 
+    fn rollout(name: &str, finalizers: &[&str], status: serde_json::Value) -> DynamicObject {
+        let metadata = json!({"name": name, "finalizers": finalizers});
+        let spec = json!({"agents": "of a version that this program does not know"});
+        let object = json!({"apiVersion": "podshm.dev/v1alpha1", "kind": "AgentRollout", "metadata": metadata, "spec": spec, "status": status});
+        serde_json::from_value(object).expect("an object")
+    }
+
+    fn refused(code: u16) -> kube::Result<()> {
+        Err(kube::Error::Api(Box::new(kube::core::Status { code, message: "as it says".into(), ..Default::default() })))
+    }
+
     #[test]
     fn rollouts_that_are_held_are_named_with_the_way_out_and_others_are_not() {
-        let rollout = |name: &str, finalizers: &[&str]| -> DynamicObject {
-            let metadata = json!({"name": name, "finalizers": finalizers});
-            let object = json!({"apiVersion": "podshm.dev/v1alpha1", "kind": "AgentRollout", "metadata": metadata});
-            serde_json::from_value(object).expect("an object")
-        };
-        assert!(is_under_way(&rollout("a", &["foregroundDeletion", FINALIZER])));
-        assert!(!is_under_way(&rollout("b", &["foregroundDeletion"])) && !is_under_way(&rollout("c", &[])));
-        let text = refusal_of_held(&["a".into()]);
-        for said in ["1 AgentRollouts", "(a)", "rollout abort NAME", r#"-p '{"metadata":{"finalizers":null}}'"#] {
+        let held = [
+            rollout("runs", &[FINALIZER], json!({"phase": "Running"})),
+            rollout("goes", &["foregroundDeletion", FINALIZER], json!({"phase": "RollingBack"})),
+            rollout("new", &[FINALIZER], json!(null)),
+            // Whoever completed it is about to let it go.
+            rollout("done", &[FINALIZER], json!({"phase": "Completed"})),
+        ];
+        let others = [
+            rollout("over", &[], json!({"phase": "Completed"})),
+            rollout("waits", &[], json!({"phase": "Pending"})),
+            rollout("somebodys", &["foregroundDeletion", "shop.example/hold"], json!({"phase": "Aborted"})),
+        ];
+        let found: Vec<String> = others.iter().chain(&held).filter_map(under_way).collect();
+        let text = let_go(&found, Ok(())).expect_err("four are held").to_string();
+        for said in [
+            "4 AgentRollouts",
+            "(runs, goes, new, done)",
+            "rollout abort NAME",
+            r#"-p '{"metadata":{"finalizers":null}}'"#,
+        ] {
             assert!(text.contains(said), "{said}: {text}");
         }
+        let found: Vec<String> = others.iter().filter_map(under_way).collect();
+        let_go(&found, Ok(())).expect("nothing is held");
         let text = refusal_of_held(&vec!["a".repeat(63); 1000]);
         assert!(text.contains("and 950 more") && text.len() < 5000, "{text}");
+    }
+
+    #[test]
+    fn where_rollouts_have_no_definition_there_are_none_and_where_nobody_knows_nothing_is_uninstalled() {
+        let_go(&[], refused(404)).expect("no definition");
+        for code in [403, 410, 500] {
+            let text = format!("{:#}", let_go(&[], refused(code)).expect_err("nobody knows"));
+            assert!(text.contains("listing AgentRollouts") && text.contains("as it says"), "{code}: {text}");
+        }
     }
 
     #[test]

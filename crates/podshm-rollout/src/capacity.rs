@@ -1,15 +1,19 @@
 //! Whether pods that nobody listed would find a place if they had to start again.
 
 use crate::quantity::milli;
-use crate::world::{World, is_cordoned, labels, name, namespace, node_of, owner, phase, unhealthy};
+use crate::world::{World, is_cordoned, is_going, labels, name, namespace, node_of, owner, phase, unhealthy};
 use k8s_openapi::api::core::v1::{
     Container, Node, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec, Taint, Toleration,
 };
-use podshm_api::rollout::Mark;
+use podshm_api::clipped;
+use podshm_api::rollout::{AgentRollout, Mark};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Thousandths of cores, bytes, pods.
 type Room = [i128; 3];
+
+/// Pods without a place that are named, and how many bytes their names may have together.
+const NAMED: (usize, usize) = (5, 300);
 
 /// What is left of untainted nodes once some are tainted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,16 +25,47 @@ pub(crate) struct Remaining {
     /// Free bytes of memory.
     pub memory: i128,
     /// Pods without a place: `namespace/name`.
-    pub homeless: Vec<String>,
+    homeless: Vec<String>,
+    /// What those ask for together.
+    wanted: Room,
 }
 
-/// Looks at the cluster with some nodes tainted. Pods that `is_listed` are moved by the rollout and need no place here.
-pub(crate) fn remaining(
-    world: &World,
-    mark: &Mark,
-    tainted: &BTreeSet<&str>,
-    is_listed: &dyn Fn(&Pod) -> bool,
-) -> Remaining {
+impl Remaining {
+    /// Which pods have no place and what they ask for, if there are any.
+    pub fn short(&self) -> Option<String> {
+        let (named, bytes) = NAMED;
+        let list = self.homeless.iter().take(named).cloned().collect::<Vec<_>>().join(", ");
+        let more = if self.homeless.len() > named || list.len() > bytes { ", …" } else { "" };
+        let text = format!(
+            "{} pods that are not listed would have nowhere to go if they started again ({}{more}): together they ask for {}m of CPU and {} MiB \
+             of memory; {} nodes without the taint remain, with {}m and {} MiB free",
+            self.homeless.len(),
+            clipped(&list, bytes),
+            self.wanted[0],
+            self.wanted[1] >> 20,
+            self.nodes,
+            self.cpu_milli,
+            self.memory >> 20
+        );
+        (!self.homeless.is_empty()).then_some(text)
+    }
+}
+
+/// ReplicaSets of the workloads that a rollout moves, by uid: their pods need no place.
+pub(crate) fn listed<'w>(rollout: &AgentRollout, world: &'w World) -> BTreeSet<&'w str> {
+    let fat = rollout.spec.workloads.iter().filter_map(|one| world.deployment(&one.namespace, &one.name));
+    fat.flat_map(|fat| world.sets_of(fat)).collect()
+}
+
+/// A pod of one of these ReplicaSets, by uid.
+pub(crate) fn is_owned(pod: &Pod, by: &BTreeSet<&str>) -> bool {
+    owner(&pod.metadata).is_some_and(|owner| by.contains(owner.uid.as_str()))
+}
+
+/// Looks at the cluster with some nodes tainted. Pods that are [`listed`] are moved by the rollout; of those that are about to go it is
+/// what comes after them that needs a place.
+pub(crate) fn remaining(world: &World, mark: &Mark, tainted: &BTreeSet<&str>, listed: &BTreeSet<&str>) -> Remaining {
+    let stays = |pod: &Pod, spec| is_bound(pod) || tolerates(spec, mark) || is_owned(pod, listed) || is_going(pod);
     let mut free: BTreeMap<&str, Room> = BTreeMap::new();
     let is_open =
         |node: &&Node| !is_cordoned(node) && unhealthy(node).is_none() && !tainted.contains(name(&node.metadata));
@@ -43,13 +78,13 @@ pub(crate) fn remaining(
         if let Some(room) = free.get_mut(on) {
             let needs = requests(spec);
             (0..3).for_each(|index| room[index] -= needs[index]);
-        } else if tainted.contains(on) && !is_bound(pod) && !tolerates(spec, mark) && !is_listed(pod) {
+        } else if tainted.contains(on) && !stays(pod, spec) {
             moving.push(pod);
         }
     }
     // The largest first, each where it fits first.
     moving.sort_by_key(|pod| std::cmp::Reverse(pod.spec.as_ref().map(requests).unwrap_or_default()));
-    let mut homeless = Vec::new();
+    let (mut homeless, mut wanted) = (Vec::new(), Room::default());
     for pod in moving {
         let Some(spec) = pod.spec.as_ref() else { continue };
         let needs = requests(spec);
@@ -57,7 +92,10 @@ pub(crate) fn remaining(
         let fits = free.iter_mut().find(|(node, room)| (0..3).all(|index| room[index] >= needs[index]) && may(node));
         match fits {
             Some((_, room)) => (0..3).for_each(|index| room[index] -= needs[index]),
-            None => homeless.push(format!("{}/{}", namespace(&pod.metadata), name(&pod.metadata))),
+            None => {
+                homeless.push(format!("{}/{}", namespace(&pod.metadata), name(&pod.metadata)));
+                (0..3).for_each(|index| wanted[index] += needs[index]);
+            }
         }
     }
     homeless.sort();
@@ -68,6 +106,7 @@ pub(crate) fn remaining(
         cpu_milli: free.values().map(|room| room[0].max(0)).sum(),
         memory: free.values().map(|room| room[1].max(0)).sum(),
         homeless,
+        wanted,
     }
 }
 

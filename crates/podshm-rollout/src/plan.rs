@@ -6,7 +6,7 @@ mod owners;
 mod taint;
 
 use crate::batches::{assign, eligible, shared};
-use crate::capacity::{remaining, tolerates};
+use crate::capacity::{listed, remaining, tolerates};
 use crate::forms::{slim_form, slim_name};
 use crate::moves::{COST, others};
 use crate::nodes::newest;
@@ -150,10 +150,6 @@ fn look_at_agent(rollout: &AgentRollout, world: &World, agent: &AgentRef, plan: 
             }
         }
     }
-}
-
-fn is_owned(pod: &Pod, by: &BTreeSet<&str>) -> bool {
-    owner(&pod.metadata).is_some_and(|owner| by.contains(owner.uid.as_str()))
 }
 
 fn look_at_workload(rollout: &AgentRollout, world: &World, workload: &Workload, plan: &mut Plan) {
@@ -339,9 +335,7 @@ fn look_at_batches(rollout: &AgentRollout, world: &World, plan: &mut Plan) {
         let what = "the last one is not {percent: 100}: nodes that join while the rollout runs are in no batch, and stay as they are";
         warn(plan, "batches", what.into());
     }
-    let fat = rollout.spec.workloads.iter().filter_map(|one| world.deployment(&one.namespace, &one.name));
-    let listed: BTreeSet<&str> = fat.flat_map(|fat| world.sets_of(fat)).collect();
-    let is_listed = |pod: &Pod| is_owned(pod, &listed);
+    let listed = listed(rollout, world);
     let mut tainted: BTreeSet<&str> = BTreeSet::new();
     for number in 1..=rollout.spec.batches.len() as u32 {
         let about = format!("batch {number}");
@@ -364,18 +358,12 @@ fn look_at_batches(rollout: &AgentRollout, world: &World, plan: &mut Plan) {
         }
         if rollout.spec.purpose == Purpose::Convert {
             tainted.extend(names.iter().map(String::as_str));
-            let left = remaining(world, mark, &tainted, &is_listed);
+            let left = remaining(world, mark, &tainted, &listed);
             (batch.untainted_nodes, batch.free_cpu_milli, batch.free_memory) =
                 (left.nodes, left.cpu_milli, left.memory);
-            if !left.homeless.is_empty() {
-                let list = left.homeless.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
-                let what = format!(
-                    "{} pods that are not listed would have nowhere to go if they started again ({list}): {} nodes without the taint remain; \
-                     list their workloads, let them tolerate the taint, or leave nodes out (spec.nodes.exclude)",
-                    left.homeless.len(),
-                    left.nodes
-                );
-                refuse(plan, &about, what);
+            if let Some(short) = left.short() {
+                let what = "list their workloads, let them tolerate the taint, or leave nodes out (spec.nodes.exclude)";
+                refuse(plan, &about, format!("{short}; {what}"));
             }
         }
         plan.batches.push(batch);

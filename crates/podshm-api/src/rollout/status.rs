@@ -149,6 +149,7 @@ pub struct AgentRolloutStatus {
     pub moved_at: i64,
     /// What somebody should know, each there while it is so. WayBackBlocked: something can't go back. BatchesChanged: a batch that has begun
     /// was changed in the spec. NodesLeftOut: spec.nodes leaves out nodes that are touched. NodesInNoBatch: nodes came midway that no batch takes.
+    /// NoRoom: the next batch would leave pods that are not listed without a place.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,

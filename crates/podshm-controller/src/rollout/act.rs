@@ -4,13 +4,38 @@ use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{Node, Pod, Taint};
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Client, Resource, ResourceExt};
-use podshm_api::rollout::{ASKED, AgentRollout, FIELD_MANAGER, FINALIZER, MADE_BY, NODE_MARK, VERIFIES, Verification};
+use podshm_api::rollout::{
+    ASKED, AgentRollout, FIELD_MANAGER, FINALIZER, MADE_BY, NODE_MARK, NodeMark, VERIFIES, Verification,
+};
 use podshm_rollout::{Action, Change, World, join, slim_form};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
 /// A ReplicaSet takes pods with a lower one away first.
 const COST: &str = "controller.kubernetes.io/pod-deletion-cost";
+
+/// Does a step's actions, each while it `may`. What one object does not allow is no reason to leave the others half way: the first such
+/// error is given back once all were tried. People are told of nodes as the API server has taken them.
+pub(super) async fn one_by_one(
+    actions: &[Action],
+    may: impl Fn() -> anyhow::Result<()>,
+    does: impl AsyncFn(&Action) -> anyhow::Result<bool>,
+    tells: impl AsyncFn(&str, &NodeMark),
+) -> anyhow::Result<()> {
+    let mut first = None;
+    for action in actions {
+        may()?;
+        match (does(action).await, action) {
+            (Ok(true), Action::Node { name, mark: Some(mark), .. }) => tells(name, mark).await,
+            (Ok(_), _) => {}
+            (Err(error), _) => {
+                tracing::warn!(?action, %error, "not done");
+                first.get_or_insert(error);
+            }
+        }
+    }
+    first.map_or(Ok(()), Err)
+}
 
 /// Does one thing. False where the API server has not taken it, since its object has changed or is gone.
 pub(super) async fn act(
@@ -134,7 +159,7 @@ fn finalizer_patch(rollout: &AgentRollout, is_held: bool) -> Value {
 fn node_patch(
     rollout: &AgentRollout,
     node: &Node,
-    mark: Option<&podshm_api::rollout::NodeMark>,
+    mark: Option<&NodeMark>,
     label: Change,
     taint: Change,
 ) -> anyhow::Result<Value> {
@@ -217,6 +242,8 @@ fn verification_pod(rollout: &AgentRollout, gate: &Verification, node: &str) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::cell::RefCell;
+    use std::time::Duration;
 
     fn rollout(name: &str) -> AgentRollout {
         let object = json!({
@@ -224,6 +251,60 @@ mod tests {
             "spec": {"agents": [], "batches": [], "domain": "routing"},
         });
         serde_json::from_value(object).unwrap()
+    }
+
+    fn node(name: &str) -> Action {
+        let mark = NodeMark { reason: format!("of {name}"), ..NodeMark::default() };
+        Action::Node { name: name.into(), mark: Some(mark), label: Change::On, taint: Change::On }
+    }
+
+    /// A step's actions with an API server that takes `a` and `d`, knows nothing of `c`, and refuses the others; and the lease for so many:
+    /// what was tried, who was told of, and how it ended.
+    fn carried_out(actions: &[Action], leads_for: usize) -> (Vec<String>, Vec<String>, Result<(), String>) {
+        let (tried, told) = (RefCell::new(Vec::new()), RefCell::new(Vec::new()));
+        let may = || match tried.borrow().len() < leads_for {
+            true => Ok(()),
+            false => Err(anyhow::anyhow!("another may lead now")),
+        };
+        let does = async |action: &Action| {
+            let name = match action {
+                Action::Node { name, .. } | Action::Scale { name, .. } | Action::CleanUp { node: name } => name.clone(),
+                other => panic!("{other:?}"),
+            };
+            tried.borrow_mut().push(name.clone());
+            tokio::task::yield_now().await;
+            match name.as_str() {
+                "a" | "d" => Ok(true),
+                "c" => Ok(false),
+                _ => Err(anyhow::anyhow!("{name} is refused")),
+            }
+        };
+        let tells = async |node: &str, mark: &NodeMark| told.borrow_mut().push(format!("{node} {}", mark.reason));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let ended = runtime.block_on(async {
+            let work = one_by_one(actions, may, does, tells);
+            tokio::time::timeout(Duration::from_secs(60), work).await.expect("nothing here waits for anybody")
+        });
+        (tried.into_inner(), told.into_inner(), ended.map_err(|error| error.to_string()))
+    }
+
+    #[test]
+    fn what_one_object_does_not_allow_keeps_nobody_from_the_others_and_is_said_at_the_end() {
+        let scale =
+            |name: &str| Action::Scale { namespace: "shop".into(), name: name.into(), replicas: 1, asked: None };
+        let actions = [node("a"), node("b"), scale("cart"), node("c"), node("d"), Action::CleanUp { node: "a".into() }];
+        let (tried, told, ended) = carried_out(&actions, usize::MAX);
+        assert_eq!(tried, ["a", "b", "cart", "c", "d", "a"], "each, in its order");
+        assert_eq!(told, ["a of a", "d of d"], "what the API server has taken, with its mark, and nothing else");
+        assert_eq!(ended, Err("b is refused".into()), "the first");
+        assert_eq!(carried_out(&actions[3..], usize::MAX).2, Ok(()));
+    }
+
+    #[test]
+    fn without_the_lease_nothing_more_is_done() {
+        let (tried, told, ended) = carried_out(&["a", "b", "d", "d"].map(node), 2);
+        assert_eq!((tried.len(), told.len()), (2, 1), "{tried:?}");
+        assert_eq!(ended, Err("another may lead now".into()));
     }
 
     #[test]

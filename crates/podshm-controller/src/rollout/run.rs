@@ -1,20 +1,17 @@
 //! The loop.
 
-use super::act::act;
-use super::outside::{Asker, job};
+use super::act::{act, one_by_one};
+use super::outside::Outside;
 use super::rights::missing;
+use super::tell::Teller;
 use super::view::{Rollouts, Stores};
-use crate::daemons::{DAEMONS, Daemon, Daemons};
 use crate::lease::Lead;
 use crate::probes::Pulse;
 use anyhow::Context;
-use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, Patch, PatchParams};
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Client, Resource, ResourceExt};
-use podshm_api::Condition;
-use podshm_api::rollout::{AgentRollout, AgentRolloutStatus, FIELD_MANAGER, FINALIZER, NodeMark, NodeState, Phase};
+use podshm_api::rollout::{AgentRollout, AgentRolloutStatus, FIELD_MANAGER, FINALIZER, NodeMark, Phase};
 use podshm_rollout::{Action, Step, World, step};
 use serde_json::json;
 use std::collections::HashMap;
@@ -27,10 +24,6 @@ const TICK: Duration = Duration::from_secs(2);
 const CALM: Duration = Duration::from_millis(200);
 /// How long a watch may take to show what was written before it is written again.
 const LAG: Duration = Duration::from_secs(5);
-/// How often people are told that the same thing does not work.
-const TELL: Duration = Duration::from_secs(60);
-/// How often node daemons and queries are asked.
-const ASK: Duration = Duration::from_secs(5);
 
 /// Carries out every rollout there is, for good, while this process leads: who waits watches nothing. Node daemons are those of this
 /// namespace.
@@ -54,19 +47,14 @@ async fn carry_out(client: Client, namespace: &str, lead: &Lead, pulse: &Pulse) 
     pulse.waiting(rollouts.ready()).await?;
     pulse.synced(true);
     tracing::info!("carrying out AgentRollouts");
-    let reporter = Reporter { controller: FIELD_MANAGER.into(), instance: Some(lead.me().to_owned()) };
     let mut controller = Controller {
         lead: lead.clone(),
         pulse: pulse.clone(),
         led_since: Timestamp::now().as_second(),
-        recorder: Recorder::new(client.clone(), reporter),
         client: client.clone(),
-        asker: Asker::new(),
-        daemons: Daemons::default(),
-        namespace: namespace.to_owned(),
+        teller: Teller::of(client.clone(), lead),
+        outside: Outside::of(client.clone(), namespace),
         written: HashMap::new(),
-        asked: HashMap::new(),
-        told: HashMap::new(),
     };
     let mut stores = None;
     loop {
@@ -86,12 +74,13 @@ async fn carry_out(client: Client, namespace: &str, lead: &Lead, pulse: &Pulse) 
                 pulse.turn();
                 let ended;
                 (ended, world) = controller.carry_on(rollout, world).await;
-                controller.note(rollout, ended.err()).await;
+                controller.teller.note(rollout, ended.err()).await;
             }
         }
-        controller.written.retain(|uid, _| due.iter().any(|one| one.metadata.uid.as_ref() == Some(uid)));
-        controller.asked.retain(|uid, _| due.iter().any(|one| one.metadata.uid.as_ref() == Some(uid)));
-        controller.told.retain(|uid, _| due.iter().any(|one| one.metadata.uid.as_ref() == Some(uid)));
+        let is_due = |uid: &str| due.iter().any(|one| one.metadata.uid.as_deref() == Some(uid));
+        controller.written.retain(|uid, _| is_due(uid));
+        controller.outside.keep(is_due);
+        controller.teller.keep(is_due);
         let _ = tokio::time::timeout(TICK, changes.recv()).await;
         tokio::time::sleep(CALM).await;
         while changes.try_recv().is_ok() {}
@@ -122,17 +111,10 @@ struct Controller {
     /// In seconds since 1970.
     led_since: i64,
     client: Client,
-    recorder: Recorder,
-    asker: Asker,
-    daemons: Daemons,
-    /// podshmd's.
-    namespace: String,
+    teller: Teller,
+    outside: Outside,
     /// By uid: the version of a rollout that was acted upon, and when. Until there is another one, the status that was written is not seen.
     written: HashMap<String, (String, Instant)>,
-    /// By uid: what was said outside, and when.
-    asked: HashMap<String, (Instant, World)>,
-    /// By uid: what did not work, and when people were told of it.
-    told: HashMap<String, (String, Instant)>,
 }
 
 impl Controller {
@@ -164,9 +146,9 @@ impl Controller {
         world.led_since = self.led_since;
         world.denied = if is_new { self.pulse.waiting(missing(&self.client, rollout)).await? } else { Vec::new() };
         let queries = &rollout.spec.gates.prometheus;
-        world.queries = if is_new { self.pulse.waiting(self.asker.look_at(queries)).await } else { Vec::new() };
+        world.queries = if is_new { self.pulse.waiting(self.outside.look_at(queries)).await } else { Vec::new() };
         // Each of whom has so long.
-        self.pulse.clone().waiting(self.ask(rollout, world)).await;
+        self.pulse.waiting(self.outside.ask(rollout, world)).await;
         Ok(true)
     }
 
@@ -180,40 +162,19 @@ impl Controller {
             written = self.write(rollout, &next.status).await?;
             let (uid, version) = version_of(rollout);
             self.written.insert(uid, (version, Instant::now()));
-            self.tell(rollout, &before, &next.status).await;
+            self.teller.tell(rollout, &before, &next.status).await;
         }
-        let mut first = None;
-        for action in &next.actions {
-            self.lead_on()?;
+        let may = || {
             self.pulse.turn();
+            self.lead_on()
+        };
+        let does = async |action: &Action| {
             tracing::info!(rollout = rollout.name_any(), ?action, "to be done");
             let of = if matches!(action, Action::Hold | Action::LetGo) { &written } else { rollout };
-            match (act(&self.client, of, world, action).await, action) {
-                (Ok(true), Action::Node { name, mark: Some(mark), .. }) => self.tell_node(rollout, name, mark).await,
-                (Ok(_), _) => {}
-                // What one object does not allow is no reason to leave the others half way.
-                (Err(error), _) => {
-                    tracing::warn!(rollout = rollout.name_any(), ?action, %error, "not done");
-                    first.get_or_insert(error);
-                }
-            }
-        }
-        first.map_or(Ok(()), Err)
-    }
-
-    /// What did not work is tried again; people hear of it by an event, in the API server's words.
-    async fn note(&mut self, rollout: &AgentRollout, error: Option<anyhow::Error>) {
-        let uid = rollout.uid().unwrap_or_default();
-        let Some(error) = error.map(|error| format!("{error:#}")) else {
-            self.told.remove(&uid);
-            return;
+            act(&self.client, of, world, action).await
         };
-        tracing::warn!(rollout = rollout.name_any(), error, "tried again soon");
-        if self.told.get(&uid).is_some_and(|(said, at)| *said == error && at.elapsed() < TELL) || !self.lead.is_held() {
-            return;
-        }
-        self.publish(&rollout.object_ref(&()), true, "TriedAgain", error.clone()).await;
-        self.told.insert(uid, (error, Instant::now()));
+        let tells = async |node: &str, mark: &NodeMark| self.teller.tell_node(rollout, node, mark).await;
+        one_by_one(&next.actions, may, does, tells).await
     }
 
     fn lead_on(&self) -> anyhow::Result<()> {
@@ -231,85 +192,6 @@ impl Controller {
         let apply = PatchParams::apply(FIELD_MANAGER).force();
         Ok(api.patch_status(&rollout.name_any(), &apply, &Patch::Apply(&object)).await?)
     }
-
-    /// Asks node daemons, queries and Jobs, each not too often; a rollout that waits for a person asks nobody.
-    async fn ask(&mut self, rollout: &AgentRollout, world: &mut World) {
-        let status = rollout.status.clone().unwrap_or_default();
-        if status.phase != Phase::Running {
-            return;
-        }
-        let uid = rollout.uid().unwrap_or_default();
-        if self.asked.get(&uid).is_none_or(|(at, _)| at.elapsed() >= ASK) {
-            let mut said = World { asked: world.now, ..World::default() };
-            if rollout.spec.domain.is_some() {
-                said.reports = self.daemons.round(daemons(rollout, world, &self.namespace)).await.reports;
-            }
-            said.outside = self.asker.queries(&rollout.spec.gates.prometheus).await;
-            for gate in &rollout.spec.gates.jobs {
-                said.outside.push(job(&self.client, rollout, gate).await);
-            }
-            self.asked.insert(uid.clone(), (Instant::now(), said));
-        }
-        if let Some((_, said)) = self.asked.get(&uid) {
-            (world.reports, world.outside, world.asked) = (said.reports.clone(), said.outside.clone(), said.asked);
-        }
-    }
-
-    async fn tell(&self, rollout: &AgentRollout, before: &AgentRolloutStatus, now: &AgentRolloutStatus) {
-        // Each once, as it comes: what it says in full is in the status, and changes.
-        let is_new = |one: &&Condition| !before.conditions.iter().any(|two| two.kind == one.kind);
-        for one in now.conditions.iter().filter(is_new) {
-            self.publish(&rollout.object_ref(&()), true, &one.kind, one.message.clone()).await;
-        }
-        if now.phase == before.phase && now.batch == before.batch {
-            return;
-        }
-        let is_bad = matches!(now.phase, Phase::Refused | Phase::Paused | Phase::RollingBack);
-        let note = format!("batch {}: {}", now.progress, now.message);
-        self.publish(&rollout.object_ref(&()), is_bad, &format!("{:?}", now.phase), note).await;
-    }
-
-    async fn tell_node(&self, rollout: &AgentRollout, node: &str, mark: &NodeMark) {
-        let about = ObjectReference {
-            kind: Some("Node".into()),
-            api_version: Some("v1".into()),
-            name: Some(node.into()),
-            // Events of nodes have the name for a uid, as the kubelet's have.
-            uid: Some(node.into()),
-            ..ObjectReference::default()
-        };
-        let is_bad = matches!(mark.state, NodeState::Failed | NodeState::Skipped);
-        let note = format!("rollout {}, batch {}: {}", rollout.name_any(), mark.batch, mark.reason);
-        self.publish(&about, is_bad, &format!("{:?}", mark.state), note).await;
-    }
-
-    async fn publish(&self, about: &ObjectReference, is_bad: bool, reason: &str, note: String) {
-        let event = Event {
-            type_: if is_bad { EventType::Warning } else { EventType::Normal },
-            reason: reason.into(),
-            note: Some(note.chars().take(1000).collect()),
-            action: "Rollout".into(),
-            secondary: None,
-        };
-        // An event is for people; a rollout does not wait for it.
-        if let Err(error) = self.recorder.publish(&event, about).await {
-            tracing::warn!(%error, reason, "an event was not published");
-        }
-    }
-}
-
-/// The daemons that a rollout asks: those of nodes it has touched.
-fn daemons(rollout: &AgentRollout, world: &World, namespace: &str) -> Vec<Daemon> {
-    let uid = rollout.uid().unwrap_or_default();
-    let is_touched = |node: &str| {
-        let mark = world.nodes.get(node).and_then(|node| node.annotations().get(podshm_api::rollout::NODE_MARK));
-        mark.and_then(|mark| serde_json::from_str::<NodeMark>(mark).ok()).is_some_and(|mark| mark.uid == uid)
-    };
-    let is_daemon = |pod: &&Pod| {
-        let labels = pod.labels().iter().map(|(key, value)| format!("{key}={value}"));
-        pod.namespace().as_deref() == Some(namespace) && labels.into_iter().any(|label| label == DAEMONS)
-    };
-    world.pods.iter().filter(is_daemon).filter_map(Daemon::of).filter(|daemon| is_touched(&daemon.node)).collect()
 }
 
 #[cfg(test)]
@@ -352,39 +234,5 @@ mod tests {
         assert!(due("Completed", &[FINALIZER], false) && due("Aborted", &[FINALIZER], true));
         assert!(!due("Completed", &[], false) && !due("Running", &["foregroundDeletion"], true));
         assert!(due("Pending", &[], false) && !due("Pending", &[], true));
-    }
-
-    #[test]
-    fn only_podshmds_own_pods_on_nodes_that_are_touched_are_asked() {
-        let object = json!({
-            "apiVersion": "podshm.dev/v1alpha1", "kind": "AgentRollout", "metadata": {"name": "r", "uid": "u-1"},
-            "spec": {"agents": [], "batches": []},
-        });
-        let rollout: AgentRollout = serde_json::from_value(object).unwrap();
-        let node = |name: &str, uid: &str| {
-            let mark = json!(NodeMark { uid: uid.into(), ..NodeMark::default() }).to_string();
-            let node = json!({"metadata": {"name": name, "annotations": {podshm_api::rollout::NODE_MARK: mark}}});
-            (name.to_owned(), serde_json::from_value(node).unwrap())
-        };
-        let pod = |namespace: &str, app: &str, node: &str| {
-            serde_json::from_value::<Pod>(json!({
-                "metadata": {"namespace": namespace, "name": format!("{app}-{node}"), "labels": {"app": app}},
-                "spec": {"nodeName": node, "containers": []},
-                "status": {"phase": "Running", "podIP": "10.0.0.1"},
-            }))
-            .unwrap()
-        };
-        let world = World {
-            nodes: [node("a", "u-1"), node("b", "u-0")].into(),
-            pods: vec![
-                pod("podshm-system", "podshmd", "a"),
-                pod("podshm-system", "podshmd", "b"),
-                pod("podshm-system", "route-agent", "a"),
-                pod("shop", "podshmd", "a"),
-            ],
-            ..World::default()
-        };
-        let url = format!("http://10.0.0.1:{}/domains", podshm_api::report::PORT);
-        assert_eq!(daemons(&rollout, &world, "podshm-system"), [Daemon { node: "a".into(), url }]);
     }
 }

@@ -1,6 +1,7 @@
 //! Whether label and taint are the rollout's own.
 
-use super::{Plan, is_owned, refuse, warn};
+use super::{Plan, refuse, warn};
+use crate::capacity::is_owned;
 use crate::capacity::tolerates_mark;
 use crate::forms::slim_name;
 use crate::world::{World, has_label, labels, mark_of, name, namespace};

@@ -65,14 +65,31 @@ impl Run<'_> {
         is_any
     }
 
-    /// Where all nodes of a batch that counts were unhealthy, others take their place.
+    /// Where all nodes of a batch that counts were unhealthy, others take their place. True if some do, or would and there is no room.
     pub(super) fn others_instead(&mut self) -> bool {
+        let (number, instead) = (self.status.batch, self.instead());
+        if instead.is_empty() {
+            return false;
+        }
+        if self.lacks_room(number, &instead) {
+            return true;
+        }
+        for node in &instead {
+            let mark = new_mark(self.rollout, number, NodeState::Pending, "instead of one skipped", self.world.now);
+            self.actions.push(Action::mark(node, mark.clone()));
+            self.marks.insert(node.clone(), mark);
+        }
+        true
+    }
+
+    /// Those others, if that is so.
+    pub(super) fn instead(&self) -> Vec<String> {
         let number = self.status.batch;
         let here: Vec<&NodeMark> = self.marks.values().filter(|mark| mark.batch == number).collect();
         let count = self.rollout.spec.batches.get(number.saturating_sub(1) as usize).and_then(|batch| batch.count);
-        let Some(count) = count.map(|count| count as usize) else { return false };
+        let Some(count) = count.map(|count| count as usize) else { return Vec::new() };
         if here.is_empty() || here.len() >= count * TRIED || here.iter().any(|mark| mark.state != NodeState::Skipped) {
-            return false;
+            return Vec::new();
         }
         let is_well = |node: &&String| {
             let found = self.world.nodes.get(*node);
@@ -80,13 +97,7 @@ impl Run<'_> {
         };
         let all = assign(self.rollout, self.world, number + 1);
         let later = all.range(number + 1..).flat_map(|(_, nodes)| nodes);
-        let instead: Vec<String> = later.filter(is_well).take(count).cloned().collect();
-        for node in &instead {
-            let mark = new_mark(self.rollout, number, NodeState::Pending, "instead of one skipped", self.world.now);
-            self.actions.push(Action::mark(node, mark.clone()));
-            self.marks.insert(node.clone(), mark);
-        }
-        !instead.is_empty()
+        later.filter(is_well).take(count).cloned().collect()
     }
 
     /// How often agents had been started again when somebody looked: what has been seen fails nothing any more. True if some were written.

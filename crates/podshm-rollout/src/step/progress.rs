@@ -12,6 +12,11 @@ impl Run<'_> {
         on_its_way.map(|mark| mark.since).max().unwrap_or_default().max(self.status.moved_at)
     }
 
+    /// Nobody was late while nobody was at work: a person's pause, and the time without a controller, do not count.
+    pub(super) fn going_since(&self) -> i64 {
+        self.status.resumed_at.max(self.world.led_since)
+    }
+
     /// How long nothing has come any further, in seconds. A pause makes nobody late.
     pub(super) fn stood(&self) -> i64 {
         self.world.now - self.progressed().max(self.going_since())

@@ -5,8 +5,8 @@ use crate::faults::{of_version, upgrade};
 use crate::simulated::Cluster;
 use crate::simulated::fleet::{cluster, is_as_before, message, nobody_was_hurt, phase, until, until_batch};
 use k8s_openapi::api::core::v1::Pod;
-use podshm_api::rollout::{Phase, Stop};
-use podshm_rollout::{Action, step};
+use podshm_api::rollout::{NodeState, Phase, Stop, VERIFIES};
+use podshm_rollout::{Action, Change, Step, step};
 
 #[test]
 fn agents_stay_under_slim_pods_that_can_not_go_back_and_who_is_waited_for_is_said() {
@@ -117,4 +117,78 @@ fn where_the_version_before_is_gone_no_agent_is_replaced_and_a_person_is_told() 
     cluster.world.revisions.insert(0, first);
     until(&mut cluster, &[Phase::RolledBack]);
     assert_eq!(cluster.rollout.status.as_ref().unwrap().conditions, []);
+}
+
+fn untaints(next: &Step) -> usize {
+    let is_so = |one: &&Action| matches!(one, Action::Node { mark: None, taint: Change::Off, .. });
+    next.actions.iter().filter(is_so).count()
+}
+
+#[test]
+fn the_taint_goes_before_fat_pods_are_back_only_where_they_find_no_other_place() {
+    for (batch, is_full) in [(2, false), (3, true)] {
+        let mut cluster = cluster(4);
+        until_batch(&mut cluster, batch);
+        for _ in 0..200 {
+            if !is_full || cluster.world.nodes.keys().all(|node| cluster.has_taint(node)) {
+                break;
+            }
+            steps(&mut cluster, 1);
+        }
+        steps(&mut cluster, 8);
+        cluster.rollout.spec.stop = Some(Stop::RollBack);
+        let mut before = 0;
+        for _ in 0..200 {
+            let next = step(&cluster.rollout, &cluster.world);
+            before += untaints(&next);
+            cluster.apply(next, usize::MAX, true);
+            if phase(&cluster) == Phase::RolledBack {
+                break;
+            }
+            cluster.tick();
+        }
+        assert_eq!(phase(&cluster), Phase::RolledBack, "{}", message(&cluster));
+        assert_eq!(before > 0, is_full, "{before} nodes lost their taint first, in batch {batch}");
+        is_as_before(&cluster);
+        nobody_was_hurt(&cluster);
+    }
+}
+
+#[test]
+fn no_verification_pod_is_left_of_what_goes_back() {
+    let mut cluster = cluster(4);
+    let left = |cluster: &Cluster| {
+        cluster
+            .world
+            .pods
+            .iter()
+            .filter(|pod| pod.metadata.labels.iter().flatten().any(|(key, _)| key == VERIFIES))
+            .count()
+    };
+    for _ in 0..100 {
+        if left(&cluster) > 0 {
+            break;
+        }
+        steps(&mut cluster, 1);
+    }
+    assert!(left(&cluster) > 0, "{}", message(&cluster));
+    cluster.rollout.spec.stop = Some(Stop::RollBack);
+    until(&mut cluster, &[Phase::RolledBack]);
+    assert_eq!(left(&cluster), 0);
+    is_as_before(&cluster);
+}
+
+#[test]
+fn nodes_that_still_waited_are_back_too() {
+    let mut cluster = cluster(8);
+    until_batch(&mut cluster, 2);
+    steps(&mut cluster, 2);
+    let states = |cluster: &Cluster| {
+        let marks = cluster.world.nodes.keys().filter_map(|node| cluster.mark(node));
+        marks.map(|mark| mark.state).collect::<Vec<_>>()
+    };
+    assert!(states(&cluster).contains(&NodeState::Pending), "{:?}", states(&cluster));
+    cluster.rollout.spec.stop = Some(Stop::RollBack);
+    until(&mut cluster, &[Phase::RolledBack]);
+    assert_eq!(states(&cluster), [NodeState::RolledBack; 4]);
 }

@@ -3,7 +3,7 @@
 use crate::again::steps;
 use crate::simulated::fleet::{cluster, is_converted, message, nobody_was_hurt, phase, until, until_batch};
 use crate::simulated::{Cluster, object};
-use podshm_api::rollout::{Batch, NodeState, Phase};
+use podshm_api::rollout::{Batch, NodeState, Phase, Stop};
 use serde_json::json;
 
 fn batches(of: serde_json::Value) -> Vec<Batch> {
@@ -55,6 +55,106 @@ fn a_batch_that_has_begun_stays_as_it_was_and_who_changes_it_is_told_what_to_do(
         assert_eq!((sizes(&cluster), said(&cluster)), (vec![1, 2, 3], vec![]), "{edited}");
         is_converted(&cluster);
         nobody_was_hurt(&cluster);
+    }
+}
+
+#[test]
+fn a_batch_that_is_too_long_to_be_kept_is_told_by_its_hash_when_it_changes() {
+    let values = |last: &str| json!(["z0", "z".repeat(63), "y".repeat(63), last]);
+    let of = |last: &str| {
+        let zone = json!({"key": "topology.kubernetes.io/zone", "operator": "In", "values": values(last)});
+        batches(json!([{"selector": {"matchExpressions": [zone]}}, {"percent": 100}]))
+    };
+    let mut cluster = cluster(4);
+    cluster.rollout.spec.batches = of("a");
+    until_batch(&mut cluster, 1);
+    steps(&mut cluster, 2);
+    assert_eq!((phase(&cluster), said(&cluster)), (Phase::Running, vec![]));
+    cluster.rollout.spec.batches = of("b");
+    steps(&mut cluster, 2);
+    assert_eq!(phase(&cluster), Phase::Paused);
+    assert!(said(&cluster)[0].contains("and was xxh3:"), "{:?}", said(&cluster));
+    cluster.rollout.spec.batches = of("a");
+    until(&mut cluster, &[Phase::Completed]);
+    is_converted(&cluster);
+}
+
+#[test]
+fn batches_that_began_before_anybody_wrote_down_how_they_were_are_not_taken_for_changed() {
+    let mut cluster = cluster(4);
+    until_batch(&mut cluster, 2);
+    let history = &mut cluster.rollout.status.as_mut().unwrap().history;
+    history.iter_mut().for_each(|record| record.spec.clear());
+    until(&mut cluster, &[Phase::Completed, Phase::Paused]);
+    assert_eq!((phase(&cluster), said(&cluster)), (Phase::Completed, vec![]), "{}", message(&cluster));
+}
+
+#[test]
+fn a_node_in_work_that_is_left_out_goes_on_and_nobody_who_was_left_out_comes_to_a_batch_that_is_over() {
+    for state in [NodeState::Preparing, NodeState::Migrating, NodeState::Soaking] {
+        let mut cluster = cluster(8);
+        until_batch(&mut cluster, 2);
+        steps(&mut cluster, 2);
+        let of = |cluster: &Cluster, state: NodeState| {
+            let is_so = |node: &&String| cluster.mark(node).is_some_and(|mark| (mark.state, mark.batch) == (state, 2));
+            cluster.world.nodes.keys().find(is_so).cloned()
+        };
+        let waits = of(&cluster, NodeState::Pending).expect("one that waits for others");
+        cluster.rollout.spec.nodes.exclude_names = vec![waits.clone()];
+        for _ in 0..200 {
+            if of(&cluster, state).is_some() {
+                break;
+            }
+            steps(&mut cluster, 1);
+        }
+        let works = of(&cluster, state).unwrap_or_else(|| panic!("no node is {state:?}: {}", message(&cluster)));
+        cluster.rollout.spec.nodes.exclude_names.push(works.clone());
+        until_batch(&mut cluster, 3);
+        cluster.rollout.spec.nodes.exclude_names.clear();
+        until(&mut cluster, &[Phase::Completed, Phase::Paused]);
+        assert_eq!(phase(&cluster), Phase::Completed, "{}", message(&cluster));
+        assert_eq!(cluster.mark(&works).unwrap().state, NodeState::Done, "{works} was {state:?}");
+        assert_eq!(cluster.mark(&waits).unwrap().state, NodeState::Skipped);
+        assert!(!cluster.has_label(&waits) && cluster.has_label(&works));
+    }
+}
+
+#[test]
+fn a_node_that_was_skipped_for_another_reason_is_not_of_its_batch_again_by_itself() {
+    let mut cluster = cluster(4);
+    let cordon = |cluster: &mut Cluster, is_so: bool| {
+        cluster.world.nodes.get_mut("n03").unwrap().spec.get_or_insert_default().unschedulable = Some(is_so);
+    };
+    cordon(&mut cluster, true);
+    until_batch(&mut cluster, 3);
+    steps(&mut cluster, 1);
+    assert_eq!(cluster.mark("n03").map(|mark| mark.state), Some(NodeState::Skipped));
+    cordon(&mut cluster, false);
+    until(&mut cluster, &[Phase::Completed]);
+    assert_eq!(cluster.mark("n03").map(|mark| mark.state), Some(NodeState::Skipped));
+    assert!(!cluster.has_label("n03") && !cluster.has_taint("n03"));
+}
+
+#[test]
+fn of_many_nodes_a_condition_names_some_and_one_that_goes_back_or_is_over_says_none() {
+    for (stop, end) in [(None, Phase::Completed), (Some(Stop::RollBack), Phase::RolledBack)] {
+        let mut cluster = cluster(4);
+        cluster.rollout.spec.batches = batches(json!([{"count": 1}, {"count": 3}]));
+        until_batch(&mut cluster, 2);
+        steps(&mut cluster, 1);
+        (90..97).for_each(|number| cluster.add_node(&format!("n{number}"), "z0"));
+        cluster.rollout.spec.nodes.exclude_names = vec!["n00".into()];
+        steps(&mut cluster, 1);
+        let all = said(&cluster);
+        assert!(all[0].starts_with("NodesLeftOut: 1 nodes (n00) are"), "{all:?}");
+        assert!(all[1].starts_with("NodesInNoBatch: 7 nodes (n90, n91, n92, n93, n94, …) are in no batch"), "{all:?}");
+        cluster.rollout.spec.stop = stop;
+        if stop.is_some() {
+            steps(&mut cluster, 2);
+            assert_eq!((phase(&cluster), said(&cluster)), (Phase::RollingBack, vec![]));
+        }
+        until(&mut cluster, &[end]);
+        assert_eq!(said(&cluster), [""; 0], "{}", message(&cluster));
     }
 }
 

@@ -5,7 +5,7 @@ use crate::simulated::fleet::{
     cluster, is_as_before, is_converted, message, nobody_was_hurt, phase, until, until_batch,
 };
 use crate::simulated::{Cluster, object};
-use podshm_api::rollout::{FINALIZER, Phase, Stop};
+use podshm_api::rollout::{FINALIZER, NodeState, Phase, Stop};
 use podshm_rollout::{Action, step};
 use proptest::prelude::*;
 use serde_json::json;
@@ -93,7 +93,8 @@ fn one_that_is_over_or_has_not_begun_is_gone_at_once_and_nothing_changes() {
     let mut new = cluster(4);
     new.rollout.metadata.finalizers = Some(vec![FINALIZER.into()]);
     delete(&mut new);
-    assert_eq!(step(&new.rollout, &new.world).actions, [Action::LetGo]);
+    let next = step(&new.rollout, &new.world);
+    assert_eq!((next.status.phase, next.actions), (Phase::Pending, vec![Action::LetGo]), "nothing has gone back");
 
     let mut refused = cluster(4);
     refused.rollout.spec.agents[0].name = "nobody".into();
@@ -131,6 +132,37 @@ fn where_the_way_back_is_blocked_it_stays_says_why_and_an_abort_lets_it_go() {
     cluster.apply(next, usize::MAX, true);
     assert_eq!((phase(&cluster), is_held(&cluster), labelled(&cluster)), (Phase::Aborted, false, before));
     assert_eq!(cluster.rollout.status.as_ref().unwrap().conditions, []);
+}
+
+#[test]
+fn one_that_goes_back_already_keeps_its_reason_when_it_is_deleted() {
+    let mut cluster = cluster(4);
+    until_batch(&mut cluster, 2);
+    steps(&mut cluster, 7);
+    cluster.rollout.spec.stop = Some(Stop::RollBack);
+    steps(&mut cluster, 1);
+    assert_eq!(phase(&cluster), Phase::RollingBack, "{}", message(&cluster));
+    delete(&mut cluster);
+    until_gone(&mut cluster);
+    assert!(message(&cluster).contains("rolled back: as spec.stop says"), "{}", message(&cluster));
+    is_as_before(&cluster);
+}
+
+#[test]
+fn it_is_let_go_after_all_else_is_done_for_it() {
+    let mut cluster = cluster(4);
+    let verified = |cluster: &Cluster| cluster.mark("n00").is_some_and(|mark| mark.state == NodeState::Verifying);
+    for _ in 0..100 {
+        if verified(&cluster) {
+            break;
+        }
+        steps(&mut cluster, 1);
+    }
+    assert!(verified(&cluster), "{}", message(&cluster));
+    cluster.rollout.spec.stop = Some(Stop::Abort);
+    // Once it is let go it may be gone, and its verification pods would be nobody's.
+    let next = step(&cluster.rollout, &cluster.world);
+    assert_eq!(next.actions, [Action::CleanUp { node: "n00".into() }, Action::LetGo]);
 }
 
 proptest! {

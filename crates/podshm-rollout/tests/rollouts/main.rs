@@ -9,6 +9,7 @@ mod health;
 mod planned;
 mod progress;
 mod refusals;
+mod room;
 mod simulated;
 mod steps;
 mod warnings;

@@ -53,6 +53,26 @@ fn one_that_stands_still_is_late_from_when_it_came_a_step_further_last() {
     assert!(moved_at + 60 > before, "what had come before it was blocked counts: {moved_at}, {before}");
 }
 
+/// Of five nodes, two at once, one has agents that never come: the others go on beside it, one by one.
+#[test]
+fn a_node_that_stands_still_is_late_once_no_other_comes_further() {
+    let mut cluster = cluster(6);
+    cluster.rollout.spec.batches = vec![object(json!({"count": 5}))];
+    cluster.rollout.spec.progress_deadline_seconds = 60;
+    // No replica moves: what goes on are nodes alone.
+    cluster.rollout.spec.workloads.clear();
+    cluster.broken_agents = vec!["n00".into()];
+    let began = cluster.world.now;
+    until(&mut cluster, &[Phase::Completed, Phase::Paused]);
+    let said = message(&cluster);
+    assert!(phase(&cluster) == Phase::Paused && said.contains("node n00: after "), "{said}");
+    let marks = cluster.world.nodes.keys().filter(|node| *node != "n00").filter_map(|node| cluster.mark(node));
+    let last = marks.map(|mark| mark.since).max().unwrap();
+    let stood = cluster.world.now - last;
+    assert!((60..=60 + 2 * SECONDS_A_TICK).contains(&stood), "{stood} s: {said}");
+    assert!(last - began > 60, "{} s: too few for a deadline of 60 s to say anything", last - began);
+}
+
 #[test]
 fn a_pause_makes_nobody_late() {
     let mut cluster = slow(60);
