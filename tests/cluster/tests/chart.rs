@@ -1,5 +1,8 @@
 //! The chart: what it renders, what its schema refuses, and on a real cluster: installed, upgraded, uninstalled.
 
+#[path = "chart/controllers.rs"]
+mod controllers;
+
 use podshm_cluster::images::{CONTROLLER, GUARD_AGENT, PODSHMD, ROUTE_AGENT};
 use podshm_cluster::programs::{HELM, Programs};
 use podshm_cluster::supervise::alive;
@@ -265,7 +268,7 @@ fn it_is_installed_upgraded_and_uninstalled_and_nothing_is_left() {
     let said = cluster.helm(&[&["install", "podshm", "deploy/chart"], &with_agents[..]].concat()).unwrap();
     assert!(said.is_fine && said.text.contains("rollout status daemonset/podshmd"), "{}", said.text);
     cluster.rolled_out(&system, "daemonset/podshmd").unwrap();
-    cluster.rolled_out(&system, "deployment/podshm-controller").unwrap();
+    controllers::they_say_how_they_are(&cluster, &system);
     for (domain, account) in [("routes", "route-agent"), ("guard", "guard-agent")] {
         let serve = json!([{"namespace": "podshm-system", "serviceAccounts": [account]}]);
         let spec = json!({"modes": ["channel"], "budget": "32Mi", "perPod": "16Mi", "serve": serve});
@@ -276,6 +279,8 @@ fn it_is_installed_upgraded_and_uninstalled_and_nothing_is_left() {
     cluster.rolled_out(&routing, "daemonset/agent").unwrap();
     cluster.rolled_out(&shop, "daemonset/cart").unwrap();
 
+    controllers::one_that_hangs_is_started_anew_while_the_other_leads(&cluster, &system);
+    controllers::one_that_knows_nothing_is_not_ready(&cluster, &system);
     every_manifest_is_as_the_server_knows_it(&cluster);
     let typo = manifest("manifests/podshm.yaml").replace("priorityClassName:", "priorityClass:");
     let refused = strictly(&cluster, &typo).expect_err("there is no such field").to_string();
