@@ -13,6 +13,8 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 /// Installs podshm, and the example: an agent and a business pod on each node.
@@ -63,6 +65,25 @@ pub fn port(cluster: &Cluster, node: &str, path: &str) -> anyhow::Result<String>
     let (head, body) = answer.split_once("\r\n\r\n").context("an answer")?;
     ensure!(head.starts_with("HTTP/1.1 200"), "{path} of node {node}: {head}");
     Ok(body.to_owned())
+}
+
+/// Processes of a node of which this is true, as directories of its /proc.
+pub fn processes(cluster: &Cluster, node: &str, is_meant: impl Fn(&Path) -> bool) -> Vec<PathBuf> {
+    let pid = alive(&cluster.place, node).expect("the node runs");
+    let all = fs::read_dir(format!("/proc/{pid}/root/proc")).expect("the node's processes").flatten();
+    all.map(|entry| entry.path()).filter(|path| is_meant(path)).collect()
+}
+
+/// Sends a signal, as kill(1) names it, to such processes; says how many there were.
+pub fn signal(cluster: &Cluster, node: &str, name: &str, is_meant: impl Fn(&Path) -> bool) -> usize {
+    let pid = alive(&cluster.place, node).expect("the node runs").to_string();
+    let meant = processes(cluster, node, is_meant);
+    for process in &meant {
+        let own = process.file_name().expect("its number");
+        let sent = Command::new("nsenter").args(["-t", &pid, "-p", "-m", "kill", "-s", name]).arg(own).status();
+        assert!(sent.expect("nsenter (util-linux)").success(), "signal {name} to process {own:?} of node {node}");
+    }
+    meant.len()
 }
 
 /// `/domains` of a node: its whole report.

@@ -1,5 +1,8 @@
 //! The chart: what it renders, what its schema refuses, and on a real cluster: installed, upgraded, uninstalled.
 
+#[path = "chart/controllers.rs"]
+mod controllers;
+
 use podshm_cluster::images::{CONTROLLER, GUARD_AGENT, PODSHMD, ROUTE_AGENT};
 use podshm_cluster::programs::{HELM, Programs};
 use podshm_cluster::supervise::alive;
@@ -176,6 +179,68 @@ fn the_rollouts_controller_may_change_what_is_in_the_namespaces_that_it_is_given
     }
 }
 
+#[test]
+fn who_may_change_what_is_these_rights_and_no_other() {
+    let mut set = vec!["--set", "uninstallCheck=always", "--set", "rollouts.namespaces={*}"];
+    set.extend(["--set-json", r#"guardAgent.policies={"main.cedar": "permit (principal, action, resource);"}"#]);
+    for part in ["podshmd.nri=true", "rollouts.enabled=true", "routeAgent.enabled=true", "guardAgent.enabled=true"] {
+        set.extend(["--set", part]);
+    }
+    let output = render(&set);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8_lossy(&output.stdout);
+    let list = |rule: &str, of: &str| {
+        let found = rule.split_once(&format!("\n    {of}: [")).and_then(|(_, rest)| rest.split_once(']'));
+        found.map_or(String::new(), |(list, _)| list.to_owned())
+    };
+    let (mut roles, mut may, mut accounts) = (0, Vec::new(), Vec::new());
+    for object in text.split("\n---\n") {
+        accounts.extend(object.lines().filter_map(|line| line.trim().strip_prefix("serviceAccountName: ")));
+        if !object.contains("\nkind: Role\n") && !object.contains("\nkind: ClusterRole\n") {
+            continue;
+        }
+        roles += 1;
+        let (_, rest) = object.split_once("\n  name: ").expect("a role has a name");
+        for rule in object.split("- apiGroups:").skip(1) {
+            let (verbs, what) = (list(rule, "verbs"), list(rule, "resources"));
+            assert!(!what.is_empty() && !verbs.is_empty() && !what.contains("secrets"), "{object}");
+            let changes = verbs.split(", ").filter(|verb| !["get", "list", "watch"].contains(verb)).collect::<Vec<_>>();
+            if !changes.is_empty() {
+                let one = format!(
+                    "{}: {} {what} {}",
+                    rest.lines().next().unwrap_or_default(),
+                    changes.join(" "),
+                    list(rule, "resourceNames")
+                );
+                may.push(one.trim_end().to_owned());
+            }
+        }
+    }
+    may.sort();
+    let expected = [
+        "podshm-controller: create leases",
+        "podshm-controller: patch shmdomains/status",
+        "podshm-controller: update leases podshm-controller",
+        "podshm-rollouts-moves: create jobs",
+        "podshm-rollouts-moves: create patch delete deletecollection pods",
+        "podshm-rollouts-moves: create patch delete deployments",
+        "podshm-rollouts-moves: patch daemonsets",
+        "podshm-rollouts: create leases",
+        "podshm-rollouts: create patch events",
+        "podshm-rollouts: patch agentrollouts",
+        "podshm-rollouts: patch agentrollouts/status",
+        "podshm-rollouts: patch nodes",
+        "podshm-rollouts: update leases podshm-rollouts",
+        "podshm-uninstall: create delete pods",
+        "podshm-uninstall: delete daemonsets podshmd",
+    ];
+    assert_eq!(may, expected, "podshmd and the agents may change nothing");
+    assert_eq!(roles, 10, "some role was not looked at: {text}");
+    accounts.sort_unstable();
+    let own = ["guard-agent", "podshm-controller", "podshm-rollouts", "podshm-uninstall", "podshmd", "route-agent"];
+    assert_eq!(accounts, own, "an account each");
+}
+
 fn manifest(name: &str) -> String {
     std::fs::read_to_string(checkout().join("deploy").join(name)).unwrap()
 }
@@ -265,7 +330,7 @@ fn it_is_installed_upgraded_and_uninstalled_and_nothing_is_left() {
     let said = cluster.helm(&[&["install", "podshm", "deploy/chart"], &with_agents[..]].concat()).unwrap();
     assert!(said.is_fine && said.text.contains("rollout status daemonset/podshmd"), "{}", said.text);
     cluster.rolled_out(&system, "daemonset/podshmd").unwrap();
-    cluster.rolled_out(&system, "deployment/podshm-controller").unwrap();
+    controllers::they_say_how_they_are(&cluster, &system);
     for (domain, account) in [("routes", "route-agent"), ("guard", "guard-agent")] {
         let serve = json!([{"namespace": "podshm-system", "serviceAccounts": [account]}]);
         let spec = json!({"modes": ["channel"], "budget": "32Mi", "perPod": "16Mi", "serve": serve});
@@ -276,6 +341,8 @@ fn it_is_installed_upgraded_and_uninstalled_and_nothing_is_left() {
     cluster.rolled_out(&routing, "daemonset/agent").unwrap();
     cluster.rolled_out(&shop, "daemonset/cart").unwrap();
 
+    controllers::one_that_hangs_is_started_anew_while_the_other_leads(&cluster, &system);
+    controllers::one_that_knows_nothing_is_not_ready(&cluster, &system);
     every_manifest_is_as_the_server_knows_it(&cluster);
     let typo = manifest("manifests/podshm.yaml").replace("priorityClassName:", "priorityClass:");
     let refused = strictly(&cluster, &typo).expect_err("there is no such field").to_string();

@@ -11,8 +11,8 @@ use ends::{SURGE, UNAVAILABLE, rolled};
 use podshm_cluster::images::POD;
 use podshm_cluster::place::NODES;
 use podshm_cluster::scene::{
-    all_of, exchange, install, is_guaranteed, pod_on, port, provide_label, remove, report, sender, space, under_load,
-    with_volume,
+    all_of, exchange, install, is_guaranteed, pod_on, port, processes, provide_label, remove, report, sender, space,
+    under_load, with_volume,
 };
 use podshm_cluster::supervise::alive;
 use podshm_cluster::testing::{Cluster, Said, Space, probe, until};
@@ -31,6 +31,7 @@ fn pods_under_restricted_share_memory_with_the_agent_of_their_node() {
     install(&cluster).unwrap();
 
     the_daemon_says_how_it_is(&cluster);
+    the_daemon_can_do_little_and_has_one_port(&cluster);
     volumes_are_read_only_and_nothing_in_them_is_executed(&cluster);
     records_go_to_the_agent_of_the_same_node(&cluster, &shop);
     the_domains_dev_shm_is_shared_on_a_node_and_nowhere_else(&cluster, &routing, &shop);
@@ -67,6 +68,55 @@ fn the_daemon_says_how_it_is(cluster: &Cluster) {
         for line in ["podshm_registered 1", "podshm_domain_served{domain=\"routing\"} 1"] {
             assert!(metrics.lines().any(|found| found == line), "{line}: {metrics}");
         }
+    }
+}
+
+/// What the one process that all pods talk to could do to its node, and who could talk to it from afar.
+fn the_daemon_can_do_little_and_has_one_port(cluster: &Cluster) {
+    for node in NODES {
+        let of = |verb: &str| {
+            let begins = format!("/podshmd\0{verb}\0");
+            let all = processes(cluster, node, |process| {
+                fs::read(process.join("cmdline")).unwrap_or_default().starts_with(begins.as_bytes())
+            });
+            assert_eq!(all.len(), 1, "podshmd {verb} on node {node}: {all:?}");
+            let read = |file: &str| fs::read_to_string(all[0].join(file)).expect("what /proc says of it");
+            let state = read("status");
+            let is = |name: &str| {
+                let line = state.lines().find_map(|line| line.strip_prefix(&format!("{name}:")));
+                line.unwrap_or_else(|| panic!("no {name}: {state}")).split_whitespace().collect::<Vec<_>>().join(" ")
+            };
+            let can = ["CapPrm", "CapEff", "CapInh", "CapAmb", "CapBnd"]
+                .map(|set| u64::from_str_radix(&is(set), 16).unwrap());
+            let mounts = read("mountinfo");
+            let root = mounts.lines().find(|line| line.split(' ').nth(4) == Some("/")).expect("a root").to_owned();
+            let mut ports = Vec::new();
+            for file in ["tcp", "tcp6", "udp", "udp6"] {
+                let sockets = read(&format!("net/{file}"));
+                // 0A listens; of UDP every socket does.
+                let rows = sockets.lines().skip(1).map(|row| row.split_whitespace().collect::<Vec<_>>());
+                let heard = rows.filter(|row| row[3] == "0A" || file.starts_with("udp"));
+                ports.extend(heard.map(|row| {
+                    let (_, port) = row[1].rsplit_once(':').expect("address:port");
+                    (file, u16::from_str_radix(port, 16).expect("a port"))
+                }));
+            }
+            let ours = (is("Uid"), is("NoNewPrivs"), is("Seccomp"), can);
+            (ours, root.split(' ').nth(5).unwrap_or_default().to_owned(), ports)
+        };
+        let (ours, root, ports) = of("run");
+        let nobody = ("65532 65532 65532 65532".to_owned(), "1".to_owned(), "2".to_owned(), [0; 5]);
+        let is_read_only = |options: &str| options.split(',').any(|option| option == "ro");
+        assert!(ours == nobody && is_read_only(&root), "node {node}: {ours:?}, its root {root}");
+        assert!(ports.iter().all(|(file, port)| file.starts_with("tcp") && *port == 9478), "node {node}: {ports:?}");
+        assert!(!ports.is_empty(), "node {node}: it is asked at a port");
+        // To mount, and to look into what others own.
+        let ((_, _, _, [permitted, effective, inheritable, ambient, _]), root, _) = of("mount-helper");
+        let two = permitted.count_ones() == 2 && effective & !permitted == 0 && inheritable | ambient == 0;
+        assert!(
+            two && is_read_only(&root),
+            "node {node}: {permitted:x} {effective:x} {inheritable:x}, its root {root}"
+        );
     }
 }
 

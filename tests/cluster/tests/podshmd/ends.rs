@@ -3,12 +3,11 @@
 use anyhow::ensure;
 use podshm_cluster::images::{PODSHMD, PODSHMD_NEXT};
 use podshm_cluster::place::NODES;
-use podshm_cluster::scene::{left_on, pod_on, sender, under_load, with_volume};
-use podshm_cluster::supervise::{alive, ask};
+use podshm_cluster::scene::{left_on, pod_on, sender, signal, under_load, with_volume};
+use podshm_cluster::supervise::ask;
 use podshm_cluster::testing::{Cluster, Space, until};
 use serde_json::{Value, json};
 use std::fs;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// How a DaemonSet is rolled: both ways that there are.
@@ -64,19 +63,10 @@ pub fn the_daemon_s_processes_are_killed_under_load(cluster: &Cluster, system: &
 
 /// Kills the one process of a node that is podshmd's with this verb: no signal that it could act upon.
 fn kill(cluster: &Cluster, node: &str, verb: &str) {
-    let pid = alive(&cluster.place, node).expect("the node runs");
     let begins = format!("/podshmd\0{verb}\0");
-    let mut killed = 0;
-    for entry in fs::read_dir(format!("/proc/{pid}/root/proc")).expect("the node's processes").flatten() {
-        let words = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        if words.starts_with(begins.as_bytes()) {
-            let own = entry.file_name().to_string_lossy().into_owned();
-            let status =
-                Command::new("nsenter").args(["-t", &pid.to_string(), "-p", "-m", "kill", "-9", &own]).status();
-            assert!(status.expect("nsenter (util-linux)").success());
-            killed += 1;
-        }
-    }
+    let killed = signal(cluster, node, "KILL", |process| {
+        fs::read(process.join("cmdline")).unwrap_or_default().starts_with(begins.as_bytes())
+    });
     assert_eq!(killed, 1, "podshmd {verb} on node {node}");
 }
 
