@@ -31,8 +31,22 @@ fn count(cluster: &Cluster, space: &Space, pod: &str) -> anyhow::Result<u64> {
     said.text.trim().parse().with_context(|| format!("{pod} has said {said:?}"))
 }
 
-/// The same, once whoever carries the question is there: a kubelet or containerd may only just have come back.
+/// A load that has come no further than so many in all the time that anything may take has stalled.
+const FURTHER: u64 = 64;
+
+/// How far a load has come once it is as far as `least`. It may take its time, as long as it comes further.
 fn counted(cluster: &Cluster, space: &Space, pod: &str, least: u64, what: &str) -> u64 {
+    let mut found = 0;
+    loop {
+        found = counted_in_time(cluster, space, pod, least.min(found + FURTHER), what);
+        if found >= least {
+            return found;
+        }
+    }
+}
+
+/// The same, once whoever carries the question is there: a kubelet or containerd may only just have come back.
+fn counted_in_time(cluster: &Cluster, space: &Space, pod: &str, least: u64, what: &str) -> u64 {
     let found = until(&format!("{what}: {pod} to have {least}"), || {
         let found = count(cluster, space, pod);
         if found.is_err() && phase(cluster, space, pod)? == "Failed" {
