@@ -295,14 +295,11 @@ impl State {
             return;
         };
         let id = *id;
-        let (answers, old_tables) =
-            (self.regions.held_by(conn, RegionKind::Agent), self.regions.held_by(conn, RegionKind::Table));
+        let pinned = self.regions.held_by(conn, RegionKind::Agent);
         let Some(domain) = self.domain_of(conn) else {
             return;
         };
         let keep = domain.books.limits().kept_generations as usize;
-        // Either may be let go of without the other. Of several tables, as many generations on the average.
-        let pinned = answers.max(old_tables.div_ceil(domain.tables.len().max(1)));
         let (epoch, tables, agent) = (domain.epoch, domain.tables.clone(), domain.agent);
         let services = domain.services.as_ref().map_or_else(Vec::new, Services::to_message);
         let Some(client) = domain.clients.get_mut(&id) else {
