@@ -59,7 +59,7 @@ FROM_OUTSIDE="admission chart doctor domains guard routes"
 # Rollouts: of two nodes there is no middle.
 OF_THREE_NODES="rollout rollout_faults migration"
 # What `make test` has: two lanes, of about as long each; and what it leaves to `make cluster-test`.
-LANES=("podshmd routes csi mount_helper volumes sysv_volumes" "chart doctor admission domains schemes sysv sysv_native faults")
+LANES=("podshmd routes csi domains mount_helper volumes sysv_volumes" "chart doctor admission schemes sysv sysv_native faults")
 NOT_BRIEF="guard measure $OF_THREE_NODES"
 
 skipped=()
