@@ -42,13 +42,25 @@ impl QueueSender {
     /// Accepts the record now or says that the ring is full. Returns the record's position: its sequence number.
     #[inline(always)]
     pub fn try_push(&self, record: &[u8]) -> Result<u64, Error> {
-        // A batch of one, without what lets a batch be kept: one look for a fork, and nothing to publish where there is no room.
+        self.push_one(record.len(), |outlet, room| {
+            outlet.producer.write(room, 0, record);
+            Ok(())
+        })
+    }
+
+    /// A batch of one, without what lets a batch be kept: one look for a fork, and nothing to publish where there is no room.
+    #[inline(always)]
+    fn push_one(
+        &self,
+        len: usize,
+        write: impl FnOnce(&mut Outlet, &Reservation) -> Result<(), Error>,
+    ) -> Result<u64, Error> {
         let shared = &*self.client.shared;
         shared.check_fork()?;
         let mut outlet = self.outlet.enter()?;
         outlet.follow(shared);
-        let room = outlet.room(record.len(), shared)?;
-        outlet.producer.write(&room, 0, record);
+        let room = outlet.room(len, shared)?;
+        write(&mut outlet, &room)?;
         let position = outlet.producer.commit(room, Part::Whole);
         outlet.publish();
         Ok(position)
@@ -108,17 +120,11 @@ impl QueueSender {
     /// Writes `len` bytes in place by `fill` and accepts the record, or says that the ring is full.
     #[inline(always)]
     pub fn try_push_with(&self, len: usize, fill: impl FnOnce(&mut [u8])) -> Result<u64, Error> {
-        let shared = &*self.client.shared;
-        shared.check_fork()?;
-        let mut outlet = self.outlet.enter()?;
-        outlet.follow(shared);
-        let room = outlet.room(len, shared)?;
-        outlet.producer.fill(&room, fill);
-        // `fill` may have forked: then this record is the parent's.
-        shared.check_fork()?;
-        let position = outlet.producer.commit(room, Part::Whole);
-        outlet.publish();
-        Ok(position)
+        self.push_one(len, |outlet, room| {
+            outlet.producer.fill(room, fill);
+            // `fill` may have forked: then this record is the parent's.
+            self.client.shared.check_fork()
+        })
     }
 
     /// Holds the ring for several records that are accepted together; other threads wait meanwhile.
