@@ -3,7 +3,7 @@
 #
 #   scripts/cluster.sh up       brings it up; says how to use it
 #   scripts/cluster.sh down     takes it down
-#   scripts/cluster.sh test     up, the tests, down
+#   scripts/cluster.sh test     up, the tests, down: most of them on two clusters at a time, then rollouts and loads on one of three nodes
 #   scripts/cluster.sh brief    what `make test` runs of them, on two clusters at a time
 #   scripts/cluster.sh scale    a rollout over 1,000 simulated nodes and 10,000 pods, on a control plane alone (tests/scale)
 #
@@ -58,7 +58,7 @@ finish() {
 FROM_OUTSIDE="admission chart doctor domains guard routes"
 # Rollouts: of two nodes there is no middle.
 OF_THREE_NODES="rollout rollout_faults migration"
-# What `make test` has: two lanes, of about as long each; and what it leaves to `make cluster-test`.
+# Two lanes, of about as long each, which `make test` has; and what it leaves to `make cluster-test`, which has those after the lanes.
 LANES=("podshmd routes csi domains mount_helper volumes sysv_volumes" "chart doctor admission schemes sysv sysv_native faults")
 NOT_BRIEF="guard measure $OF_THREE_NODES"
 
@@ -76,10 +76,39 @@ tested() {
     PODSHM_CLUSTER_INSTANCE=$instance cargo test "${CARGO_LOCKED[@]}" -p podshm-cluster "${groups[@]}" --no-fail-fast -- --show-output
 }
 
+# Every group has its place in a run of all of them.
+all_have_a_place() {
+    local group
+    for group in $(basename -s .rs tests/cluster/tests/*.rs); do
+        [[ " ${LANES[*]} $NOT_BRIEF " == *" $group "* ]] || die "tests/cluster/tests/$group.rs is in no lane; add it to LANES, or to NOT_BRIEF"
+    done
+}
+
+# in_lanes: what LANES has, on a cluster each, of two nodes.
+status=0
+in_lanes() {
+    local instance second
+    instances+=("$((${instances[0]} + 1))")
+    step "two clusters, one after the other"
+    for instance in "${instances[@]}"; do PODSHM_CLUSTER_NODES=2 PODSHM_CLUSTER_INSTANCE=$instance "$cluster" up; done
+    step "the tests, in both at once; those of the second are printed at the end"
+    second=$(mktemp "${TMPDIR:-/tmp}/podshm-lane.XXXXXX")
+    # shellcheck disable=SC2086 # lists of words
+    PODSHM_CLUSTER_NODES=2 tested "${instances[1]}" ${LANES[1]} >"$second" 2>&1 &
+    lane=$!
+    # shellcheck disable=SC2086
+    PODSHM_CLUSTER_NODES=2 tested "${instances[0]}" ${LANES[0]} || status=$?
+    wait "$lane" || status=$?
+    lane=
+    cat "$second"
+    rm -f "$second"
+}
+
 case $verb in
     up) build && "$cluster" up ;;
     down) build && "$cluster" down ;;
     test)
+        all_have_a_place
         groups=()
         for file in tests/cluster/tests/*.rs; do
             group=$(basename "$file" .rs)
@@ -108,15 +137,22 @@ case $verb in
         fi
         trap finish EXIT
         trap 'exit 130' INT TERM HUP
+        if [ -z "${ONLY:-}" ]; then
+            in_lanes
+            for instance in "${instances[@]}"; do taken_down "$instance"; done
+            # Nothing beside them: they count what business is answered.
+            instances=("$((${instances[0]} + 2))")
+            groups=()
+            for group in $NOT_BRIEF; do [ "$group" = measure ] || groups+=("$group"); done
+        fi
         step "a cluster"
-        "$cluster" up
+        PODSHM_CLUSTER_INSTANCE=${instances[0]} "$cluster" up
         step "the tests"
-        tested "${instances[0]}" "${groups[@]}"
+        tested "${instances[0]}" "${groups[@]}" || status=$?
+        exit "$status"
         ;;
     brief)
-        for group in $(basename -s .rs tests/cluster/tests/*.rs); do
-            [[ " ${LANES[*]} $NOT_BRIEF " == *" $group "* ]] || die "tests/cluster/tests/$group.rs is in no lane of make test; add it to LANES, or to NOT_BRIEF"
-        done
+        all_have_a_place
         build
         build_programs
         "$cluster" build
@@ -124,23 +160,9 @@ case $verb in
         of_its_own
         # Pods that come and go for minutes are for `make cluster-test`.
         export PODSHM_CHURN=brief
-        instances+=("$((${instances[0]} + 1))")
         trap finish EXIT
         trap 'exit 130' INT TERM HUP
-        step "two clusters, one after the other"
-        for instance in "${instances[@]}"; do PODSHM_CLUSTER_INSTANCE=$instance "$cluster" up; done
-        step "the tests, in both at once; those of the second are printed at the end"
-        second=$(mktemp "${TMPDIR:-/tmp}/podshm-lane.XXXXXX")
-        # shellcheck disable=SC2086 # lists of words
-        tested "${instances[1]}" ${LANES[1]} >"$second" 2>&1 &
-        lane=$!
-        status=0
-        # shellcheck disable=SC2086
-        tested "${instances[0]}" ${LANES[0]} || status=$?
-        wait "$lane" || status=$?
-        lane=
-        cat "$second"
-        rm -f "$second"
+        in_lanes
         exit "$status"
         ;;
     scale)

@@ -27,6 +27,7 @@ mod nodes;
 mod plan;
 mod quantity;
 mod seen;
+mod shared;
 mod step;
 mod world;
 
@@ -35,5 +36,6 @@ pub use batches::{assign, eligible};
 pub use capacity::is_wanted;
 pub use forms::{FormError, join, slim_form, slim_name};
 pub use plan::{Finding, Move, Plan, PlannedBatch, plan};
+pub use shared::{All, ByName};
 pub use step::{Step, step};
 pub use world::{BadQuery, FormPods, World};

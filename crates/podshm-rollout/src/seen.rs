@@ -43,7 +43,7 @@ impl<'w> Seen<'w> {
             spent: RefCell::default(),
             sets: HashMap::new(),
         };
-        for pod in &world.pods {
+        for pod in world.pods.iter() {
             if let Some(node) = node_of(pod) {
                 seen.by_node.entry(node).or_default().push(pod);
             }
@@ -56,7 +56,7 @@ impl<'w> Seen<'w> {
                 seen.verifying.entry(about).or_default().push(pod);
             }
         }
-        for set in &world.replica_sets {
+        for set in world.replica_sets.iter() {
             if let (Some(owner), Some(uid)) = (owner(&set.metadata), set.metadata.uid.as_deref()) {
                 seen.sets.entry(&owner.uid).or_default().push(uid);
             }

@@ -1,6 +1,7 @@
 //! The cluster as it is seen, and what there is to find out about it.
 
 use crate::action::Asked;
+use crate::shared::{All, ByName};
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
@@ -21,9 +22,9 @@ pub struct World {
     /// Since when whoever looks has been at work, in seconds since 1970: nobody looked before.
     pub led_since: i64,
     /// By name.
-    pub nodes: BTreeMap<String, Node>,
+    pub nodes: ByName<Node>,
     /// All of them.
-    pub pods: Vec<Pod>,
+    pub pods: All<Pod>,
     /// All of them.
     pub daemon_sets: Vec<DaemonSet>,
     /// Those of DaemonSets.
@@ -31,7 +32,7 @@ pub struct World {
     /// All of them.
     pub deployments: Vec<Deployment>,
     /// All of them.
-    pub replica_sets: Vec<ReplicaSet>,
+    pub replica_sets: All<ReplicaSet>,
     /// All of them.
     pub budgets: Vec<PodDisruptionBudget>,
     /// All of them.

@@ -86,6 +86,7 @@ fn daemons(rollout: &AgentRollout, world: &World, namespace: &str) -> Vec<Daemon
 mod tests {
     use super::*;
     use serde_json::json;
+    use std::sync::Arc;
 
     #[test]
     fn only_podshmds_own_pods_on_nodes_that_are_touched_are_asked() {
@@ -97,24 +98,26 @@ mod tests {
         let node = |name: &str, uid: &str| {
             let mark = json!(NodeMark { uid: uid.into(), ..NodeMark::default() }).to_string();
             let node = json!({"metadata": {"name": name, "annotations": {podshm_api::rollout::NODE_MARK: mark}}});
-            (name.to_owned(), serde_json::from_value(node).unwrap())
+            (name.to_owned(), Arc::new(serde_json::from_value(node).unwrap()))
         };
         let pod = |namespace: &str, app: &str, node: &str| {
-            serde_json::from_value::<Pod>(json!({
+            let pod = serde_json::from_value::<Pod>(json!({
                 "metadata": {"namespace": namespace, "name": format!("{app}-{node}"), "labels": {"app": app}},
                 "spec": {"nodeName": node, "containers": []},
                 "status": {"phase": "Running", "podIP": "10.0.0.1"},
-            }))
-            .unwrap()
+            }));
+            Arc::new(pod.unwrap())
         };
         let world = World {
-            nodes: [node("a", "u-1"), node("b", "u-0")].into(),
-            pods: vec![
+            nodes: [node("a", "u-1"), node("b", "u-0")].into_iter().collect(),
+            pods: [
                 pod("podshm-system", "podshmd", "a"),
                 pod("podshm-system", "podshmd", "b"),
                 pod("podshm-system", "route-agent", "a"),
                 pod("shop", "podshmd", "a"),
-            ],
+            ]
+            .into_iter()
+            .collect(),
             ..World::default()
         };
         let url = format!("http://10.0.0.1:{}/domains", podshm_api::report::PORT);

@@ -4,7 +4,7 @@ use crate::pages::{self, PAGE};
 use futures::StreamExt;
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
-use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use k8s_openapi::api::core::v1::{Container, ContainerStatus, Node, Pod, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use kube::runtime::reflector::{self, Store};
@@ -14,6 +14,8 @@ use podshm_api::domain::ShmDomain;
 use podshm_api::rollout::AgentRollout;
 use podshm_rollout::World;
 use std::fmt::Debug;
+use std::mem::take;
+use std::sync::Arc;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::JoinSet;
 
@@ -35,14 +37,34 @@ macro_rules! keeps_managers { ($($kind:ty),*) => { $(impl Trim for $kind {
 })* } }
 keeps_managers!(DaemonSet, Deployment);
 
+/// There are the most of them by far. Of a container there stays what it takes of a node and how it fares.
 impl Trim for Pod {
     fn trim(&mut self) {
-        let Some(spec) = self.spec.as_mut() else { return };
-        spec.volumes = None;
-        for container in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
-            (container.env, container.env_from, container.volume_mounts) = (None, None, None);
-            (container.args, container.command) = (None, None);
-            (container.liveness_probe, container.readiness_probe, container.startup_probe) = (None, None, None);
+        if let Some(spec) = self.spec.as_mut() {
+            (spec.volumes, spec.security_context, spec.image_pull_secrets) = (None, None, None);
+            for container in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
+                let all = take(container);
+                let (name, resources, restart_policy) = (all.name, all.resources, all.restart_policy);
+                *container = Container { name, resources, restart_policy, ..Container::default() };
+            }
+        }
+        if let Some(status) = self.status.as_mut() {
+            (status.host_ip, status.host_ips, status.pod_ips, status.qos_class) = (None, None, None, None);
+            let (init, others) = (status.init_container_statuses.iter_mut(), status.container_statuses.iter_mut());
+            for container in init.chain(others).flatten() {
+                let all = take(container);
+                let (name, state, last_state) = (all.name, all.state, all.last_state);
+                let (ready, restart_count, started) = (all.ready, all.restart_count, all.started);
+                *container = ContainerStatus {
+                    name,
+                    state,
+                    last_state,
+                    ready,
+                    restart_count,
+                    started,
+                    ..ContainerStatus::default()
+                };
+            }
         }
     }
 }
@@ -160,17 +182,17 @@ impl Stores {
 }
 
 impl Held {
-    /// As it is now, copied, which takes its time where there is much. What node daemons and queries say is not in it.
+    /// As it is now. Of what there is much of it has no copies. What node daemons and queries say is not in it.
     pub fn world(&self, rollouts: Vec<AgentRollout>, now: i64) -> World {
         World {
             now,
             rollouts,
-            nodes: all(&self.nodes).into_iter().map(|node| (node.name_any(), node)).collect(),
-            pods: all(&self.pods),
+            nodes: self.nodes.state().into_iter().map(|node| (node.name_any(), node)).collect(),
+            pods: self.pods.state().into_iter().collect(),
             daemon_sets: all(&self.daemon_sets),
             revisions: all(&self.revisions),
             deployments: all(&self.deployments),
-            replica_sets: all(&self.replica_sets),
+            replica_sets: self.replica_sets.state().into_iter().collect(),
             budgets: all(&self.budgets),
             services: all(&self.services),
             autoscalers: all(&self.autoscalers),
@@ -215,12 +237,12 @@ where
 pub async fn look(client: &Client, now: i64) -> kube::Result<World> {
     Ok(World {
         now,
-        nodes: list::<Node>(client).await?.into_iter().map(|node| (node.name_any(), node)).collect(),
-        pods: list(client).await?,
+        nodes: list::<Node>(client).await?.into_iter().map(|node| (node.name_any(), Arc::new(node))).collect(),
+        pods: list(client).await?.into_iter().map(Arc::new).collect(),
         daemon_sets: list(client).await?,
         revisions: list(client).await?,
         deployments: list(client).await?,
-        replica_sets: list(client).await?,
+        replica_sets: list(client).await?.into_iter().map(Arc::new).collect(),
         budgets: list(client).await?,
         services: list(client).await?,
         autoscalers: list(client).await?,
@@ -261,5 +283,42 @@ mod tests {
         let mut pod: Pod = serde_json::from_value(object).unwrap();
         trimmed(&mut pod);
         assert_eq!(pod.metadata.managed_fields, None);
+    }
+
+    /// What a step goes by is there, and what most of its bytes are is not.
+    #[test]
+    fn of_a_pods_containers_there_stays_what_they_take_and_how_they_fare() {
+        let object = json!({
+            "metadata": {"name": "cart-1", "labels": {"app": "cart"}},
+            "spec": {
+                "nodeName": "a", "nodeSelector": {"disk": "fast"}, "tolerations": [{"key": "k", "operator": "Exists"}],
+                "initContainers": [{"name": "side", "restartPolicy": "Always", "image": "side", "resources": {"requests": {"cpu": "1"}}}],
+                "containers": [{"name": "cart", "image": "cart", "args": ["x"], "resources": {"requests": {"cpu": "2"}}}],
+            },
+            "status": {
+                "phase": "Running", "podIP": "10.0.0.1", "hostIP": "192.0.2.1",
+                "conditions": [{"type": "Ready", "status": "False", "lastTransitionTime": "2026-01-01T00:00:00Z"}],
+                "containerStatuses": [{
+                    "name": "cart", "image": "cart", "imageID": "sha256:1", "containerID": "containerd://1", "ready": false, "restartCount": 3,
+                    "state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": {"terminated": {"exitCode": 139}},
+                }],
+            },
+        });
+        let mut pod: Pod = serde_json::from_value(object).unwrap();
+        trimmed(&mut pod);
+        let kept: Value = serde_json::to_value(&pod).unwrap();
+        let expected = json!({
+            "nodeName": "a", "nodeSelector": {"disk": "fast"}, "tolerations": [{"key": "k", "operator": "Exists"}],
+            "initContainers": [{"name": "side", "restartPolicy": "Always", "resources": {"requests": {"cpu": "1"}}}],
+            "containers": [{"name": "cart", "resources": {"requests": {"cpu": "2"}}}],
+        });
+        assert_eq!(kept["spec"], expected);
+        let status = &kept["status"];
+        assert_eq!((&status["phase"], &status["podIP"]), (&json!("Running"), &json!("10.0.0.1")));
+        assert_eq!(status["conditions"][0]["lastTransitionTime"], "2026-01-01T00:00:00Z");
+        let container = &status["containerStatuses"][0];
+        assert_eq!((&container["restartCount"], &container["imageID"]), (&json!(3), &json!("")));
+        assert_eq!(container["state"]["waiting"]["reason"], "CrashLoopBackOff");
+        assert_eq!(container["lastState"]["terminated"]["exitCode"], 139);
     }
 }

@@ -44,7 +44,7 @@ impl Run<'_> {
     pub(super) fn complete(&mut self) {
         let mark = &self.rollout.spec.mark;
         if self.rollout.spec.purpose == Purpose::Convert {
-            for (who, node) in &self.world.nodes {
+            for (who, node) in self.world.nodes.iter() {
                 if self.marks.get(who).is_some_and(|mark| is_touched(mark.state)) && has_taint(node, mark) {
                     let name = who.clone();
                     self.actions.push(Action::Node { name, mark: None, label: Change::Keep, taint: Change::Off });

@@ -203,7 +203,7 @@ fn an_agent_that_was_started_again_and_looked_at_stops_nothing_any_more() {
 fn restarts_of_slim_pods_are_not_made_up_for_by_fat_pods_that_leave() {
     let mut cluster = cluster(4);
     let crash = |cluster: &mut Cluster, of_slim: bool, times: i32| {
-        for pod in &mut cluster.world.pods {
+        for pod in cluster.world.pods.iter_mut() {
             let form = pod.metadata.labels.iter().flatten().find(|(key, _)| *key == "form");
             if form.is_some_and(|(_, form)| (form == "slim") == of_slim) {
                 pod.status.as_mut().unwrap().container_statuses = Some(object(json!([

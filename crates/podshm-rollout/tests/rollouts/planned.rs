@@ -33,9 +33,10 @@ fn batches_are_carried_out_as_they_were_planned_however_uneven_zones_are() {
     ];
     for (nodes, batches) in rows {
         let mut cluster = cluster(nodes);
-        for (name, node) in &mut cluster.world.nodes {
+        for node in cluster.world.nodes.values_mut() {
+            let name = node.metadata.name.as_deref().unwrap();
             let labels = node.metadata.labels.as_mut().unwrap();
-            if ["n02", "n04"].contains(&name.as_str()) {
+            if ["n02", "n04"].contains(&name) {
                 labels.insert("disk".into(), "fast".into());
             }
             if name == "n06" {

@@ -146,7 +146,8 @@ fn pods_that_are_about_to_go_and_upgrades_of_agents_need_no_room() {
     let mut cluster = cluster(4);
     add_pod(&mut cluster, "db-0", "n00", "1");
     assert_ne!(plan(&cluster.rollout, &cluster.world).refusals, []);
-    cluster.world.pods.last_mut().unwrap().metadata.deletion_timestamp = Some(object(json!("2026-01-01T00:00:00Z")));
+    cluster.world.pods.iter_mut().last().unwrap().metadata.deletion_timestamp =
+        Some(object(json!("2026-01-01T00:00:00Z")));
     assert_eq!(plan(&cluster.rollout, &cluster.world).refusals, []);
 
     let mut upgraded = upgrade(4, None);

@@ -304,7 +304,7 @@ impl Cluster {
 
     fn schedule(&mut self) {
         let mut load: BTreeMap<String, usize> = self.world.nodes.keys().map(|name| (name.clone(), 0)).collect();
-        for pod in &self.world.pods {
+        for pod in self.world.pods.iter() {
             if let Some(load) = pod.spec.as_ref().unwrap().node_name.as_ref().and_then(|node| load.get_mut(node)) {
                 *load += 1;
             }
@@ -347,7 +347,7 @@ impl Cluster {
     fn become_ready(&mut self) {
         let (now, nodes) = (self.world.now, self.world.nodes.clone());
         let wrong = self.nodes_with(Bad::AnswersWrongly);
-        for pod in &mut self.world.pods {
+        for pod in self.world.pods.iter_mut() {
             let Some(node) = pod.spec.as_ref().unwrap().node_name.clone() else { continue };
             let labels = pod.metadata.labels.clone().unwrap_or_default();
             let born = pod.metadata.creation_timestamp.as_ref().unwrap().0.as_second();
