@@ -176,6 +176,7 @@ for extra in "$@"; do
     if [ "$extra" = arm64 ]; then PACKAGES+=$ARM64; fi
     if [ "$extra" = vm ]; then PACKAGES+=$VM; fi
 done
+scripts/disk-room 4 # what `make demo` builds
 install_packages
 check_rust
 for extra in "$@"; do

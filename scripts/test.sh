@@ -11,6 +11,7 @@
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 
+[ -n "${TIERS:-}${ONLY:-}" ] || scripts/disk-room
 TIERS=${TIERS:-scripts/tiers}
 LOGS=$TARGET/test-logs
 export LOCKED="${CARGO_LOCKED[*]:-}"
