@@ -1,6 +1,7 @@
 //! What keeps a slim replica from coming while the fat one whose place it takes is still there.
 
-use super::{Plan, template_labels, warn};
+use super::workloads::template_labels;
+use super::{Plan, warn};
 use crate::world::selector;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::PodSpec;

@@ -6,9 +6,9 @@ use podshm_api::rollout::NodeState;
 
 impl Run<'_> {
     /// When a node or a replica came a step further last, in seconds since 1970. A node's way is in its annotation; replicas are counted.
+    /// A failure needs no leaving out: a rollout goes on after one only once it is resumed, and nobody was late before.
     pub(super) fn progressed(&self) -> i64 {
-        let on_its_way =
-            self.marks.values().filter(|mark| !matches!(mark.state, NodeState::Pending | NodeState::Failed));
+        let on_its_way = self.marks.values().filter(|mark| mark.state != NodeState::Pending);
         on_its_way.map(|mark| mark.since).max().unwrap_or_default().max(self.status.moved_at)
     }
 

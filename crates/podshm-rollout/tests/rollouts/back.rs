@@ -192,3 +192,69 @@ fn nodes_that_still_waited_are_back_too() {
     until(&mut cluster, &[Phase::RolledBack]);
     assert_eq!(states(&cluster), [NodeState::RolledBack; 4]);
 }
+
+/// They are the first in turn, and whatever is asked of them does not come.
+#[test]
+fn nodes_that_are_away_take_no_turn_from_agents_of_the_others() {
+    let mut cluster = upgraded(6);
+    let mut turns: Vec<_> =
+        cluster.world.nodes.keys().map(|node| (cluster.mark(node).unwrap().batch, node.clone())).collect();
+    turns.sort();
+    let most = cluster.rollout.spec.max_unavailable as usize;
+    let away: Vec<String> = turns.into_iter().rev().take(most).map(|(_, node)| node).collect();
+    away.iter().for_each(|node| cluster.set_ready(node, false));
+    steps(&mut cluster, 60);
+    assert_eq!((phase(&cluster), of_version(&cluster, "v1")), (Phase::RollingBack, 6), "{}", message(&cluster));
+    let said = format!("waits for: routing/agent on node {} to be Ready", away[0]);
+    assert!(message(&cluster).contains(&said), "{}", message(&cluster));
+    away.iter().for_each(|node| cluster.set_ready(node, true));
+    until(&mut cluster, &[Phase::RolledBack]);
+}
+
+#[test]
+fn what_is_not_moved_back_is_said_at_the_end() {
+    let mut cluster = cluster(4);
+    until_batch(&mut cluster, 2);
+    // Both forms, with all that ran of them.
+    let is_till = |name: &Option<String>| name.as_ref().is_some_and(|name| name.starts_with("till"));
+    cluster.world.deployments.retain(|one| !is_till(&one.metadata.name));
+    cluster.world.replica_sets.retain(|one| !is_till(&one.metadata.name));
+    cluster.world.pods.retain(|pod| !pod.metadata.labels.iter().flatten().any(|(_, app)| app == "till"));
+    cluster.rollout.spec.stop = Some(Stop::RollBack);
+    until(&mut cluster, &[Phase::RolledBack]);
+    assert_eq!(
+        message(&cluster),
+        "rolled back: as spec.stop says; not moved back: Deployment shop/till is gone",
+        "cart is, and not named"
+    );
+}
+
+#[test]
+fn it_is_not_over_while_a_node_that_went_back_has_label_or_taint_again() {
+    for (label, taint) in [(true, false), (false, true)] {
+        let mut cluster = cluster(4);
+        until_batch(&mut cluster, 2);
+        cluster.rollout.spec.stop = Some(Stop::RollBack);
+        let is_back = |cluster: &Cluster| {
+            let marks = cluster.world.nodes.keys().filter_map(|node| cluster.mark(node));
+            marks.map(|mark| mark.state).all(|state| state == NodeState::RolledBack)
+        };
+        for _ in 0..200 {
+            if is_back(&cluster) {
+                break;
+            }
+            steps(&mut cluster, 1);
+        }
+        assert!(is_back(&cluster) && phase(&cluster) == Phase::RollingBack, "{}", message(&cluster));
+        // As a person does it, or an API server that has not taken it off.
+        let again = |to: bool| if to { Change::On } else { Change::Keep };
+        let put = Action::Node { name: "n00".into(), mark: None, label: again(label), taint: again(taint) };
+        let status = cluster.rollout.status.clone().unwrap();
+        cluster.apply(Step { status, actions: vec![put] }, usize::MAX, true);
+        steps(&mut cluster, 20);
+        assert_eq!(phase(&cluster), Phase::RollingBack, "label {label}, taint {taint}: {}", message(&cluster));
+        cluster.take_off("n00", label, taint);
+        until(&mut cluster, &[Phase::RolledBack]);
+        is_as_before(&cluster);
+    }
+}
