@@ -4,7 +4,7 @@ use super::{Run, shortened};
 use crate::action::Action;
 use crate::moves::{Moves, forward};
 use crate::nodes::{is_converted, is_worked_on, next};
-use podshm_api::rollout::{NodeMark, NodeState, VerdictResult};
+use podshm_api::rollout::{NodeState, VerdictResult};
 use std::collections::BTreeSet;
 
 impl Run<'_> {
@@ -59,13 +59,14 @@ impl Run<'_> {
 
     pub(super) fn soak(&mut self, moves: &[Moves]) {
         let number = self.status.batch;
-        let here: Vec<(String, NodeMark)> = self
+        // As nodes have it: what the API server refused to write is done again, and a batch that was over would have nobody do it.
+        let here: Vec<Option<NodeState>> = self
             .marks
             .iter()
             .filter(|(_, mark)| mark.batch == number)
-            .map(|(name, mark)| (name.clone(), mark.clone()))
+            .map(|(name, _)| self.was.get(name).map(|mark| mark.state))
             .collect();
-        let count = |state: NodeState| here.iter().filter(|(_, mark)| mark.state == state).count();
+        let count = |state: NodeState| here.iter().filter(|found| **found == Some(state)).count();
         let (skipped, watched) = (count(NodeState::Skipped), count(NodeState::Soaking) + count(NodeState::Done));
         if skipped == here.len() && !here.is_empty() {
             if self.others_instead() {

@@ -62,13 +62,21 @@ impl Run<'_> {
             rollout.spec.purpose == Purpose::UpgradeAgents
                 || !(has_label(node, &rollout.spec.mark) || has_taint(node, &rollout.spec.mark))
         };
-        let seen = self.marks.iter().filter(|(_, mark)| mark.state == NodeState::RolledBack);
-        if self.actions.is_empty() && seen.filter_map(|(who, _)| world.nodes.get(who)).all(is_clean) {
-            self.status.phase = Phase::RolledBack;
-            let lost = moves.iter().filter_map(|moves| moves.failure.clone()).collect::<Vec<_>>().join("; ");
-            if !lost.is_empty() {
-                self.status.message = shortened(&format!("{}; not moved back: {lost}", self.status.message));
-            }
+        let mut back = self.marks.iter().filter(|(_, mark)| mark.state == NodeState::RolledBack).map(|(who, _)| who);
+        let marked = back.find(|who| world.nodes.get(who).is_some_and(|node| !is_clean(node))).cloned();
+        if !self.actions.is_empty() {
+            return;
+        }
+        if let Some(who) = marked {
+            let key = &rollout.spec.mark.key;
+            return self.waits(Some(format!(
+                "label and taint {key} to be off node {who}, where somebody has put them on again"
+            )));
+        }
+        self.status.phase = Phase::RolledBack;
+        let lost = moves.iter().filter_map(|moves| moves.failure.clone()).collect::<Vec<_>>().join("; ");
+        if !lost.is_empty() {
+            self.status.message = shortened(&format!("{}; not moved back: {lost}", self.status.message));
         }
     }
 

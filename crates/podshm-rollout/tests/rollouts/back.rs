@@ -252,9 +252,17 @@ fn it_is_not_over_while_a_node_that_went_back_has_label_or_taint_again() {
         let status = cluster.rollout.status.clone().unwrap();
         cluster.apply(Step { status, actions: vec![put] }, usize::MAX, true);
         steps(&mut cluster, 20);
-        assert_eq!(phase(&cluster), Phase::RollingBack, "label {label}, taint {taint}: {}", message(&cluster));
+        let said = message(&cluster);
+        assert_eq!(phase(&cluster), Phase::RollingBack, "label {label}, taint {taint}: {said}");
+        assert!(
+            said.ends_with(
+                "waits for: label and taint AgentsDaemonSet to be off node n00, where somebody has put them on again"
+            ),
+            "{said}"
+        );
         cluster.take_off("n00", label, taint);
         until(&mut cluster, &[Phase::RolledBack]);
+        assert!(!message(&cluster).contains("waits for"), "{}", message(&cluster));
         is_as_before(&cluster);
     }
 }

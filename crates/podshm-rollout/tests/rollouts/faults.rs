@@ -5,7 +5,7 @@ use crate::simulated::fleet::{
 };
 use crate::simulated::{Bad, Cluster, daemon_set, object};
 use podshm_api::rollout::{NodeState, OnFailure, Phase, Stop, VerdictResult};
-use podshm_rollout::step;
+use podshm_rollout::{Action, step};
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -214,6 +214,24 @@ fn each_bad_agent_is_stopped_at_the_canary_by_the_gate_meant_for_it_and_goes_bac
         assert_eq!((of_version(&cluster, "v1"), of_version(&cluster, "v2")), (4, 0), "{bad:?}");
         nobody_was_hurt(&cluster);
     }
+}
+
+/// However long the API server refuses to have it written that a node is watched.
+#[test]
+fn a_batch_is_not_over_before_its_nodes_say_that_they_are_watched() {
+    let mut cluster = cluster(4);
+    let is_refused =
+        |one: &Action| matches!(one, Action::Node { mark: Some(mark), .. } if mark.state == NodeState::Soaking);
+    for _ in 0..100 {
+        let next = step(&cluster.rollout, &cluster.world);
+        let refused: Vec<bool> = next.actions.iter().map(is_refused).collect();
+        cluster.apply_some(next, |index| !refused[index]);
+        cluster.tick();
+    }
+    let status = cluster.rollout.status.as_ref().unwrap();
+    assert_eq!((status.phase, status.batch, status.soaking_since), (Phase::Running, 1, 0), "{}", status.message);
+    until(&mut cluster, &[Phase::Completed]);
+    is_converted(&cluster);
 }
 
 proptest! {
