@@ -100,7 +100,7 @@ pub(crate) fn remaining(world: &World, mark: &Mark, tainted: &BTreeSet<&str>, li
     }
     homeless.sort();
     // What has taints of its own takes some pods, and is no room for any.
-    free.retain(|node, _| world.nodes.get(*node).is_some_and(|node| repelling(node).next().is_none()));
+    free.retain(|node, _| world.nodes.get(node).is_some_and(|node| repelling(node).next().is_none()));
     Remaining {
         nodes: free.len() as u32,
         cpu_milli: free.values().map(|room| room[0].max(0)).sum(),

@@ -92,7 +92,7 @@ impl Run<'_> {
             return Vec::new();
         }
         let is_well = |node: &&String| {
-            let found = self.world.nodes.get(*node);
+            let found = self.world.nodes.get(node);
             !self.marks.contains_key(*node) && found.is_some_and(|node| unhealthy(node).is_none() && !is_cordoned(node))
         };
         let all = assign(self.rollout, self.world, number + 1);

@@ -144,7 +144,7 @@ impl Run<'_> {
                 } else if !pods.iter().any(|pod| is_ready(pod)) {
                     waits.get_or_insert(format!("{of} on node {who} to be Ready"));
                     // Where a node is away nothing is to be had by waiting for it with the others.
-                    busy += u32::from(self.world.nodes.get(*who).is_some_and(|node| unhealthy(node).is_none()));
+                    busy += u32::from(self.world.nodes.get(who).is_some_and(|node| unhealthy(node).is_none()));
                 }
             }
         }
