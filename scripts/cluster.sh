@@ -47,6 +47,7 @@ finish() {
     local status=$? instance
     trap - EXIT INT TERM HUP
     [ -z "${lane:-}" ] || kill "$lane" 2>/dev/null || true
+    [ -z "${second:-}" ] || rm -f "$second"
     # At once: whoever has run out of time waits 15 s for it.
     for instance in "${instances[@]}"; do taken_down "$instance" & done
     for instance in "${instances[@]}"; do wait -n || status=1; done
@@ -87,7 +88,7 @@ all_have_a_place() {
 # in_lanes: what LANES has, on a cluster each, of two nodes.
 status=0
 in_lanes() {
-    local instance second
+    local instance
     instances+=("$((${instances[0]} + 1))")
     step "two clusters, one after the other"
     for instance in "${instances[@]}"; do PODSHM_CLUSTER_NODES=2 PODSHM_CLUSTER_INSTANCE=$instance "$cluster" up; done
@@ -101,7 +102,6 @@ in_lanes() {
     wait "$lane" || status=$?
     lane=
     cat "$second"
-    rm -f "$second"
 }
 
 case $verb in

@@ -1,6 +1,6 @@
 //! A whole migration under load, with real agents: two workloads go over from agents in their pods to agents of their nodes, by podshmd, the
 //! chart and its controllers; four bad versions of the route agent are each stopped at the canary by the gate meant for it. Meanwhile
-//! requests come, 250 a second. None fails, and every record that business reported for one is delivered.
+//! requests come, 333 a second. None fails, and every record that business reported for one is delivered.
 //!
 //! One test: the load is the same throughout. That a fleet of programs that hold still survives what else happens is in `rollout.rs` and
 //! `rollout_faults.rs`.

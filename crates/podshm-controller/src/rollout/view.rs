@@ -54,16 +54,9 @@ impl Trim for Pod {
             for container in init.chain(others).flatten() {
                 let all = take(container);
                 let (name, state, last_state) = (all.name, all.state, all.last_state);
-                let (ready, restart_count, started) = (all.ready, all.restart_count, all.started);
-                *container = ContainerStatus {
-                    name,
-                    state,
-                    last_state,
-                    ready,
-                    restart_count,
-                    started,
-                    ..ContainerStatus::default()
-                };
+                let (ready, restart_count) = (all.ready, all.restart_count);
+                *container =
+                    ContainerStatus { name, state, last_state, ready, restart_count, ..ContainerStatus::default() };
             }
         }
     }

@@ -246,7 +246,7 @@ fn it_is_not_over_while_a_node_that_went_back_has_label_or_taint_again() {
             steps(&mut cluster, 1);
         }
         assert!(is_back(&cluster) && phase(&cluster) == Phase::RollingBack, "{}", message(&cluster));
-        // As a person does it, or an API server that has not taken it off.
+        // As a person does it: with its mark a node lost both in one write.
         let again = |to: bool| if to { Change::On } else { Change::Keep };
         let put = Action::Node { name: "n00".into(), mark: None, label: again(label), taint: again(taint) };
         let status = cluster.rollout.status.clone().unwrap();

@@ -18,7 +18,7 @@ const MINUTES: Duration = Duration::from_secs(120);
 /// counted off yet. A pod's regions alone are more.
 const SLACK: u64 = 4 << 20;
 /// What the daemon may be charged for more: an agent has between half and all of its spare answer regions (four of 8 KiB), as it happens. 20 clients of a
-/// node that left one of theirs each would be ten times that.
+/// node that left one of theirs each would be ten times that; in a brief run there is one, and what it leaves is told by its volume.
 const SPARES: u64 = 2 * 8192;
 
 /// What may not become more.
